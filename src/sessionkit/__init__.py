@@ -1,0 +1,56 @@
+"""sessionkit: the session layer for SQLAlchemy: scopes that tell the truth about their commit.
+
+The async names are resolved at their first use, since SQLAlchemy's asyncio part needs greenlet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+from .context import current_session
+from .errors import SessionKitError
+from .factory import Session, scoped_session, sessionmaker
+from .hooks import on_commit, on_rollback, set_rollback_only
+from .scope import INJECTED, session_scope
+
+if TYPE_CHECKING:
+    from .async_factory import AsyncSession, async_scoped_session, async_sessionmaker
+
+__all__ = [
+    "INJECTED",
+    "AsyncSession",
+    "Session",
+    "SessionKitError",
+    "async_scoped_session",
+    "async_sessionmaker",
+    "current_session",
+    "errors",
+    "on_commit",
+    "on_rollback",
+    "scoped_session",
+    "session_scope",
+    "sessionmaker",
+    "set_rollback_only",
+]
+
+__version__ = "0.1.0"
+
+_ASYNC_NAMES = frozenset({"AsyncSession", "async_scoped_session", "async_sessionmaker"})
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ASYNC_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from . import async_factory
+    except ImportError as error:
+        raise ImportError(
+            f"sessionkit.{name} needs greenlet, on which SQLAlchemy's asyncio part stands; install sessionkit[asyncio]"
+        ) from error
+    value = globals()[name] = getattr(async_factory, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ASYNC_NAMES})

@@ -1,0 +1,62 @@
+"""Which savepoints of a session were rolled back: what was noted inside them is undone with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.orm import Session, SessionTransaction
+
+
+class Savepoints:
+    """The record for one session, kept from the moment it is made.
+
+    A savepoint that is still open then is followed as well: its rollback comes later.
+    """
+
+    __slots__ = ("_session", "_undone")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._undone: set[SessionTransaction] = set()
+        event.listen(session, "after_soft_rollback", self._on_rollback)
+
+    def _on_rollback(self, session: Session, transaction: SessionTransaction) -> None:
+        if transaction.nested:
+            self._undone.add(transaction)
+
+    def current(self) -> SessionTransaction | None:
+        """Return the innermost open savepoint, or None outside of all."""
+        return self._session.get_nested_transaction()
+
+    def survives(self, level: SessionTransaction | None) -> bool:
+        """Tell whether what was noted at `level` was not rolled back with it or with one that encloses it."""
+        return not any(enclosing in self._undone for enclosing in _outwards(level))
+
+
+def within(level: SessionTransaction | None, savepoint: SessionTransaction) -> bool:
+    """Tell whether `level` is `savepoint` or lies inside it."""
+    return any(enclosing is savepoint for enclosing in _outwards(level))
+
+
+def _outwards(level: SessionTransaction | None) -> Iterable[SessionTransaction]:
+    while level is not None:
+        yield level
+        level = level.parent
+
+
+def connections(transaction: SessionTransaction) -> list[Connection]:
+    """Return the connections that a session's transaction, or one of its savepoints, has used so far.
+
+    ``SessionTransaction.connections`` says it from SQLAlchemy 2.1.7 on; before, only the private dictionary behind it
+    does.
+    """
+    held: dict[Any, tuple[Any, ...]] = transaction._connections
+    if not held:
+        return []
+    return [entry[0] for key, entry in held.items() if key is entry[0]]

@@ -1,0 +1,61 @@
+"""The bridge between the colours."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def over_async(
+    fn: Callable[Concatenate[Session, P], R],
+) -> Callable[Concatenate[AsyncSession, P], Coroutine[Any, Any, R]]:
+    """Return the async twin of a function that works on a session.
+
+    The twin takes an ``AsyncSession`` in the place of the ``Session``, runs `fn` through ``run_sync``
+    and is otherwise the same: arguments, result, errors, SQL.
+    """
+
+    @wraps(fn)
+    async def twin(session: AsyncSession, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await session.run_sync(fn, *args, **kwargs)
+
+    twin.__name__ = f"async_{fn.__name__}"
+    twin.__qualname__ = twin.__name__
+    return twin
+
+
+async def to_completion(work: Awaitable[R]) -> tuple[R, asyncio.CancelledError | None]:
+    """Await `work` to its end, however often the awaiting task is cancelled meanwhile.
+
+    Returns:
+        What `work` returned, and the first cancellation that arrived: the caller raises it when it has
+        done what must be done (a COMMIT that is cut in two leaves nobody knowing what happened).
+
+    Raises:
+        asyncio.CancelledError: the task was cancelled and `work` failed as well; ``__cause__`` is its error.
+        BaseException: what `work` raised.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as cancellation:
+            if task.cancelled():
+                raise
+            cancelled = cancelled or cancellation
+        except BaseException:  # noqa: BLE001 - task.result() raises it below
+            break
+    if cancelled is not None and (error := task.exception()) is not None:
+        raise cancelled from error
+    return task.result(), cancelled

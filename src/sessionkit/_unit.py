@@ -1,0 +1,268 @@
+"""One unit of work: a session and a transaction that a scope owns, from BEGIN to close.
+
+Everything here is synchronous; the async shell runs it through the session's greenlet bridge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from functools import partial
+from typing import TYPE_CHECKING
+
+from . import _dialects
+from ._savepoints import Savepoints, connections, within
+from ._watch import Failure, failure_log
+from .context import describe, here
+from .errors import ConcurrentUse, Outcome, ScopeError, UnexpectedRollback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Engine
+    from sqlalchemy.orm import SessionTransaction
+
+    from ._plan import Request
+    from ._session import ScopeAware
+    from .hooks import Hook
+
+logger = logging.getLogger("sessionkit")
+
+
+class Unit:
+    """The transaction of one opened scope."""
+
+    __slots__ = (
+        "__weakref__",
+        "asynchronous",
+        "doomed",
+        "ending",
+        "hooks",
+        "idle",
+        "lock",
+        "outcome",
+        "request",
+        "rollback_only",
+        "routes",
+        "savepoints",
+        "session",
+        "transaction",
+        "user",
+    )
+
+    def __init__(self, session: ScopeAware, asynchronous: bool, request: Request, routes: dict[Engine, Engine]) -> None:
+        self.session = session
+        self.asynchronous = asynchronous
+        self.request = request
+        self.routes = routes
+        self.user: object | None = None  # who is inside the session at this moment
+        self.lock = threading.Lock()
+        self.ending = False
+        self.idle: Callable[[], None] | None = None
+        self.hooks: list[Hook] = []
+        self.doomed: list[tuple[SessionTransaction | None, Failure]] = []
+        self.savepoints: Savepoints | None = None
+        self.rollback_only = False
+        self.outcome: Outcome = "rolled back"
+        self.transaction = session.begin()
+        session._sessionkit_unit = self
+
+    def __str__(self) -> str:
+        """What a message calls this unit's scope."""
+        return "a scope" if self.request.name is None else f"the scope {self.request.name!r}"
+
+    # -- one user at a time -------------------------------------------------------------------------------------
+
+    def claim(self, owner: object, what: str) -> None:
+        """Take the session for `owner`, or raise an error that names who has it."""
+        if self.ending:
+            raise ScopeError(f"session.{what}() was called by {describe(owner)} while {self} is ending")
+        if self.lock.acquire(blocking=False):
+            self.user = owner
+            return
+        raise ConcurrentUse(
+            f"session.{what}() was called by {describe(owner)} while {describe(self.user)} was inside the same "
+            f"session; "
+            "give each thread and task a scope of its own, or let one finish before the other begins"
+        )
+
+    def release(self) -> None:
+        """Give the session free."""
+        self.user = None
+        self.lock.release()
+        if self.idle is not None:
+            self.idle()
+
+    async def quiet(self) -> None:
+        """Wait, in async code, until no other task is inside the session; nobody gets in any more."""
+        self.ending = True
+        if self.lock.locked():
+            free = asyncio.get_running_loop().create_future()
+            self.idle = partial(_set, free)
+            await free
+
+    # -- what went wrong inside ---------------------------------------------------------------------------------
+
+    def levels(self) -> Savepoints:
+        """Return the record of this session's savepoints, kept from the first call on."""
+        if self.savepoints is None:
+            self.savepoints = Savepoints(self.session)
+        return self.savepoints
+
+    def left(self, error: BaseException | None, rollback_only: bool) -> None:
+        """Note how a joined scope was left: unless a savepoint undoes its failure, the unit must not commit."""
+        if error is None:
+            if not rollback_only:
+                return
+            error = _RollbackAsked("a scope that had joined it called set_rollback_only()")
+        self.doomed.append((self.levels().current(), Failure.now(error)))
+
+    def first_failure(self, savepoint: SessionTransaction | None = None) -> BaseException | None:
+        """Return the first failure that nothing has undone, of the whole unit or since `savepoint` was set."""
+        failures = [
+            failure
+            for level, failure in self.doomed
+            if self.levels().survives(level) and (savepoint is None or within(level, savepoint))
+        ]
+        where = self.transaction if savepoint is None else savepoint
+        for connection in connections(where):
+            log = failure_log(connection)
+            failure = None if log is None else log.first(depth=0 if savepoint is None else log.depth)
+            if failure is not None:
+                failures.append(failure)
+        if failures:
+            return min(failures).error
+        # A flush that failed before it reached the database (a stale version, say) has left its error only here.
+        flush_error: BaseException | None = getattr(where, "_rollback_exception", None)
+        return flush_error
+
+    def obstacle(self) -> tuple[str, BaseException | None] | None:
+        """Return why nothing can be committed though the body raised nothing, or None if all is well."""
+        error = self.first_failure()
+        if self.session.get_transaction() is not self.transaction:
+            return "its transaction was ended by hand inside it", error
+        if error is not None:
+            return _swallowed(error), error
+        if not self.transaction.is_active:
+            return "its transaction was rolled back inside it", None
+        for connection in connections(self.transaction):
+            if connection.invalidated:
+                return "its connection was invalidated inside it", None
+            why = _dialects.of(connection).lost(connection, connection.connection.driver_connection)
+            if why is not None:
+                return why, None
+        return None
+
+    # -- savepoints ---------------------------------------------------------------------------------------------
+
+    def begin_savepoint(self) -> SessionTransaction:
+        """SAVEPOINT, when the first statement needs it; flushes what is pending, which belongs to what is outside."""
+        return self.session.begin_nested()
+
+    def finish_savepoint(self, savepoint: SessionTransaction, error: BaseException | None, rollback_only: bool) -> None:
+        """RELEASE SAVEPOINT if all is well inside it, else ROLLBACK TO SAVEPOINT.
+
+        Raises:
+            UnexpectedRollback: the body raised nothing, but what it did could not be kept.
+        """
+        session = self.session
+        try:
+            if error is None and not rollback_only:
+                while (inner := session.get_nested_transaction()) not in (savepoint, None):
+                    assert inner is not None
+                    (inner.commit if inner.is_active else inner.rollback)()
+                if session.get_nested_transaction() is not savepoint:
+                    raise UnexpectedRollback(f"the savepoint of {self} was ended by hand inside it")
+                if savepoint.is_active:
+                    session.flush()
+                failure = self.first_failure(savepoint)
+                if failure is not None or not savepoint.is_active:
+                    why = "it was rolled back inside" if failure is None else _swallowed(failure)
+                    raise UnexpectedRollback(f"a savepoint of {self} was rolled back: {why}") from failure
+                savepoint.commit()
+                return
+        except BaseException:
+            self._undo(savepoint)
+            raise
+        self._undo(savepoint)
+
+    def _undo(self, savepoint: SessionTransaction) -> None:
+        try:
+            if _open(savepoint, self.session):
+                savepoint.rollback()
+        except Exception:
+            # The connection is gone, or a transaction around was ended by hand: the unit's own end finds it out.
+            logger.warning("ROLLBACK TO SAVEPOINT failed in %s", self, exc_info=True)
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def finish(self, error: BaseException | None) -> None:
+        """End the transaction and close the session: COMMIT if all is well, else ROLLBACK.
+
+        Raises:
+            UnexpectedRollback: the body raised nothing, yet nothing can be committed.
+            Exception: what the flush or COMMIT raised.
+        """
+        self.ending = True
+        self.lock.acquire()  # another thread may be inside the session still: its statement ends, then we end
+        self.user = here()
+        session = self.session
+        try:
+            if error is None and not self.rollback_only:
+                self._commit()
+            else:
+                self._rollback()
+        finally:
+            try:
+                session.close()
+            except Exception:
+                logger.warning("closing the session of %s failed", self, exc_info=True)
+            session._sessionkit_unit = None
+            self.user = None
+            self.lock.release()
+
+    def _commit(self) -> None:
+        session = self.session
+        try:
+            if self.transaction.is_active:
+                session.flush()
+            obstacle = self.obstacle()
+            if obstacle is not None:
+                why, error = obstacle
+                raise UnexpectedRollback(f"nothing of {self} was committed: {why}") from error
+            session.expire_on_commit = False  # it is closed at once: what the body returns stays readable
+            session.commit()
+            self.outcome = "committed"
+        except BaseException:
+            self._rollback()
+            raise
+
+    def _rollback(self) -> None:
+        try:
+            self.session.rollback()
+        except Exception:
+            # What the caller must see is the error that led here; the pool drops a connection that cannot roll back.
+            logger.warning("ROLLBACK failed in %s", self, exc_info=True)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class _RollbackAsked(ScopeError):
+    """Not raised: it stands for the wish of a joined scope among the reasons of an UnexpectedRollback."""
+
+
+def _swallowed(error: BaseException) -> str:
+    if isinstance(error, _RollbackAsked):
+        return str(error)
+    return f"something failed inside and was swallowed; the first error was {type(error).__name__}: {error}"
+
+
+def _open(savepoint: SessionTransaction, session: ScopeAware) -> bool:
+    current = session.get_nested_transaction()
+    while current is not None and current is not savepoint:
+        current = current.parent
+    return current is savepoint

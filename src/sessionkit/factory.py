@@ -1,0 +1,200 @@
+"""Factories: `sessionmaker` and `scoped_session`, SQLAlchemy's own with scopes added.
+
+Each class here is a subclass of the SQLAlchemy class whose name it has, and behaves the same where it adds nothing.
+Their async twins are in ``async_factory``, which cannot be imported without greenlet.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, overload
+
+from sqlalchemy import orm
+from sqlalchemy.util import ScopedRegistry
+
+from ._makers import Maker
+from ._plan import Options, Request
+from ._session import ScopeAware
+from .context import factory_key, here, innermost
+from .errors import OptionError
+from .scope import Scope, make_scope, session_scope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Session", "scoped_session", "sessionmaker"]
+
+S = TypeVar("S", bound=orm.Session)
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Session(ScopeAware, orm.Session):
+    """SQLAlchemy's ``Session``, which inside a scope refuses what would break the scope's promise.
+
+    Inside a scope ``commit()``, ``rollback()``, ``close()`` and ``reset()`` raise ``ScopeError``, and a second thread
+    or task that calls into the session while one is inside gets ``ConcurrentUse``. Outside of scopes it is
+    SQLAlchemy's.
+    """
+
+
+def split_options(kw: dict[str, Any], where: str, defaults: Request | None = None) -> Request:
+    """Take the scope options out of a factory's arguments and return them, checked."""
+    if kw.get("autocommit"):
+        raise OptionError(
+            f"autocommit=True was given to {where}; SQLAlchemy 2 has no such mode: leave it out and open a scope for "
+            f"each unit of "
+            "work, or give the engine isolation_level='AUTOCOMMIT' if each statement shall commit by itself"
+        )
+    known = Options.__annotations__
+    options = {name: kw.pop(name) for name in list(kw) if name in known}
+    return (defaults or Request()).but(options, where)
+
+
+class sessionmaker(orm.sessionmaker[S]):
+    """SQLAlchemy's ``sessionmaker``, with `scope`; what it makes are `sessionkit.Session` objects.
+
+    Args:
+        bind, class_, autoflush, expire_on_commit, info: as in SQLAlchemy; every other argument of its ``Session`` goes
+        through. propagation, name: defaults for the scopes of this factory, see `session_scope`.
+
+    Raises:
+        OptionError: an option has a value that cannot be honoured; ``autocommit=True`` was given.
+    """
+
+    @overload
+    def __init__(
+        self,
+        bind: Any = ...,
+        *,
+        class_: type[S],
+        autoflush: bool = ...,
+        expire_on_commit: bool = ...,
+        info: dict[Any, Any] | None = ...,
+        **kw: Any,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: sessionmaker[Session],
+        bind: Any = ...,
+        *,
+        autoflush: bool = ...,
+        expire_on_commit: bool = ...,
+        info: dict[Any, Any] | None = ...,
+        **kw: Any,
+    ) -> None: ...
+    def __init__(self, bind: Any = None, *, class_: type[Any] = Session, **kw: Any) -> None:
+        defaults = split_options(kw, "sessionmaker()")
+        super().__init__(bind, class_=class_, **kw)
+        self._sessionkit_maker = Maker(False, defaults)
+
+    def configure(self, **new_kw: Any) -> None:
+        """Change the arguments of sessions and the defaults of scopes that are made from now on."""
+        maker = self._sessionkit_maker
+        maker.default_scope = None
+        maker.defaults = split_options(new_kw, "sessionmaker.configure()", maker.defaults)
+        super().configure(**new_kw)
+
+    @overload
+    def scope(self, fn: Callable[Concatenate[S, P], R], /) -> Callable[P, R]: ...
+    @overload
+    def scope(self, fn: Callable[P, R], /) -> Callable[P, R]: ...
+    @overload
+    def scope(self, /, **options: Unpack[Options]) -> Scope[S]: ...
+    def scope(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Open a scope of this factory: ``with Session.scope() as session``, or as a decorator, bare or with options.
+
+        The same as ``session_scope(Session, ...)``; see `session_scope` for the promise, the options and the SQL.
+        """
+        if fn is None and not options:
+            default = self._sessionkit_maker.default_scope
+            if default is None:
+                default = self._sessionkit_maker.default_scope = make_scope(self._sessionkit_maker, self, {})
+            return default
+        made = make_scope(self._sessionkit_maker, self, cast("Options", options))
+        return made if fn is None else made(fn)
+
+
+class ContextRegistry(ScopedRegistry[T]):
+    """The session of a scoped session: inside a scope the scope's, otherwise one per thread and task.
+
+    Args:
+        create: makes a session.
+        scopefunc: as SQLAlchemy's: what it returns decides whose session is meant, outside of scopes.
+    """
+
+    def __init__(self, create: Callable[[], T], scopefunc: Callable[[], Any] | None) -> None:
+        self.createfunc = create
+        self._key = factory_key(create)
+        self._keyed = None if scopefunc is None else ScopedRegistry(create, scopefunc)
+        self._own: ContextVar[tuple[object, T] | None] = ContextVar("sessionkit_scoped_session", default=None)
+
+    def _ambient(self) -> T | None:
+        entry = innermost(self._key, here())
+        return None if entry is None else cast("T", entry.handed)
+
+    def _find(self) -> T | None:
+        if self._keyed is not None:
+            return self._keyed() if self._keyed.has() else None
+        own = self._own.get()
+        # A child task inherits a copy of the context, but its parent's session is not its own.
+        return own[1] if own is not None and own[0] == _reference(here()) else None
+
+    def __call__(self) -> T:
+        found = self._ambient() or self._find()
+        if found is None:
+            found = self.createfunc()
+            self.set(found)
+        return found
+
+    def has(self) -> bool:
+        return self._ambient() is not None or self._find() is not None
+
+    def set(self, obj: T) -> None:
+        if self._keyed is not None:
+            self._keyed.set(obj)
+        else:
+            self._own.set((_reference(here()), obj))
+
+    def clear(self) -> None:
+        if self._keyed is not None:
+            self._keyed.clear()
+        elif self._find() is not None:
+            self._own.set(None)
+
+
+def _reference(owner: object) -> object:
+    # A task holds its context: held in turn by a value in it, it would live until the garbage collector comes by.
+    return owner if isinstance(owner, int) else weakref.ref(owner)
+
+
+class scoped_session(orm.scoped_session[S]):
+    """SQLAlchemy's ``scoped_session``, one session per thread and task; inside a scope, the scope's session.
+
+    SQLAlchemy keys its own by thread, which under asyncio hands one session to all tasks. This one goes by context.
+
+    Args:
+        session_factory: makes the sessions.
+        scopefunc: as in SQLAlchemy: a function whose result decides whose session is meant; default: the context.
+
+    ``remove()`` closes the session and forgets it, as SQLAlchemy's does; inside a scope it raises ``ScopeError``,
+    since the scope's session is the scope's to close.
+    """
+
+    def __init__(self, session_factory: orm.sessionmaker[S], scopefunc: Callable[[], Any] | None = None) -> None:
+        super().__init__(session_factory, scopefunc)
+        self.registry = ContextRegistry(session_factory, scopefunc)
+
+    @overload
+    def scope(self, fn: Callable[Concatenate[S, P], R], /) -> Callable[P, R]: ...
+    @overload
+    def scope(self, fn: Callable[P, R], /) -> Callable[P, R]: ...
+    @overload
+    def scope(self, /, **options: Unpack[Options]) -> Scope[S]: ...
+    def scope(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Open a scope of the factory inside; within it this object stands for the scope's session. See "
+        "`session_scope`."""
+        made = session_scope(self, **options)
+        return made if fn is None else made(fn)

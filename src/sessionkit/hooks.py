@@ -1,0 +1,240 @@
+"""Work that waits for the outcome: `on_commit`, `on_rollback`; and asking for a rollback.
+
+A hook belongs to the savepoint in which it was registered. When the outermost transaction has ended, the hooks run in
+the order of their registration, after the connection was given back: an on_commit hook if what it belongs to was
+committed, an on_rollback hook if that was undone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import event
+
+from ._savepoints import Savepoints
+from .context import Entry, here, require, sync_session_of, top
+from .errors import HookError, Outcome, ScopeError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, SessionTransaction
+
+__all__ = ["on_commit", "on_rollback", "set_rollback_only"]
+
+logger = logging.getLogger("sessionkit")
+
+HookFunction = Callable[[], object]
+F = TypeVar("F", bound=HookFunction)
+
+
+class Hook:
+    """A callable that waits for the outcome of the transaction."""
+
+    __slots__ = ("after", "fn", "level", "robust")
+
+    def __init__(self, fn: HookFunction, after: Outcome, level: SessionTransaction | None, robust: bool) -> None:
+        self.fn = fn
+        self.after = after
+        self.level = level
+        self.robust = robust
+
+    def __repr__(self) -> str:
+        name = getattr(self.fn, "__qualname__", None) or repr(self.fn)
+        return f"{'on_commit' if self.after == 'committed' else 'on_rollback'} hook {name}"
+
+
+def due(hooks: Iterable[Hook], outcome: Outcome, savepoints: Savepoints | None) -> list[Hook]:
+    """Return the hooks that run after `outcome`, in order. After an unknown outcome none does."""
+    if outcome == "unknown":
+        return []
+    if savepoints is None:
+        return [hook for hook in hooks if hook.after == outcome]
+    undone: Outcome = "rolled back"
+    return [hook for hook in hooks if hook.after == (outcome if savepoints.survives(hook.level) else undone)]
+
+
+class Run:
+    """What a run of hooks collects: the shells of both colours call the hooks, this decides what their errors mean."""
+
+    __slots__ = ("errors", "outcome")
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.errors: list[BaseException] = []
+
+    def failed(self, hook: Hook, error: BaseException) -> None:
+        """Take note of a hook's error; the others run all the same."""
+        if hook.robust and isinstance(error, Exception):
+            logger.error("%r failed; the data is %s", hook, self.outcome, exc_info=error)
+        else:
+            self.errors.append(error)
+
+    def report(self, first: BaseException | None) -> None:
+        """Raise what the hooks raised, unless `first`, the error that the user must see, is on its way already."""
+        if not self.errors:
+            return
+        if first is not None:
+            for error in self.errors:
+                logger.error("a hook failed; the data is %s", self.outcome, exc_info=error)
+                first.add_note(f"besides, a hook failed: {type(error).__name__}: {error}")
+            return
+        for error in self.errors:
+            if not isinstance(error, Exception):  # KeyboardInterrupt, CancelledError: theirs is the right of way
+                raise error
+        raise HookError(self.errors, self.outcome)
+
+
+def run(hooks: Iterable[Hook], outcome: Outcome, first: BaseException | None = None) -> None:
+    """Call the hooks of a sync unit, each one whatever the others do."""
+    state = Run(outcome)
+    for hook in hooks:
+        try:
+            result = hook.fn()
+            if inspect.isawaitable(result):
+                if inspect.iscoroutine(result):
+                    result.close()
+                raise ScopeError(f"{hook!r} returned an awaitable, but its scope is sync and cannot await it")
+        except BaseException as error:  # noqa: BLE001 - Run decides what it means
+            state.failed(hook, error)
+    state.report(first)
+
+
+async def async_run(hooks: Iterable[Hook], outcome: Outcome, first: BaseException | None = None) -> None:
+    """Call the hooks of an async unit, awaiting those that are async, each one whatever the others do."""
+    state = Run(outcome)
+    for hook in hooks:
+        try:
+            result = hook.fn()
+            if inspect.isawaitable(result):
+                await cast("Awaitable[object]", result)
+        except BaseException as error:  # noqa: BLE001 - Run decides what it means
+            state.failed(hook, error)
+    state.report(first)
+
+
+class _PlainHooks:
+    """The hooks of a session that no scope owns: its own events tell how its outermost transaction ended."""
+
+    def __init__(self, session: Session) -> None:
+        self.savepoints = Savepoints(session)
+        self.hooks: list[Hook] = []
+        self.committed = False
+        event.listen(session, "after_commit", self._after_commit)
+        event.listen(session, "after_transaction_end", self._after_end)
+
+    def _after_commit(self, session: Session) -> None:
+        # A savepoint's release fires this event as well.
+        self.committed = not session.in_nested_transaction()
+
+    def _after_end(self, session: Session, transaction: SessionTransaction) -> None:
+        # close() ends a transaction without any rollback event: only what was seen to commit has committed.
+        if transaction.parent is None and self.hooks:
+            outcome: Outcome = "committed" if self.committed else "rolled back"
+            hooks, self.hooks, self.committed = due(self.hooks, outcome, self.savepoints), [], False
+            run(hooks, outcome)
+
+
+_plain: WeakKeyDictionary[Session, _PlainHooks] = WeakKeyDictionary()
+
+
+def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
+    asked = "on_commit()" if after == "committed" else "on_rollback()"
+    if not callable(fn):
+        raise ScopeError(f"{asked} takes a callable without arguments, not {fn!r}")
+    if session is None:
+        entry = require(None, asked)
+        unit = entry.unit
+        target = sync_session_of(entry.handed, asked) if unit is None else unit.session
+    else:
+        target = sync_session_of(session, asked)
+        unit = getattr(target, "_sessionkit_unit", None)
+    if inspect.iscoroutinefunction(fn) and not (unit is not None and unit.asynchronous):
+        raise ScopeError(
+            f"{asked} got the async function {getattr(fn, '__qualname__', fn)!r}, but only an async scope can await "
+            f"it; "
+            "register a plain function"
+        )
+    if unit is not None:
+        nested = target.in_nested_transaction()
+        level = unit.levels().current() if nested else None
+        unit.hooks.append(Hook(fn, after, level, robust))
+        return fn
+    if not target.in_transaction():
+        target.begin()
+    plain = _plain.get(target)
+    if plain is None:
+        plain = _plain[target] = _PlainHooks(target)
+    plain.hooks.append(Hook(fn, after, plain.savepoints.current(), robust))
+    return fn
+
+
+def on_commit(fn: F, *, session: object | None = None, robust: bool = False) -> F:
+    """Call `fn` once, after the real COMMIT of the outermost transaction.
+
+    It is dropped when the transaction, or the savepoint in which it was registered, is rolled back. Hooks run in the
+    order of registration, when the connection has been given back; an error in one does not keep the others from
+    running.
+
+    Args:
+        fn: a callable without arguments; in an async scope it may be async. Its result is ignored.
+        session: the session whose transaction is meant, also a plain SQLAlchemy one; default: the ambient one.
+        robust: log an error of `fn` instead of raising it.
+
+    Returns:
+        `fn`, so that this can be used as a decorator.
+
+    Raises:
+        NoCurrentSession: no scope is open in this thread and task, and no session was given.
+        ScopeError: `fn` is async and the session is not an async scope's.
+        HookError: raised by the scope's exit if `fn` fails (and is not robust): it says that the data is committed.
+
+    Emits no SQL.
+    """
+    return _register(fn, "committed", session, robust)
+
+
+def on_rollback(fn: F, *, session: object | None = None, robust: bool = False) -> F:
+    """Call `fn` once, after the outermost transaction has ended, if what was done here was rolled back.
+
+    That is so when the transaction failed, and also when it was committed but the savepoint in which `fn` was
+    registered was rolled back. Arguments, order and errors are those of `on_commit`; where an exception is on its way
+    to the caller already, a failing hook is logged and noted on it, never raised in its place.
+    """
+    return _register(fn, "rolled back", session, robust)
+
+
+def set_rollback_only(session: object | None = None) -> None:
+    """Have the innermost scope that runs on `session` roll back when it ends, without an exception.
+
+    A scope that owns its transaction then commits nothing; a savepoint rolls back to where it began; if the scope had
+    joined another one, that one cannot commit either, and its exit raises ``UnexpectedRollback``, since its code does
+    not know.
+
+    Args:
+        session: the scope's session; default: the ambient one.
+
+    Raises:
+        NoCurrentSession: no scope is open in this thread and task, and no session was given.
+        ScopeError: the session belongs to no scope; call its own ``rollback()``.
+    """
+    if session is None:
+        entry: Entry | None = require(None, "set_rollback_only()")
+        assert entry is not None
+        unit = entry.unit
+    else:
+        unit = getattr(sync_session_of(session, "set_rollback_only()"), "_sessionkit_unit", None)
+        owner, entry = here(), top()
+        while entry is not None and not (entry.unit is unit and entry.live and entry.owner == owner):
+            entry = entry.outer
+    if unit is None:
+        raise ScopeError(_NOT_OURS)
+    if entry is None or entry.opened:  # no entry: the session was handed on to another thread or task
+        unit.rollback_only = True
+    else:
+        entry.rollback_only = True
+
+
+_NOT_OURS = "set_rollback_only() was asked for on a session that no scope owns; its owner ends its transaction: call session.rollback()"

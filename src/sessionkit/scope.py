@@ -1,0 +1,338 @@
+"""Scopes: begin, hand over a session, commit or roll back, close.
+
+`Scope` and `AsyncScope` stand side by side and differ in their colour words only: what to do is decided in ``_plan``,
+done in ``_unit``, remembered in ``context``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
+
+from sqlalchemy import orm
+
+from . import hooks
+from ._decorate import INJECTED, form_of, wrap, wrap_async
+from ._makers import Maker
+from ._plan import Options, Request, Step, plan, plan_passed
+from ._session import make_aware
+from ._twins import to_completion
+from ._unit import Unit
+from .context import Entry, factory_key, here, innermost, pop, push, sync_session_of, top
+from .errors import ColourError, ScopeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from types import TracebackType
+
+    from sqlalchemy.ext import asyncio as sa_asyncio
+
+    AS = TypeVar("AS", bound=sa_asyncio.AsyncSession)
+else:
+    AS = TypeVar("AS")
+
+__all__ = ["INJECTED", "AsyncScope", "Scope", "session_scope"]
+
+S = TypeVar("S", bound=orm.Session)
+H = TypeVar("H")  # what the body is handed
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Scope(Generic[H]):
+    """What both colours share: which factory, which options, and which entries are open."""
+
+    __slots__ = ("_entries", "_factory", "_maker", "_request")
+
+    def __init__(self, maker: Maker, factory: Any, request: Request) -> None:
+        self._maker = maker
+        self._factory = factory
+        self._request = request
+        self._entries: dict[Entry, None] = {}
+
+    def __repr__(self) -> str:
+        name = "" if self._request.name is None else f" {self._request.name!r}"
+        return f"<{type(self).__name__}{name} of {self._factory!r}>"
+
+    def _named_after(self, fn: object) -> Self:
+        if self._request.name is not None:
+            return self
+        request = replace(self._request, name=getattr(fn, "__qualname__", None))
+        return type(self)(self._maker, self._factory, request)
+
+    def _decide(self, owner: object) -> tuple[Step, Entry | None]:
+        outer = innermost(self._factory, owner)
+        if outer is None:
+            return plan(None, self._request), None
+        return plan(outer.unit or "a session that was passed in", self._request), outer
+
+    def _open(self, owner: object) -> H:
+        """Make a session and begin. No I/O: the transaction reaches the database with the first statement."""
+        maker = self._maker
+        handed = self._factory()
+        session = make_aware(handed.sync_session if maker.asynchronous else handed)
+        try:
+            unit = Unit(session, maker.asynchronous, self._request, maker.routes)
+        except BaseException:
+            session.close()
+            raise
+        self._enter(unit, handed, owner, True)
+        result: H = handed
+        return result
+
+    def _enter(self, unit: Unit | None, handed: Any, owner: object, opened: bool, savepoint: Any = None) -> None:
+        entry = Entry(self, self._factory, unit, handed, top(), owner, opened, savepoint)
+        self._entries[entry] = None
+        push(entry)
+
+    def _leave(self) -> Entry:
+        """Return the entry that ends now, no longer ambient."""
+        entry = top()
+        if entry is None or entry.scope is not self or not entry.live:
+            if not self._entries:
+                raise ScopeError(f"{self!r} was left without having been entered")
+            entry = next(
+                reversed(self._entries)
+            )  # left in another context than it was entered in, as some frameworks do
+        del self._entries[entry]
+        pop(entry)
+        return entry
+
+    def _plan_passed(self, session: object) -> tuple[Step, Unit | None, orm.Session]:
+        sync_session = sync_session_of(session, "a decorated function")
+        if isinstance(session, orm.Session) is self._maker.asynchronous:
+            raise ColourError(f"{self!r} was given {session!r}, which is of the other colour")
+        unit: Unit | None = getattr(sync_session, "_sessionkit_unit", None)
+        return plan_passed(self._request), unit, sync_session
+
+
+def _begin_savepoint(session: orm.Session, unit: Unit | None) -> orm.SessionTransaction:
+    return session.begin_nested() if unit is None else unit.begin_savepoint()
+
+
+def _finish_inner(session: orm.Session, entry: Entry, error: BaseException | None) -> None:
+    """End an entry that did not begin the transaction. I/O only where there is a savepoint."""
+    unit, savepoint = entry.unit, entry.savepoint
+    if savepoint is None:
+        if unit is not None:
+            unit.left(error, entry.rollback_only)
+    elif unit is not None:
+        unit.finish_savepoint(savepoint, error, entry.rollback_only)
+    elif error is None and savepoint.is_active:
+        savepoint.commit()
+    else:
+        savepoint.rollback()
+
+
+class Scope(_Scope[S]):
+    """A unit of work in sync code: a context manager and a decorator. See `session_scope`."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> S:
+        owner = here()
+        step, outer = self._decide(owner)
+        if step is Step.OPEN:
+            return self._open(owner)
+        assert outer is not None
+        savepoint = None
+        if step is Step.SAVEPOINT:
+            savepoint = _begin_savepoint(sync_session_of(outer.handed, "a scope"), outer.unit)
+        self._enter(outer.unit, outer.handed, owner, False, savepoint)
+        handed: S = outer.handed
+        return handed
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        entry = self._leave()
+        unit = entry.unit
+        if unit is None or not entry.opened:
+            _finish_inner(entry.handed, entry, error)
+            return
+        try:
+            unit.finish(error)
+        except BaseException as failure:
+            hooks.run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, failure)
+            raise
+        if unit.hooks:
+            hooks.run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, error)
+
+    @overload
+    def __call__(self, fn: Callable[Concatenate[S, P], R], /) -> Callable[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Callable[P, R]: ...
+    def __call__(self, fn: Callable[..., Any], /) -> Callable[..., Any]:
+        """Return `fn` inside a scope that each call enters afresh, with the session supplied."""
+        decorated: Callable[..., Any] = wrap(self._named_after(fn), fn, form_of(fn, False, "a scope"))
+        return decorated
+
+    def _passed(self, session: object) -> Passed:
+        return Passed(self, session)
+
+    if not TYPE_CHECKING:  # the type checkers refuse it by themselves
+
+        async def __aenter__(self) -> NoReturn:
+            raise ColourError(
+                "a sync factory's scope was entered with `async with`; write `with`, or use an async_sessionmaker"
+            )
+
+        async def __aexit__(self, *exc_info: object) -> None: ...
+
+
+class Passed:
+    """The body of a sync function whose caller passed a session in: the caller owns it."""
+
+    __slots__ = ("scope", "session")
+
+    def __init__(self, scope: Scope[Any], session: object) -> None:
+        self.scope = scope
+        self.session = session
+
+    def __enter__(self) -> None:
+        step, unit, session = self.scope._plan_passed(self.session)
+        savepoint = _begin_savepoint(session, unit) if step is Step.SAVEPOINT else None
+        self.scope._enter(unit, self.session, here(), False, savepoint)
+
+    def __exit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
+        _finish_inner(sync_session_of(self.session, "a scope"), self.scope._leave(), error)
+
+
+class AsyncScope(_Scope[AS]):
+    """A unit of work in async code: an async context manager and a decorator. See `session_scope`."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> AS:
+        owner = here()
+        step, outer = self._decide(owner)
+        if step is Step.OPEN:
+            return self._open(owner)
+        assert outer is not None
+        savepoint = None
+        if step is Step.SAVEPOINT:
+            savepoint = await outer.handed.run_sync(_begin_savepoint, outer.unit)
+        self._enter(outer.unit, outer.handed, owner, False, savepoint)
+        handed: AS = outer.handed
+        return handed
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        entry = self._leave()
+        unit = entry.unit
+        if unit is None or not entry.opened:
+            await _async_finish_inner(entry, error)
+            return
+        try:
+            _, cancelled = await to_completion(_async_finish(entry.handed, unit, error))
+        except BaseException as failure:
+            await hooks.async_run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, failure)
+            raise
+        if unit.hooks:
+            due = hooks.due(unit.hooks, unit.outcome, unit.savepoints)
+            await hooks.async_run(due, unit.outcome, error or cancelled)
+        if cancelled is not None:
+            raise cancelled
+
+    @overload
+    def __call__(
+        self, fn: Callable[Concatenate[AS, P], Coroutine[Any, Any, R]], /
+    ) -> Callable[P, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
+    def __call__(self, fn: Callable[..., Any], /) -> Callable[..., Any]:
+        """Return `fn` inside a scope that each call enters afresh, with the session supplied."""
+        decorated: Callable[..., Any] = wrap_async(self._named_after(fn), fn, form_of(fn, True, "a scope"))
+        return decorated
+
+    def _passed(self, session: object) -> AsyncPassed:
+        return AsyncPassed(self, session)
+
+    if not TYPE_CHECKING:  # the type checkers refuse it by themselves
+
+        def __enter__(self) -> NoReturn:
+            raise ColourError(
+                "an async factory's scope was entered with `with`; write `async with`, or use a sessionmaker"
+            )
+
+        def __exit__(self, *exc_info: object) -> None: ...
+
+
+class AsyncPassed:
+    """The body of an async function whose caller passed a session in: the caller owns it."""
+
+    __slots__ = ("scope", "session")
+
+    def __init__(self, scope: AsyncScope[Any], session: Any) -> None:
+        self.scope = scope
+        self.session = session
+
+    async def __aenter__(self) -> None:
+        step, unit, _ = self.scope._plan_passed(self.session)
+        savepoint = await self.session.run_sync(_begin_savepoint, unit) if step is Step.SAVEPOINT else None
+        self.scope._enter(unit, self.session, here(), False, savepoint)
+
+    async def __aexit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
+        await _async_finish_inner(self.scope._leave(), error)
+
+
+async def _async_finish(session: sa_asyncio.AsyncSession, unit: Unit, error: BaseException | None) -> None:
+    await unit.quiet()
+    await session.run_sync(lambda _: unit.finish(error))
+
+
+async def _async_finish_inner(entry: Entry, error: BaseException | None) -> None:
+    if entry.savepoint is None:
+        _finish_inner(entry.handed, entry, error)
+        return
+    _, cancelled = await to_completion(entry.handed.run_sync(_finish_inner, entry, error))
+    if cancelled is not None:
+        raise cancelled
+
+
+@overload
+def session_scope(
+    factory: sa_asyncio.async_sessionmaker[AS] | sa_asyncio.async_scoped_session[AS], **options: Unpack[Options]
+) -> AsyncScope[AS]: ...
+@overload
+def session_scope(factory: orm.sessionmaker[S] | orm.scoped_session[S], **options: Unpack[Options]) -> Scope[S]: ...
+def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | AsyncScope[Any]:
+    """Begin, hand over a session, commit. A context manager and a decorator, in the colour of the factory.
+
+    On entering, a session is made by `factory` and a transaction begun; the body gets the session. Without an exception
+    the scope commits, with one it rolls back and lets the exception pass; in any case the session is closed
+    and its connection given back. What the body loaded stays readable after it.
+
+    A scope that is entered without an exception and left without one has committed everything that was done in it, or
+    it raises ``UnexpectedRollback``: also where an error was swallowed inside.
+
+    Args:
+        factory: any ``sessionmaker`` or ``async_sessionmaker``, or a scoped session made from one.
+        propagation: what to do where a scope of the same factory is open in this thread and task.
+            ``"join"`` (default): take part in its transaction, which alone decides. ``"savepoint"``: set a savepoint,
+            so that a failure undoes this scope only. ``"new"``: a transaction of its own on another connection.
+            ``"require"``: join, and it is an error if none is open. ``"forbid"``: it is an error if one is open.
+        name: what messages call this scope.
+
+    Returns:
+        A ``Scope`` or, for an async factory, an ``AsyncScope``. It is a value: it can be entered again, nested, and by
+        many threads and tasks at once; each entry has a state of its own.
+
+    Raises:
+        ScopeError: `factory` is none, or the propagation does not allow what is asked (when entered).
+        UnknownOptionError, OptionError: there is no such option, or it cannot have this value.
+        UnexpectedRollback: (when left) the body raised nothing, but nothing could be committed.
+        HookError: (when left) a hook failed after the transaction had ended; it says how it ended.
+
+    SQL: ``BEGIN`` with the first statement (``BEGIN IMMEDIATE`` on SQLite), ``COMMIT`` or ``ROLLBACK``. Inside another
+    scope: nothing, or ``SAVEPOINT`` with the first statement, ``RELEASE SAVEPOINT`` or ``ROLLBACK TO SAVEPOINT``.
+    """
+    inner = factory_key(factory)
+    return make_scope(Maker.of(inner, "session_scope()"), inner, options)
+
+
+def make_scope(maker: Maker, factory: Any, options: Options) -> Scope[Any] | AsyncScope[Any]:
+    """Make the scope of a known factory."""
+    request = maker.defaults.but(options, "a scope") if options else maker.defaults
+    return AsyncScope(maker, factory, request) if maker.asynchronous else Scope(maker, factory, request)

@@ -1,0 +1,123 @@
+"""Each test finds the database as the template is, whatever the test before it did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from tests.support.models import Account, User
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.engine import Engine
+
+    from tests.support.databases import PostgresqlDatabase, PostgresqlDatabases
+    from tests.support.doors import Door
+
+pytestmark = pytest.mark.postgresql
+
+
+@pytest.fixture
+def database(postgresql_databases: PostgresqlDatabases) -> Iterator[PostgresqlDatabase]:
+    database = postgresql_databases.new()
+    yield database
+    postgresql_databases.drop(database)
+
+
+@pytest.fixture
+def engine(database: PostgresqlDatabase) -> Iterator[Engine]:
+    engine = create_engine(database.url("psycopg"))
+    yield engine
+    engine.dispose()
+
+
+def test_rows_are_removed_and_sequences_start_again(database: PostgresqlDatabase, engine: Engine) -> None:
+    for _ in range(2):
+        with engine.begin() as connection:
+            added = connection.execute(insert(User).values(name="ann").returning(User.id))
+            assert added.scalar_one() == 1
+            assert connection.execute(select(Account.id)).all() == []
+        engine.dispose()
+        database.reset()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE TABLE others (id int PRIMARY KEY)",
+        "ALTER TABLE users ADD COLUMN age int",
+        "ALTER TABLE accounts DROP CONSTRAINT balance_is_not_negative",
+        "ALTER TABLE users ALTER COLUMN email SET DEFAULT 'nobody'",
+        "DROP TABLE pledges",
+        "CREATE INDEX ON users (email)",
+        "CREATE SCHEMA other",
+        "CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE TYPE colour AS ENUM ('sync', 'async')",
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET lock_timeout = 7', current_database()); END $$",
+    ],
+)
+def test_a_change_of_the_schema_is_undone(database: PostgresqlDatabase, engine: Engine, change: str) -> None:
+    def structure() -> list[object]:
+        with engine.connect() as connection:
+            rows = [
+                connection.execute(text(query)).all()
+                for query in (
+                    "SELECT relname, relkind FROM pg_class WHERE oid >= 16384 AND relkind <> 't' AND relname NOT LIKE 'pg_toast%' ORDER BY 1",
+                    "SELECT attrelid::regclass::text, attname, atthasdef FROM pg_attribute WHERE attrelid >= 16384 AND attnum > 0"
+                    " AND attrelid::regclass::text NOT LIKE 'pg_toast%' ORDER BY 1, 2",
+                    "SELECT conname FROM pg_constraint WHERE oid >= 16384 ORDER BY 1",
+                    "SELECT nspname FROM pg_namespace ORDER BY 1",
+                    "SELECT proname FROM pg_proc WHERE oid >= 16384 ORDER BY 1",
+                    "SELECT typname FROM pg_type WHERE oid >= 16384 ORDER BY 1",
+                    "SHOW lock_timeout",
+                )
+            ]
+        engine.dispose()
+        return rows
+
+    before = structure()
+    with engine.begin() as connection:
+        connection.exec_driver_sql(change)
+    engine.dispose()
+    assert structure() != before
+    database.reset()
+    assert structure() == before
+
+
+def test_a_connection_that_was_left_in_a_transaction_is_ended(database: PostgresqlDatabase, engine: Engine) -> None:
+    with engine.connect() as connection:
+        connection.execute(insert(User).values(name="ann"))
+        assert database.left_open() != []
+        database.reset()
+        with pytest.raises(SQLAlchemyError):
+            connection.execute(select(User))
+        connection.invalidate()
+    with engine.connect() as connection:
+        assert connection.execute(select(User.name)).all() == []
+
+
+def test_a_transaction_that_was_left_prepared_is_rolled_back(database: PostgresqlDatabase, engine: Engine) -> None:
+    with engine.connect() as connection:
+        transaction = connection.begin_twophase("it's mine")
+        connection.execute(insert(User).values(name="ann"))
+        transaction.prepare()
+        connection.invalidate()
+    database.reset()
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()")).scalar() == 0
+        assert connection.execute(select(User.name)).all() == []
+
+
+@pytest.mark.own_database
+@pytest.mark.doors(backend="postgresql")
+async def test_an_own_database_is_nobody_elses(doors: Door, postgresql_databases: PostgresqlDatabases) -> None:
+    async with doors.scope() as session:
+        session.add(User(name="ann"))
+    shared = postgresql_databases.shared()
+    assert doors.database.url("psycopg").database != shared.url("psycopg").database
+    with shared.observer.connect() as connection:
+        assert connection.execute(select(User.name)).all() == []

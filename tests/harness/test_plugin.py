@@ -1,0 +1,125 @@
+"""What the plugin does with tests: which it runs, and what it finds wrong with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.support.subrun import run_pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MANNERS = """
+    import pytest
+    from sqlalchemy import text
+
+    pytestmark = pytest.mark.doors("sqlite-sync")
+
+    async def test_good(doors):
+        async with doors.scope() as session:
+            await session.execute(text("SELECT 1"))
+
+    def test_good_without_a_coroutine(doors):
+        with doors.engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+
+    async def test_leaves_a_connection_open(doors):
+        doors.kept = doors.engine.connect()
+
+    async def test_leaves_a_transaction_open(doors):
+        doors.kept = doors.engine.raw_connection()
+        doors.kept.execute("INSERT INTO users (name) VALUES ('ann')")
+        doors.kept.detach()
+
+    async def test_leaves_a_scope_open(doors):
+        doors.kept = doors.Session.scope()
+        doors.kept.__enter__()
+
+    async def test_fails_and_leaves_a_connection_open(doors):
+        doors.kept = doors.engine.connect()
+        raise LookupError
+
+    async def test_waits_for_a_loop(doors):
+        import asyncio
+        await asyncio.sleep(0)
+
+    async def test_asks_for_no_door():
+        pass
+"""
+
+
+def test_a_test_with_bad_manners_fails_and_a_failure_is_told_once(tmp_path: Path) -> None:
+    # Without the limits on warnings: what these tests leave behind is destroyed some time, and Python warns of it.
+    outcome = run_pytest(tmp_path, MANNERS, "-p", "no:randomly", "-p", "no:unraisableexception", "-W", "ignore")
+    assert outcome.of("test_good") == ["PASSED"], outcome.output
+    assert outcome.of("test_good_without_a_coroutine") == ["PASSED"]
+    assert outcome.of("test_leaves_a_connection_open") == ["PASSED", "ERROR"]
+    assert "1 connection(s) are still checked out of the pool" in outcome.output
+    assert outcome.of("test_leaves_a_transaction_open") == ["PASSED", "ERROR"]
+    assert "the SQLite file is still in use: database is locked" in outcome.output
+    assert outcome.of("test_leaves_a_scope_open") == ["FAILED"]
+    assert "is still the current session" in outcome.output
+    assert outcome.of("test_fails_and_leaves_a_connection_open") == ["FAILED"]
+    assert outcome.of("test_waits_for_a_loop") == ["FAILED"]
+    assert outcome.of("test_asks_for_no_door") == ["FAILED"]
+
+
+SELECTION = """
+    import pytest
+
+    def test_all(doors): pass
+
+    @pytest.mark.doors(backend="postgresql", colour="async")
+    def test_some(doors): pass
+
+    @pytest.mark.doors(driver=("psycopg2", "aiosqlite"))
+    def test_drivers(doors): pass
+
+    @pytest.mark.postgresql
+    def test_server(): pass
+
+    def test_none(): pass
+"""
+
+
+def test_marks_choose_the_doors_and_the_environment_deselects_a_backend(tmp_path: Path) -> None:
+    def collected(**environment: str) -> set[str]:
+        output = run_pytest(tmp_path, SELECTION, "--collect-only", "-q", **environment).output
+        return {line.rpartition("::")[2] for line in output.splitlines() if "::" in line}
+
+    sqlite = {
+        "test_all[sqlite-sync]",
+        "test_all[sqlite-async]",
+        "test_drivers[sqlite-async]",
+    }
+    postgresql = {
+        "test_all[postgresql-sync]",
+        "test_all[postgresql-async]",
+        "test_all[postgresql-sync-psycopg2]",
+        "test_all[postgresql-async-psycopg]",
+        "test_some[postgresql-async]",
+        "test_some[postgresql-async-psycopg]",
+        "test_drivers[postgresql-sync-psycopg2]",
+        "test_server",
+    }
+    assert collected() == sqlite | postgresql | {"test_none"}
+    assert collected(SESSIONKIT_BACKENDS="sqlite") == sqlite | {"test_none"}
+    assert collected(SESSIONKIT_BACKENDS="postgresql") == postgresql | {"test_none"}
+
+
+def test_a_backend_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    outcome = run_pytest(tmp_path, SELECTION, "--collect-only", SESSIONKIT_BACKENDS="oracle")
+    assert outcome.code != 0
+    assert "there are: sqlite, postgresql" in outcome.output
+
+
+def test_marks_that_no_door_fits_are_an_error(tmp_path: Path) -> None:
+    source = """
+        import pytest
+
+        @pytest.mark.doors(backend="sqlite", driver="asyncpg")
+        def test_nowhere(doors): pass
+    """
+    outcome = run_pytest(tmp_path, source)
+    assert outcome.code != 0
+    assert "no door fits" in outcome.output

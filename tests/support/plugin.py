@@ -1,0 +1,206 @@
+"""The harness as a pytest plugin: which tests run, on which server, through which door. (doors.py tells how to write one.)"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import secrets
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pytest_postgresql import factories
+
+from tests.support import models, postgres
+from tests.support.databases import Database, PostgresqlDatabases, SqliteDatabases
+from tests.support.doors import KINDS, Door, Kind, open_door
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_postgresql.executors import NoopExecutor
+
+BACKENDS = ("sqlite", "postgresql")
+BACKENDS_VARIABLE = "SESSIONKIT_BACKENDS"
+KEEPER_KEY = "sessionkit_keeper_port"
+
+guard_key = pytest.StashKey[postgres.Guard]()
+told_key = pytest.StashKey[str]()
+report_key = pytest.StashKey[pytest.TestReport]()
+
+# Several runs may share a server that was named by URL: each process has databases of its own.
+TEMPLATE = f"sessionkit_{secrets.token_hex(4)}"
+
+
+def chosen_backends() -> tuple[str, ...]:
+    """Return the backends that this run covers: all, or those in `SESSIONKIT_BACKENDS`."""
+    chosen = tuple(filter(None, (name.strip() for name in os.environ.get(BACKENDS_VARIABLE, "").split(","))))
+    if unknown := set(chosen) - set(BACKENDS):
+        raise pytest.UsageError(f"{BACKENDS_VARIABLE} names {sorted(unknown)}; there are: {', '.join(BACKENDS)}")
+    return chosen or BACKENDS
+
+
+# Which tests run
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "doors" not in metafunc.fixturenames:
+        return
+    kinds = [kind for kind in KINDS if all(_fits(kind, mark) for mark in metafunc.definition.iter_markers("doors"))]
+    if not kinds:
+        raise pytest.UsageError(f"no door fits the `doors` marks of {metafunc.definition.nodeid}")
+    metafunc.parametrize("doors", [pytest.param(kind, id=kind.name, marks=_marks(kind)) for kind in kinds], indirect=True)
+
+
+def _fits(kind: Kind, mark: pytest.Mark) -> bool:
+    for name, wanted in mark.kwargs.items():
+        if getattr(kind, name) not in ((wanted,) if isinstance(wanted, str) else wanted):
+            return False
+    return not mark.args or kind.name in mark.args
+
+
+def _marks(kind: Kind) -> list[pytest.MarkDecorator]:
+    marks: list[pytest.MarkDecorator] = [getattr(pytest.mark, kind.backend)]
+    if kind.second:
+        marks.append(pytest.mark.drivers)
+    return marks
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what belongs to a backend that this run does not cover. Deselected and not skipped: a skip looks like a lack."""
+    others = set(BACKENDS) - set(chosen_backends())
+    deselected = [item for item in items if any(item.get_closest_marker(backend) for backend in others)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        gone = set(deselected)
+        items[:] = [item for item in items if item not in gone]
+
+
+# How a test runs
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an `async def` test through its door; without a door, in an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    door = pyfuncitem.funcargs.get("doors")
+    if not isinstance(door, Door):
+        raise pytest.UsageError(f"{pyfuncitem.nodeid} is `async def`, but asks for no `doors`; a test of one colour runs its own loop")
+    door.run(pyfuncitem.obj(**arguments))
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    report = yield
+    if report.when == "call":
+        item.stash[report_key] = report
+    return report
+
+
+@pytest.fixture
+def doors(request: pytest.FixtureRequest) -> Iterator[Door]:
+    """A backend, a driver and a colour: see tests/support/doors.py."""
+    kind: Kind = request.param
+    if kind.backend == "postgresql":
+        databases: PostgresqlDatabases = request.getfixturevalue("postgresql_databases")
+        own = request.node.get_closest_marker("own_database") is not None
+        others: list[Any] = []
+
+        def new() -> Database:
+            others.append(databases.new())
+            return others[-1]
+
+        door = open_door(kind, new() if own else databases.shared(), new)
+    else:
+        files: SqliteDatabases = request.getfixturevalue("sqlite_databases")
+        folder = request.getfixturevalue("tmp_path")
+        numbers = count(2)
+        others = []
+
+        def new() -> Database:
+            others.append(files.new(folder / f"door{next(numbers)}.db"))
+            return others[-1]
+
+        door = open_door(kind, files.new(folder / "door.db"), new)
+    yield door
+    left: list[str] = []
+    try:
+        report = request.node.stash.get(report_key, None)
+        # A test that failed has said what matters.
+        if report is not None and report.passed:
+            left = door.left_open()
+    finally:
+        door.dispose()
+        for database in others:
+            databases.drop(database) if kind.backend == "postgresql" else database.close()
+    assert not left, f"the test left something open: {'; '.join(left)}"
+
+
+@pytest.fixture(scope="session")
+def sqlite_databases(tmp_path_factory: pytest.TempPathFactory) -> SqliteDatabases:
+    """Files with the schema of models.py."""
+    return SqliteDatabases(tmp_path_factory.mktemp("sqlite"))
+
+
+# The server
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(request: pytest.FixtureRequest) -> postgres.Server:
+    """The run's PostgreSQL. It cannot be had: every test that wants it fails."""
+    try:
+        server = _server(request.config)
+    except postgres.PostgresUnavailable as error:
+        pytest.fail(f"{error}", pytrace=False)
+    request.config.stash[told_key] = server.told
+    return server
+
+
+def _server(config: pytest.Config) -> postgres.Server:
+    url = postgres.promised()
+    return postgres.from_url(url) if url else postgres.from_keeper(_keeper_port(config))
+
+
+def _keeper_port(config: pytest.Config) -> int:
+    """Return where the keeper listens: the controller's under xdist, otherwise our own, started now."""
+    if (workerinput := getattr(config, "workerinput", None)) is not None:
+        return int(workerinput[KEEPER_KEY])
+    if (guard := config.stash.get(guard_key, None)) is None:
+        guard = config.stash[guard_key] = postgres.Guard()
+    return guard.port
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker where the keeper is. (xdist hands no options of the controller's on to its workers.)"""
+    if postgres.promised() is None and "postgresql" in chosen_backends():
+        node.workerinput[KEEPER_KEY] = _keeper_port(node.config)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    told = config.stash.get(told_key, None)
+    if told is None and (guard := config.stash.get(guard_key, None)) is not None and (answer := postgres.ask(guard.port, "report")):
+        told = postgres.told(answer)
+    if told is not None:
+        terminalreporter.write_line(f"PostgreSQL: {told}")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (guard := config.stash.get(guard_key, None)) is not None:
+        guard.close()
+
+
+postgresql_template = factories.postgresql_noproc(
+    dbname=TEMPLATE, load=[models.load_postgresql], depends_on="postgresql_server"
+)
+
+
+@pytest.fixture(scope="session")
+def postgresql_databases(postgresql_server: postgres.Server, postgresql_template: NoopExecutor) -> Iterator[PostgresqlDatabases]:
+    """This worker's databases, cloned from the template that pytest-postgresql made."""
+    databases = PostgresqlDatabases(postgresql_server, postgresql_template.template_dbname)
+    yield databases
+    databases.close()

@@ -1,0 +1,207 @@
+"""The house rules about imports: who may know whom (DESIGN, "The house"), and what a bare `import sessionkit` must not cost.
+
+A *room* is a module, or a package with all that is in it. `ROOMS` is the plan of the house. To change it, change the line here and say why
+in the commit: it is the one place where a new arrow is decided.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "sessionkit"
+
+# Who may import whom, from the ground up: a room may know only rooms that stand above it in this list.
+ROOMS: dict[str, str] = {
+    # private, at the bottom: they know nothing
+    "_twins": "",
+    "_sqlstate": "",
+    # what everybody may know
+    "errors": "_sqlstate",
+    "_dialects": "errors",
+    "isolation": "errors _dialects",
+    "retry": "errors",
+    "context": "errors",
+    "hooks": "context errors",
+    "_plan": "errors isolation",
+    # the unit of work
+    "scope": "_plan context hooks isolation retry errors",
+    "commits": "errors",
+    "version": "errors _twins",
+    "bulk": "errors version _twins",
+    "binding": "errors",
+    "sqlite": "errors",
+    "factory": "scope binding context version",
+    # the front hall: names only, so it may know every public room
+    "__init__": "*",
+    # what stands on the public rooms, and what nothing else may import
+    "integrations": "*",
+    "cli": "*",
+    "__main__": "cli",
+}
+
+# Reached through `import sessionkit`: each of these is an optional dependency, and none may be imported by it.
+OPTIONAL = (
+    "aiosqlite",
+    "alembic",
+    "asyncpg",
+    "fastapi",
+    "flask",
+    "opentelemetry",
+    "psycopg",
+    "psycopg2",
+    "pytest",
+    "rich",
+    "sqlite3",
+    "starlette",
+)
+
+
+def room_of(module: str) -> str:
+    """Name the room of `sessionkit.a.b`: its first part, and the front hall for the package itself."""
+    return module.removeprefix("sessionkit").lstrip(".").split(".")[0] or "__init__"
+
+
+def module_of(file: Path) -> str:
+    parts = ("sessionkit", *file.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+MODULES = {module_of(file) for file in files()}
+
+
+class Imports(ast.NodeVisitor):
+    """The modules of ours that a file imports when it runs. What is under `if TYPE_CHECKING` never runs."""
+
+    def __init__(self, file: Path) -> None:
+        self.module = module_of(file)
+        self.package = self.module if file.name == "__init__.py" else self.module.rpartition(".")[0]
+        self.found: list[tuple[str, int]] = []
+        self.visit(ast.parse(file.read_text()))
+
+    def visit_If(self, node: ast.If) -> None:  # noqa: N802 - ast's name
+        if "TYPE_CHECKING" in ast.unparse(node.test):
+            for other in node.orelse:
+                self.visit(other)
+        else:
+            self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:  # noqa: N802 - ast's name
+        for alias in node.names:
+            self._add(alias.name, node.lineno)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:  # noqa: N802 - ast's name
+        base = node.module or ""
+        if node.level:
+            above = self.package.split(".")[: len(self.package.split(".")) - node.level + 1]
+            base = ".".join([*above, *filter(None, [base])])
+        for alias in node.names:
+            # `from . import errors` means a module, `from .errors import X` a name in one.
+            inner = f"{base}.{alias.name}"
+            self._add(inner if inner in MODULES else base, node.lineno)
+
+    def _add(self, module: str, line: int) -> None:
+        if module == "sessionkit" or module.startswith("sessionkit."):
+            self.found.append((module, line))
+
+
+def arrows() -> list[tuple[str, str, str]]:
+    """Return (room, room that it imports, where) for every import between two rooms."""
+    return [
+        (room_of(imports.module), room_of(imported), f"{file.relative_to(PACKAGE.parent)}:{line}")
+        for file in files()
+        for imports in [Imports(file)]
+        for imported, line in imports.found
+        if room_of(imported) != room_of(imports.module)
+    ]
+
+
+def is_public(room: str) -> bool:
+    return not room.startswith("_")
+
+
+def allowed(room: str) -> set[str]:
+    above = list(ROOMS)[: list(ROOMS).index(room)]
+    return {other for other in above if is_public(other)} if ROOMS[room] == "*" else set(ROOMS[room].split())
+
+
+def test_every_module_has_a_room() -> None:
+    strangers = sorted({room_of(module) for module in MODULES} - set(ROOMS))
+    assert not strangers, (
+        f"no room is planned for {', '.join(strangers)}: add a line to ROOMS in tests/test_house.py that says what it may import, "
+        "below all that it imports; or put the code into a room that is there"
+    )
+
+
+def test_a_room_imports_only_what_the_plan_allows() -> None:
+    wrong = [
+        f"{where}: `{room}` imports `{imported}`, which it may not. Move the code to where the import is allowed, hand the thing in as "
+        f"an argument, or change the line of `{room}` in ROOMS"
+        for room, imported, where in arrows()
+        if room in ROOMS and imported not in allowed(room)
+    ]
+    assert not wrong, "\n".join(dict.fromkeys(wrong))
+
+
+def test_no_arrow_of_the_plan_points_up() -> None:
+    order = list(ROOMS)
+    wrong = [
+        f"`{room}` may import `{other}`, which stands below it in ROOMS: order the lines so that each room follows what it imports; "
+        "where that is impossible there is a circle, and one of its arrows has to go"
+        for room in ROOMS
+        for other in allowed(room)
+        if other not in order or order.index(other) >= order.index(room)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Inside a room too: there the plan says nothing."""
+    edges = {
+        imports.module: {imported for imported, _ in imports.found} for file in files() for imports in [Imports(file)]
+    }
+    done: set[str] = set()
+
+    def walk(module: str, path: list[str]) -> None:
+        if module in path:
+            circle = " -> ".join([*path[path.index(module) :], module])
+            pytest.fail(f"these modules import each other: {circle}. Move what they share into a module below both")
+        if module in done:
+            return
+        for imported in sorted(edges.get(module, ())):
+            walk(imported, [*path, module])
+        done.add(module)
+
+    for module in sorted(edges):
+        walk(module, [])
+
+
+def imported_by(statement: str) -> set[str]:
+    """Return what a fresh interpreter has imported after a statement, and had not before."""
+    program = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_importing_sessionkit_imports_no_driver_and_no_framework() -> None:
+    # What SQLAlchemy itself brings is not ours to answer for.
+    extra = imported_by("import sessionkit") - imported_by("import sqlalchemy, sqlalchemy.orm")
+    assert not extra & set(OPTIONAL), f"`import sessionkit` imports {sorted(extra & set(OPTIONAL))}"
+
+
+def test_importing_sessionkit_imports_no_greenlet() -> None:
+    if sqlalchemy.__version__.startswith("2.0"):
+        # SQLAlchemy 2.0 imports it itself, where it is installed; then nothing of ours can be told from that.
+        assert "greenlet" in imported_by("import sqlalchemy")
+        return
+    assert "greenlet" not in imported_by("import sessionkit")
