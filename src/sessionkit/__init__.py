@@ -7,11 +7,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import errors
+from . import errors, sqlite
 from .context import current_session
 from .errors import SessionKitError
 from .factory import Session, scoped_session, sessionmaker
 from .hooks import on_commit, on_rollback, set_rollback_only
+from .isolation import (
+    READ_COMMITTED,
+    READ_ONLY,
+    REPEATABLE_READ,
+    REPORT,
+    SERIALIZABLE,
+    SNAPSHOT,
+    EffectiveIsolation,
+    Isolation,
+    Preset,
+    effective_isolation,
+)
 from .scope import INJECTED, session_scope
 
 if TYPE_CHECKING:
@@ -19,12 +31,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INJECTED",
+    "READ_COMMITTED",
+    "READ_ONLY",
+    "REPEATABLE_READ",
+    "REPORT",
+    "SERIALIZABLE",
+    "SNAPSHOT",
     "AsyncSession",
+    "EffectiveIsolation",
+    "Isolation",
+    "Preset",
     "Session",
     "SessionKitError",
     "async_scoped_session",
     "async_sessionmaker",
     "current_session",
+    "effective_isolation",
     "errors",
     "on_commit",
     "on_rollback",
@@ -32,6 +54,7 @@ __all__ = [
     "session_scope",
     "sessionmaker",
     "set_rollback_only",
+    "sqlite",
 ]
 
 __version__ = "0.1.0"

@@ -9,16 +9,17 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import orm
 
 from ._plan import Request
+from ._routes import Routes
 from .errors import ScopeError
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Engine
+    from .isolation import Preset
 
 
 class Maker:
     """A factory as its scopes see it, one record per factory. It does not keep the factory alive."""
 
-    __slots__ = ("asynchronous", "default_scope", "defaults", "routes")
+    __slots__ = ("_routes", "asynchronous", "default_scope", "defaults")
 
     _of_others: ClassVar[WeakKeyDictionary[Any, Maker]] = WeakKeyDictionary()
 
@@ -26,7 +27,14 @@ class Maker:
         self.asynchronous = asynchronous
         self.defaults = defaults or Request()
         self.default_scope: Any = None  # made at the first use: a scope is a value, one without options serves all
-        self.routes: dict[Engine, Engine] = {}
+        self._routes: dict[Preset, Routes] = {}
+
+    def routes(self, preset: Preset) -> Routes:
+        """Return the engines that scopes with `preset` talk to."""
+        routes = self._routes.get(preset)
+        if routes is None:
+            routes = self._routes[preset] = Routes(preset)
+        return routes
 
     @classmethod
     def of(cls, factory: Any, asked: str) -> Maker:

@@ -6,12 +6,13 @@ Pure: a request and what already runs go in, a step or an error comes out. Both 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypedDict, get_args
 
 from .errors import OptionError, ScopeError, UnknownOptionError
+from .isolation import PRESET_FIELDS, Isolation, IsolationName, Preset, merge
 
-__all__ = ["Options", "Propagation", "Request", "Step", "plan", "plan_passed"]
+__all__ = ["NOTHING_ASKED", "Options", "Propagation", "Request", "Running", "Step", "plan", "plan_passed"]
 
 Propagation = Literal["join", "savepoint", "new", "require", "forbid"]
 
@@ -20,7 +21,14 @@ class Options(TypedDict, total=False):
     """The keyword arguments of a scope."""
 
     propagation: Propagation
-    name: str
+    name: str | None
+    preset: Preset | None
+    isolation: Isolation | IsolationName | None
+    read_only: bool | None
+    deferrable: bool | None
+    statement_timeout: float | None
+    lock_timeout: float | None
+    idle_timeout: float | None
 
 
 class Step(enum.Enum):
@@ -29,6 +37,8 @@ class Step(enum.Enum):
     OPEN = "begin a transaction on a new session"
     JOIN = "take part in the transaction that runs"
     SAVEPOINT = "set a savepoint in the transaction that runs"
+    JOIN_READ_ONLY = "take part, with the database refusing writes until the scope ends"
+    SAVEPOINT_READ_ONLY = "set a savepoint, with the database refusing writes until the scope ends"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +47,14 @@ class Request:
 
     propagation: Propagation = "join"
     name: str | None = None
+    preset: Preset = field(default_factory=Preset)
 
     def but(self, options: Options | dict[str, Any], where: str) -> Request:
         """Return this request with `options` put over it.
 
         Raises:
             UnknownOptionError: there is no such option.
-            OptionError: an option has a value that cannot be honoured.
+            OptionError: an option has a value that cannot be honoured, or does not go with the others.
         """
         if not options:
             return self
@@ -51,27 +62,46 @@ class Request:
         for option in options:
             if option not in known:
                 raise UnknownOptionError(option, known, where)
-        changed = replace(self, **options)
-        if changed.propagation not in get_args(Propagation):
+        propagation = options.get("propagation", self.propagation)
+        if propagation not in get_args(Propagation):
             raise OptionError(
-                f"propagation={changed.propagation!r} was asked of {where}; "
+                f"propagation={propagation!r} was asked of {where}; "
                 f"it is one of {', '.join(map(repr, get_args(Propagation)))}"
             )
-        name: object = changed.name
+        name: Any = options.get("name", self.name)
         if name is not None and not isinstance(name, str):
             raise OptionError(f"name={name!r} was given to {where}; it is a string or None")
-        return changed
+        return replace(self, propagation=propagation, name=name, preset=_preset(self.preset, options, where))
 
 
-def plan(running: object | None, request: Request) -> Step:
+def _preset(base: Preset, options: Options | dict[str, Any], where: str) -> Preset:
+    given: object = options.get("preset")
+    if given is not None:
+        if not isinstance(given, Preset):
+            raise OptionError(f"preset={given!r} was given to {where}; it is a Preset, such as sessionkit.SERIALIZABLE")
+        base = base | given
+    return merge(base, {name: value for name, value in options.items() if name in PRESET_FIELDS}, where)
+
+
+class Running(Protocol):
+    """A unit of work that runs; its ``str()`` is what a message calls it."""
+
+    @property
+    def preset(self) -> Preset: ...
+    @property
+    def level(self) -> Isolation: ...
+
+
+def plan(running: Running | None, request: Request) -> Step:
     """Decide what entering a scope does.
 
     Args:
-        running: the scope of the same factory that is open here (its ``str()`` goes into the message), or None.
+        running: the unit of the same factory that is open here, or None.
         request: the options of the scope that is entered.
 
     Raises:
         ScopeError: the propagation does not allow it.
+        OptionError: what runs is not what was asked for.
     """
     propagation = request.propagation
     if running is None:
@@ -81,30 +111,67 @@ def plan(running: object | None, request: Request) -> Step:
             "propagation='require' was asked for, but no scope of this factory is open in this thread and task; "
             "call this inside one, or ask for propagation='join'"
         )
-    if propagation in ("join", "require"):
-        return Step.JOIN
-    if propagation == "savepoint":
-        return Step.SAVEPOINT
     if propagation == "new":
         return Step.OPEN
-    raise ScopeError(
-        f"propagation='forbid' was asked for, but {running} is already open and its transaction would decide over "
-        f"this one; "
-        "call this outside of it, or ask for propagation='join' or 'new'"
-    )
+    if propagation == "forbid":
+        raise ScopeError(
+            f"propagation='forbid' was asked for, but {running} is already open and its transaction would decide over "
+            "this one; call this outside of it, or ask for propagation='join' or 'new'"
+        )
+    if request.preset != NOTHING_ASKED:
+        check_joined(running, request.preset)
+        if request.preset.read_only and not running.preset.read_only:
+            return Step.SAVEPOINT_READ_ONLY if propagation == "savepoint" else Step.JOIN_READ_ONLY
+    return Step.SAVEPOINT if propagation == "savepoint" else Step.JOIN
 
 
-def plan_passed(request: Request) -> Step:
+NOTHING_ASKED = Preset()
+_WAY_OUT = "ask for it on the outermost scope, or for propagation='new'"
+
+
+def check_joined(running: Running, asked: Preset) -> None:
+    """Make sure that a transaction that runs is what a scope that joins it asked for.
+
+    Raises:
+        OptionError: it is not; the message has both values.
+    """
+    if asked.isolation is not None and running.level.strength < asked.isolation.strength:
+        raise OptionError(
+            f"isolation {asked.isolation} was asked for, but {running} already runs {running.level}; {_WAY_OUT}"
+        )
+    has = running.preset
+    if asked.read_only is False and has.read_only:
+        raise OptionError(f"read_only=False was asked for, but {running} already runs read-only; {_WAY_OUT}")
+    if asked.deferrable and not has.deferrable:
+        raise OptionError(f"deferrable=True was asked for, but {running} already runs, not deferrable; {_WAY_OUT}")
+    for name in ("statement_timeout", "lock_timeout", "idle_timeout"):
+        wanted, runs = getattr(asked, name), getattr(has, name)
+        if wanted is not None and (runs is None or runs > wanted):
+            found = "none of its own" if runs is None else f"{runs} s"
+            raise OptionError(f"{name}={wanted} s was asked for, but {running} already runs with {found}; {_WAY_OUT}")
+
+
+def plan_passed(running: Running | None, request: Request) -> Step:
     """Decide what a decorated function does with a session that its caller passed in.
+
+    Args:
+        running: the unit of the session, or None if no scope owns it.
+        request: the options of the function's scope.
 
     Raises:
         ScopeError: the propagation asks for a transaction of its own.
+        OptionError: the session's transaction is not what was asked for.
     """
-    if request.propagation in ("join", "require"):
-        return Step.JOIN
-    if request.propagation == "savepoint":
-        return Step.SAVEPOINT
-    raise ScopeError(
-        f"propagation={request.propagation!r} asks for a transaction of its own, but a session was passed in, "
-        "and it belongs to the caller; leave the session out, or ask for propagation='join' or 'savepoint'"
-    )
+    if request.propagation in ("new", "forbid"):
+        raise ScopeError(
+            f"propagation={request.propagation!r} asks for a transaction of its own, but a session was passed in, "
+            "and it belongs to the caller; leave the session out, or ask for propagation='join' or 'savepoint'"
+        )
+    if running is not None:
+        return plan(running, request)
+    if request.preset != NOTHING_ASKED:
+        raise OptionError(
+            f"{request.preset} was asked for, but the session that was passed in belongs to no scope, and its "
+            "transaction may have begun otherwise; leave the session out, or pass that of a scope with these options"
+        )
+    return Step.SAVEPOINT if request.propagation == "savepoint" else Step.JOIN

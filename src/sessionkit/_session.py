@@ -8,10 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakKeyDictionary
 
-from sqlalchemy.engine import Connection, Engine
-
-from . import _dialects
-from ._watch import watch
 from .context import here
 from .errors import ScopeError
 
@@ -19,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import orm
+    from sqlalchemy.engine import Connection, Engine
 
     from ._unit import Unit
 
@@ -35,7 +32,7 @@ class ScopeAware(_Base):
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         bind = super().get_bind(*args, **kwargs)
         unit = self._sessionkit_unit
-        return bind if unit is None else route(bind, unit.routes)
+        return bind if unit is None else unit.route(bind)
 
     def commit(self) -> None:
         if (unit := self._sessionkit_unit) is not None and not unit.ending:
@@ -89,19 +86,6 @@ def _one_at_a_time(name: str) -> Callable[..., Any]:
 # legacy Query go through execute(). They are set here, out of the type checkers' sight, to keep SQLAlchemy's overloads.
 for _name in ("execute", "scalar", "scalars", "flush", "connection", "begin_nested", "bulk_save_objects"):
     setattr(ScopeAware, _name, _one_at_a_time(_name))
-
-
-def route(bind: Engine | Connection, routes: dict[Engine, Engine]) -> Engine | Connection:
-    """Return what a scope talks to where the session is bound to `bind`, and follow it from now on."""
-    if isinstance(bind, Connection):
-        watch(bind.engine)
-        return bind
-    engine = routes.get(bind)
-    if engine is None:
-        watch(bind)
-        engine = routes[bind] = _dialects.of(bind).engine_for_scopes(bind)
-        routes.setdefault(engine, engine)
-    return engine
 
 
 _aware_classes: WeakKeyDictionary[type, type] = WeakKeyDictionary()

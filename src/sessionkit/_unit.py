@@ -12,20 +12,24 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from . import _dialects
+from ._routes import bound_engines, check_route
 from ._savepoints import Savepoints, connections, within
 from ._watch import Failure, failure_log
 from .context import describe, here
 from .errors import ConcurrentUse, Outcome, ScopeError, UnexpectedRollback
+from .isolation import Isolation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.engine import Engine
+    from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.orm import SessionTransaction
 
     from ._plan import Request
+    from ._routes import Routes
     from ._session import ScopeAware
     from .hooks import Hook
+    from .isolation import Preset
 
 logger = logging.getLogger("sessionkit")
 
@@ -37,12 +41,14 @@ class Unit:
         "__weakref__",
         "asynchronous",
         "doomed",
+        "enclosing",
         "ending",
         "hooks",
         "idle",
         "lock",
         "outcome",
         "request",
+        "restrictions",
         "rollback_only",
         "routes",
         "savepoints",
@@ -51,11 +57,20 @@ class Unit:
         "user",
     )
 
-    def __init__(self, session: ScopeAware, asynchronous: bool, request: Request, routes: dict[Engine, Engine]) -> None:
+    def __init__(
+        self,
+        session: ScopeAware,
+        asynchronous: bool,
+        request: Request,
+        routes: Routes,
+        enclosing: list[Unit],
+    ) -> None:
         self.session = session
         self.asynchronous = asynchronous
         self.request = request
         self.routes = routes
+        self.enclosing = enclosing  # the units of the same thread or task that wait until this one is done
+        self.restrictions = 0
         self.user: object | None = None  # who is inside the session at this moment
         self.lock = threading.Lock()
         self.ending = False
@@ -71,6 +86,35 @@ class Unit:
     def __str__(self) -> str:
         """What a message calls this unit's scope."""
         return "a scope" if self.request.name is None else f"the scope {self.request.name!r}"
+
+    @property
+    def preset(self) -> Preset:
+        """What the transaction was asked to be."""
+        return self.request.preset
+
+    @property
+    def level(self) -> Isolation:
+        """The level that its transactions run at, the weakest where they are several. Asks nobody."""
+        asked = self.preset.isolation
+        levels: list[Isolation] = []
+        for engine in [c.engine for c in connections(self.transaction)] or bound_engines(self.session):
+            dialect = _dialects.of(engine)
+            levels.append(Isolation(dialect.running_level(engine) if asked is None else dialect.given(str(asked))))
+        return min(levels, key=lambda level: level.strength, default=asked or Isolation.READ_UNCOMMITTED)
+
+    # -- what it talks to ---------------------------------------------------------------------------------------
+
+    def check_options(self) -> None:
+        """Refuse now what the engines that are known already cannot keep."""
+        for engine in bound_engines(self.session):
+            self.route(engine)
+
+    def route(self, bind: Engine | Connection) -> Engine | Connection:
+        """Return what the unit talks to where its session is bound to `bind`."""
+        engine = self.routes(bind)
+        if self.enclosing or self.restrictions:
+            check_route(self, engine)
+        return engine
 
     # -- one user at a time -------------------------------------------------------------------------------------
 
@@ -155,10 +199,6 @@ class Unit:
         return None
 
     # -- savepoints ---------------------------------------------------------------------------------------------
-
-    def begin_savepoint(self) -> SessionTransaction:
-        """SAVEPOINT, when the first statement needs it; flushes what is pending, which belongs to what is outside."""
-        return self.session.begin_nested()
 
     def finish_savepoint(self, savepoint: SessionTransaction, error: BaseException | None, rollback_only: bool) -> None:
         """RELEASE SAVEPOINT if all is well inside it, else ROLLBACK TO SAVEPOINT.

@@ -85,7 +85,7 @@ class async_sessionmaker(sa_asyncio.async_sessionmaker[AS]):
     @overload
     def scope(self, /, **options: Unpack[Options]) -> AsyncScope[AS]: ...
     def scope(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-        """Open a scope of this factory: ``async with Session.scope() as session``, or as a decorator, bare or with options.
+        """Open a scope of this factory: ``async with Session.scope() as session``, or as a decorator.
 
         The same as ``session_scope(Session, ...)``; see `session_scope` for the promise, the options and the SQL.
         """

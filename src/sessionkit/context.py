@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
     from sqlalchemy.orm import scoped_session as sa_scoped_session
 
+    from ._restriction import Restriction
     from ._unit import Unit
 
     S = TypeVar("S", bound=Session)
@@ -58,7 +59,19 @@ class Entry:
     A scope is a value that many threads may enter at once, so nothing of an entry is kept in the scope.
     """
 
-    __slots__ = ("handed", "key", "live", "opened", "outer", "owner", "rollback_only", "savepoint", "scope", "unit")
+    __slots__ = (
+        "handed",
+        "key",
+        "live",
+        "opened",
+        "outer",
+        "owner",
+        "restriction",
+        "rollback_only",
+        "savepoint",
+        "scope",
+        "unit",
+    )
 
     def __init__(
         self,
@@ -70,6 +83,7 @@ class Entry:
         owner: object,
         opened: bool,
         savepoint: SessionTransaction | None,
+        restriction: Restriction | None,
     ) -> None:
         self.scope = scope
         self.key = key  # the factory: a scope joins only the scopes of its own factory
@@ -79,6 +93,7 @@ class Entry:
         self.owner = owner
         self.opened = opened  # whether this entry began the transaction, and so ends it
         self.savepoint = savepoint
+        self.restriction = restriction
         self.rollback_only = False
         self.live = True
 

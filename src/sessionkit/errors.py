@@ -6,9 +6,9 @@
     ├── ScopeError                  a scope was asked for something it must not do
     │   ├── NoCurrentSession        there is no scope here (LookupError)
     │   ├── ConcurrentUse           two threads or tasks inside one session at once
-    │   └── ColourError             an async factory in `with`, a sync one in `async with` (TypeError)
-    ├── OptionError                 an option has a value that cannot be honoured (ValueError)
-    │   └── UnknownOptionError      an option of that name does not exist (TypeError)
+    │   ├── ColourError             an async factory in `with`, a sync one in `async with` (TypeError)
+    │   └── OptionError             an option has a value that cannot be honoured here (ValueError)
+    │       └── UnknownOptionError  an option of that name does not exist (TypeError)
     ├── UnexpectedRollback          the scope ended without an exception, yet nothing could be committed
     └── HookError                   on_commit or on_rollback callables failed; the transaction is settled
 
@@ -60,7 +60,7 @@ class ColourError(ScopeError, TypeError):
     """An async factory was used in sync code, or a sync one in async code."""
 
 
-class OptionError(SessionKitError, ValueError):
+class OptionError(ScopeError, ValueError):
     """An option has a value that cannot be honoured."""
 
 

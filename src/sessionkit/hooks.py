@@ -132,7 +132,9 @@ class _PlainHooks:
     def _after_end(self, session: Session, transaction: SessionTransaction) -> None:
         # close() ends a transaction without any rollback event: only what was seen to commit has committed.
         if transaction.parent is None and self.hooks:
-            outcome: Outcome = "committed" if self.committed else "rolled back"
+            outcome: Outcome = "rolled back"
+            if self.committed:
+                outcome = "committed"
             hooks, self.hooks, self.committed = due(self.hooks, outcome, self.savepoints), [], False
             run(hooks, outcome)
 
@@ -237,4 +239,7 @@ def set_rollback_only(session: object | None = None) -> None:
         entry.rollback_only = True
 
 
-_NOT_OURS = "set_rollback_only() was asked for on a session that no scope owns; its owner ends its transaction: call session.rollback()"
+_NOT_OURS = (
+    "set_rollback_only() was asked for on a session that no scope owns; its owner ends its transaction: "
+    "call session.rollback()"
+)

@@ -13,8 +13,9 @@ from sqlalchemy import orm
 
 from . import hooks
 from ._decorate import INJECTED, form_of, wrap, wrap_async
+from ._inner import NO_INNER, Inner, begin_inner, finish_inner
 from ._makers import Maker
-from ._plan import Options, Request, Step, plan, plan_passed
+from ._plan import NOTHING_ASKED, Options, Request, Step, plan, plan_passed
 from ._session import make_aware
 from ._twins import to_completion
 from ._unit import Unit
@@ -42,12 +43,13 @@ R = TypeVar("R")
 class _Scope(Generic[H]):
     """What both colours share: which factory, which options, and which entries are open."""
 
-    __slots__ = ("_entries", "_factory", "_maker", "_request")
+    __slots__ = ("_entries", "_factory", "_maker", "_request", "_routes")
 
     def __init__(self, maker: Maker, factory: Any, request: Request) -> None:
         self._maker = maker
         self._factory = factory
         self._request = request
+        self._routes = maker.routes(request.preset)
         self._entries: dict[Entry, None] = {}
 
     def __repr__(self) -> str:
@@ -64,7 +66,7 @@ class _Scope(Generic[H]):
         outer = innermost(self._factory, owner)
         if outer is None:
             return plan(None, self._request), None
-        return plan(outer.unit or "a session that was passed in", self._request), outer
+        return (plan_passed(None, self._request) if outer.unit is None else plan(outer.unit, self._request)), outer
 
     def _open(self, owner: object) -> H:
         """Make a session and begin. No I/O: the transaction reaches the database with the first statement."""
@@ -72,16 +74,19 @@ class _Scope(Generic[H]):
         handed = self._factory()
         session = make_aware(handed.sync_session if maker.asynchronous else handed)
         try:
-            unit = Unit(session, maker.asynchronous, self._request, maker.routes)
+            unit = Unit(session, maker.asynchronous, self._request, self._routes, _enclosing(owner))
+            if self._request.preset != NOTHING_ASKED:
+                unit.check_options()
         except BaseException:
+            session._sessionkit_unit = None
             session.close()
             raise
         self._enter(unit, handed, owner, True)
         result: H = handed
         return result
 
-    def _enter(self, unit: Unit | None, handed: Any, owner: object, opened: bool, savepoint: Any = None) -> None:
-        entry = Entry(self, self._factory, unit, handed, top(), owner, opened, savepoint)
+    def _enter(self, unit: Unit | None, handed: Any, owner: object, opened: bool, inner: Inner = NO_INNER) -> None:
+        entry = Entry(self, self._factory, unit, handed, top(), owner, opened, *inner)
         self._entries[entry] = None
         push(entry)
 
@@ -103,25 +108,18 @@ class _Scope(Generic[H]):
         if isinstance(session, orm.Session) is self._maker.asynchronous:
             raise ColourError(f"{self!r} was given {session!r}, which is of the other colour")
         unit: Unit | None = getattr(sync_session, "_sessionkit_unit", None)
-        return plan_passed(self._request), unit, sync_session
+        return plan_passed(unit, self._request), unit, sync_session
 
 
-def _begin_savepoint(session: orm.Session, unit: Unit | None) -> orm.SessionTransaction:
-    return session.begin_nested() if unit is None else unit.begin_savepoint()
-
-
-def _finish_inner(session: orm.Session, entry: Entry, error: BaseException | None) -> None:
-    """End an entry that did not begin the transaction. I/O only where there is a savepoint."""
-    unit, savepoint = entry.unit, entry.savepoint
-    if savepoint is None:
-        if unit is not None:
-            unit.left(error, entry.rollback_only)
-    elif unit is not None:
-        unit.finish_savepoint(savepoint, error, entry.rollback_only)
-    elif error is None and savepoint.is_active:
-        savepoint.commit()
-    else:
-        savepoint.rollback()
+def _enclosing(owner: object) -> list[Unit]:
+    """Return the units whose bodies wait until a unit that is opened now has ended."""
+    units: list[Unit] = []
+    entry = top()
+    while entry is not None:
+        if entry.opened and entry.live and entry.owner == owner and entry.unit is not None:
+            units.append(entry.unit)
+        entry = entry.outer
+    return units
 
 
 class Scope(_Scope[S]):
@@ -135,10 +133,10 @@ class Scope(_Scope[S]):
         if step is Step.OPEN:
             return self._open(owner)
         assert outer is not None
-        savepoint = None
-        if step is Step.SAVEPOINT:
-            savepoint = _begin_savepoint(sync_session_of(outer.handed, "a scope"), outer.unit)
-        self._enter(outer.unit, outer.handed, owner, False, savepoint)
+        inner = NO_INNER
+        if step is not Step.JOIN:
+            inner = begin_inner(sync_session_of(outer.handed, "a scope"), step, outer.unit)
+        self._enter(outer.unit, outer.handed, owner, False, inner)
         handed: S = outer.handed
         return handed
 
@@ -148,7 +146,7 @@ class Scope(_Scope[S]):
         entry = self._leave()
         unit = entry.unit
         if unit is None or not entry.opened:
-            _finish_inner(entry.handed, entry, error)
+            finish_inner(None, entry, error)
             return
         try:
             unit.finish(error)
@@ -191,11 +189,10 @@ class Passed:
 
     def __enter__(self) -> None:
         step, unit, session = self.scope._plan_passed(self.session)
-        savepoint = _begin_savepoint(session, unit) if step is Step.SAVEPOINT else None
-        self.scope._enter(unit, self.session, here(), False, savepoint)
+        self.scope._enter(unit, self.session, here(), False, begin_inner(session, step, unit))
 
     def __exit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
-        _finish_inner(sync_session_of(self.session, "a scope"), self.scope._leave(), error)
+        finish_inner(None, self.scope._leave(), error)
 
 
 class AsyncScope(_Scope[AS]):
@@ -209,10 +206,10 @@ class AsyncScope(_Scope[AS]):
         if step is Step.OPEN:
             return self._open(owner)
         assert outer is not None
-        savepoint = None
-        if step is Step.SAVEPOINT:
-            savepoint = await outer.handed.run_sync(_begin_savepoint, outer.unit)
-        self._enter(outer.unit, outer.handed, owner, False, savepoint)
+        inner = NO_INNER
+        if step is not Step.JOIN:
+            inner = await outer.handed.run_sync(begin_inner, step, outer.unit)
+        self._enter(outer.unit, outer.handed, owner, False, inner)
         handed: AS = outer.handed
         return handed
 
@@ -222,7 +219,7 @@ class AsyncScope(_Scope[AS]):
         entry = self._leave()
         unit = entry.unit
         if unit is None or not entry.opened:
-            await _async_finish_inner(entry, error)
+            await _asyncfinish_inner(entry, error)
             return
         try:
             _, cancelled = await to_completion(_async_finish(entry.handed, unit, error))
@@ -270,11 +267,10 @@ class AsyncPassed:
 
     async def __aenter__(self) -> None:
         step, unit, _ = self.scope._plan_passed(self.session)
-        savepoint = await self.session.run_sync(_begin_savepoint, unit) if step is Step.SAVEPOINT else None
-        self.scope._enter(unit, self.session, here(), False, savepoint)
+        self.scope._enter(unit, self.session, here(), False, await self.session.run_sync(begin_inner, step, unit))
 
     async def __aexit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
-        await _async_finish_inner(self.scope._leave(), error)
+        await _asyncfinish_inner(self.scope._leave(), error)
 
 
 async def _async_finish(session: sa_asyncio.AsyncSession, unit: Unit, error: BaseException | None) -> None:
@@ -282,11 +278,11 @@ async def _async_finish(session: sa_asyncio.AsyncSession, unit: Unit, error: Bas
     await session.run_sync(lambda _: unit.finish(error))
 
 
-async def _async_finish_inner(entry: Entry, error: BaseException | None) -> None:
-    if entry.savepoint is None:
-        _finish_inner(entry.handed, entry, error)
+async def _asyncfinish_inner(entry: Entry, error: BaseException | None) -> None:
+    if entry.savepoint is None and entry.restriction is None:
+        finish_inner(None, entry, error)
         return
-    _, cancelled = await to_completion(entry.handed.run_sync(_finish_inner, entry, error))
+    _, cancelled = await to_completion(entry.handed.run_sync(finish_inner, entry, error))
     if cancelled is not None:
         raise cancelled
 

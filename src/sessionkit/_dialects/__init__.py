@@ -4,16 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import postgresql, sqlite
-from ._base import Dialect
+from . import cockroachdb, mysql, postgresql, sqlite
+from ._base import Asked, Dialect
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
-_TABLE: dict[str, Dialect] = {d.name: d for d in (postgresql.DIALECT, sqlite.DIALECT)}
-_OTHER = Dialect("other")
+__all__ = ["Asked", "Dialect", "of", "of_name", "register"]
+
+_TABLE: dict[str, Dialect] = {
+    entry.name: entry for entry in (postgresql.DIALECT, sqlite.DIALECT, mysql.MYSQL, mysql.MARIADB, cockroachdb.DIALECT)
+}
+
+
+def register(entry: Dialect) -> None:
+    """Add a dialect to the table, or replace its entry."""
+    _TABLE[entry.name] = entry
 
 
 def of(bind: Engine | Connection) -> Dialect:
     """Return the table entry for what an engine or connection talks to."""
-    return _TABLE.get(bind.dialect.name, _OTHER)
+    return of_name(bind.dialect.name)
+
+
+def of_name(name: str) -> Dialect:
+    """Return the table entry of a dialect by SQLAlchemy's name for it; one that does nothing special if there is "
+    "none."""
+    entry = _TABLE.get(name)
+    if entry is None:
+        entry = _TABLE[name] = Dialect(name)
+    return entry

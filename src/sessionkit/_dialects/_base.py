@@ -2,20 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy.engine import Connection, Engine
 
+LEVELS = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+"""Weakest first. Strings, because `isolation` stands on this room and not the other way round."""
 
-def _same_engine(engine: Engine) -> Engine:
-    return engine
+ANOMALIES = ("G0", "G1a", "G1b", "G1c", "OTV", "PMP", "P4", "G-single", "G2-item", "G2")
+"""Adya's phenomena in the order in which the Hermitage suite lists them."""
 
 
-def _never(connection: Connection, driver_connection: Any) -> str | None:
+class Asked(Protocol):
+    """What this room reads of an `isolation.Preset`."""
+
+    @property
+    def isolation(self) -> str | None: ...
+    @property
+    def read_only(self) -> bool | None: ...
+    @property
+    def deferrable(self) -> bool | None: ...
+    @property
+    def statement_timeout(self) -> float | None: ...
+    @property
+    def lock_timeout(self) -> float | None: ...
+    @property
+    def idle_timeout(self) -> float | None: ...
+
+
+def all_of(*names: str) -> frozenset[str]:
+    """Return a set of anomalies, checked."""
+    assert set(names) <= set(ANOMALIES)
+    return frozenset(names)
+
+
+def _sqlalchemys_own(engine: Engine, asked: Asked) -> Engine:
+    """Serve a dialect that has no entry of its own: SQLAlchemy's isolation_level, and nothing else."""
+    refuse(engine.dialect.name, asked, "read_only", "deferrable", "statement_timeout", "lock_timeout", "idle_timeout")
+    return engine if asked.isolation is None else engine.execution_options(isolation_level=str(asked.isolation))
+
+
+def refuse(name: str, asked: Asked, *options: str) -> None:
+    """Raise an OptionError if one of `options` was asked for: the dialect cannot keep it."""
+    for option in options:
+        value = getattr(asked, option)
+        if value is not None and value is not False:
+            raise OptionError(
+                f"{option}={value!r} was asked for, but sessionkit cannot have it enforced on {name}; leave it out "
+                f"there"
+            )
+
+
+def _nothing(connection: Connection, driver_connection: Any) -> str | None:
+    return None
+
+
+def _unrestricted(connection: Connection) -> None:
+    raise OptionError(
+        f"read_only=True was asked for inside a read-write transaction, which sessionkit cannot enforce on "
+        f"{connection.dialect.name}; ask for propagation='new'"
+    )
+
+
+def _no_conflict(held: Connection, wanted: Engine, asked: Asked) -> str | None:
     return None
 
 
@@ -25,11 +80,46 @@ class Dialect:
 
     Attributes:
         name: SQLAlchemy's name for it.
-        engine_for_scopes: derives from the user's engine the one whose transactions begin as a scope promises.
+        levels: what it gives for each level that can be asked for; a level without an entry is refused.
+        anomalies: what can still happen at each level that it gives.
+        default_level: what it gives where nothing was asked for, if the engine does not know better.
+        engine_for: derives from the user's engine the one whose transactions are what was asked for, and raises
+        OptionError
+            for what it cannot keep. One and the same engine for equal arguments is the caller's care.
         lost: tells, from what the driver knows without a round trip, that the transaction cannot be committed
             any more, and why; None where all is well or the driver cannot tell.
+        restrict: has the database refuse writes on a connection from now on, inside a savepoint.
+        lift: ends that where the rollback of the savepoint does not.
+        conflict: tells why a new transaction on an engine could only wait for the one that a connection of the same
+            thread or task holds; None where it need not.
     """
 
     name: str
-    engine_for_scopes: Callable[[Engine], Engine] = _same_engine
-    lost: Callable[[Connection, Any], str | None] = _never
+    levels: Mapping[str, str] = field(default_factory=lambda: {level: level for level in LEVELS})
+    anomalies: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    default_level: str = "READ COMMITTED"
+    engine_for: Callable[[Engine, Asked], Engine] = _sqlalchemys_own
+    lost: Callable[[Connection, Any], str | None] = _nothing
+    restrict: Callable[[Connection], None] = _unrestricted
+    lift: Callable[[Connection], None] = _unrestricted
+    conflict: Callable[[Connection, Engine, Asked], str | None] = _no_conflict
+
+    def given(self, level: str) -> str:
+        """Return the level that this dialect gives for the one asked for."""
+        try:
+            return self.levels[level]
+        except KeyError:
+            raise OptionError(
+                f"isolation={level!r} was asked for, but {self.name} has neither it nor a stronger one; "
+                f"it has {', '.join(map(repr, self.levels))}"
+            ) from None
+
+    def running_level(self, engine: Engine) -> str:
+        """Return the level at which a transaction of `engine` runs where nothing was asked for."""
+        dialect = engine.dialect
+        known = (
+            engine.get_execution_options().get("isolation_level")
+            or getattr(dialect, "_on_connect_isolation_level", None)  # create_engine(isolation_level=...)
+            or getattr(dialect, "default_isolation_level", None)  # what the server said at the first connection
+        )
+        return self.levels.get(str(known).upper().replace("_", " "), self.default_level)

@@ -1,13 +1,163 @@
-"""PostgreSQL: psycopg, psycopg2, asyncpg."""
+"""PostgreSQL, through psycopg, psycopg2 and asyncpg; other drivers and servers of its wire protocol as well.
+
+Level, READ ONLY and DEFERRABLE go into BEGIN, where the three drivers put them: no statement is added. SQLAlchemy's own
+options ``postgresql_readonly`` and ``postgresql_deferrable`` would do the same, but reset the driver to READ WRITE
+afterwards instead of to the server's default, which a standby refuses; so the driver's own attributes are set here, and
+given back as they were. All timeouts go into one ``set_config`` statement, local to the transaction.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet
 
-from ._base import Dialect
+from sqlalchemy import event, func, select, text
+
+from ._base import Asked, Dialect, all_of
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Connection, Engine
+
+_OPTION = "sessionkit_postgresql"
+_BEFORE = "sessionkit_modes_before"
+_listening: WeakSet[Engine] = WeakSet()
+
+# Hermitage, postgresql.md; each cell is proved by tests/concurrency/test_anomalies.py.
+_ANOMALIES = {
+    "READ COMMITTED": all_of("PMP", "P4", "G-single", "G2-item", "G2"),
+    "REPEATABLE READ": all_of("G2-item", "G2"),
+    "SERIALIZABLE": all_of(),
+}
+
+
+class _Modes(NamedTuple):
+    """What a driver puts into BEGIN; None is the server's default."""
+
+    isolation: Any
+    read_only: bool | None
+    deferrable: bool | None
+
+
+class _Driver(NamedTuple):
+    """How a driver is asked and told what it puts into BEGIN."""
+
+    get: Callable[[Any], _Modes]
+    set: Callable[[Any, _Modes], None]
+    level: Callable[[str], Any]
+
+
+def _psycopg_level(level: str) -> Any:
+    from psycopg import IsolationLevel
+
+    return IsolationLevel[level.replace(" ", "_")]
+
+
+def _psycopg_get(connection: Any) -> _Modes:
+    driver = getattr(connection, "_connection", connection)  # SQLAlchemy's async adapter wraps psycopg's
+    return _Modes(driver.isolation_level, driver.read_only, driver.deferrable)
+
+
+def _psycopg_set(connection: Any, modes: _Modes) -> None:
+    connection.set_isolation_level(modes.isolation)
+    connection.set_read_only(modes.read_only)
+    connection.set_deferrable(modes.deferrable)
+
+
+def _attributes_get(connection: Any) -> _Modes:
+    return _Modes(connection.isolation_level, connection.readonly, connection.deferrable)
+
+
+def _attributes_set(connection: Any, modes: _Modes) -> None:
+    connection.isolation_level, connection.readonly, connection.deferrable = modes
+
+
+_PSYCOPG = _Driver(_psycopg_get, _psycopg_set, _psycopg_level)
+_DRIVERS = {
+    "psycopg": _PSYCOPG,
+    "psycopg_async": _PSYCOPG,
+    "psycopg2": _Driver(_attributes_get, _attributes_set, lambda level: level),
+    # asyncpg says BEGIN through SQLAlchemy's adapter, which keeps the three in attributes of its own.
+    "asyncpg": _Driver(_attributes_get, _attributes_set, lambda level: level.lower().replace(" ", "_")),
+}
+
+_SETTINGS = {
+    "statement_timeout": "statement_timeout",
+    "lock_timeout": "lock_timeout",
+    "idle_timeout": "idle_in_transaction_session_timeout",
+}
+
+
+def _engine_for(engine: Engine, asked: Asked) -> Engine:
+    wanted = _wanted(asked)
+    if wanted is None:
+        return engine
+    if engine not in _listening:
+        _listening.add(engine)
+        event.listen(engine, "begin", _begin)
+        event.listen(engine, "checkin", _checkin)
+    return engine.execution_options(**{_OPTION: wanted})
+
+
+class _Wanted(NamedTuple):
+    isolation: str | None
+    read_only: bool | None
+    deferrable: bool | None
+    settings: tuple[tuple[str, str], ...]
+
+
+def _wanted(asked: Asked) -> _Wanted | None:
+    settings = tuple(
+        (setting, f"{max(1, round(seconds * 1000))}ms")
+        for option, setting in _SETTINGS.items()
+        if (seconds := getattr(asked, option)) is not None
+    )
+    level = None if asked.isolation is None else DIALECT.given(str(asked.isolation))
+    wanted = _Wanted(level, asked.read_only, asked.deferrable, settings)
+    return None if wanted == (None, None, None, ()) else wanted
+
+
+def _begin(connection: Connection) -> None:
+    wanted: _Wanted | None = connection.get_execution_options().get(_OPTION)
+    if wanted is None:
+        return
+    if wanted[:3] != (None, None, None):
+        driver = _DRIVERS.get(connection.dialect.driver)
+        if driver is None:
+            _set_transaction(connection, wanted)
+        else:
+            pooled = connection.connection
+            before = driver.get(pooled.dbapi_connection)
+            pooled.info.setdefault(_BEFORE, before)
+            modes = _Modes(
+                before.isolation if wanted.isolation is None else driver.level(wanted.isolation),
+                before.read_only if wanted.read_only is None else wanted.read_only,
+                before.deferrable if wanted.deferrable is None else wanted.deferrable,
+            )
+            driver.set(pooled.dbapi_connection, modes)
+    if wanted.settings:
+        connection.execute(select(*(func.set_config(name, value, True) for name, value in wanted.settings)))
+
+
+def _set_transaction(connection: Connection, wanted: _Wanted) -> None:
+    modes = [
+        *([] if wanted.isolation is None else [f"ISOLATION LEVEL {wanted.isolation}"]),
+        *([] if wanted.read_only is None else ["READ ONLY" if wanted.read_only else "READ WRITE"]),
+        *([] if wanted.deferrable is None else ["DEFERRABLE" if wanted.deferrable else "NOT DEFERRABLE"]),
+    ]
+    connection.execute(text(f"SET TRANSACTION {', '.join(modes)}"))
+
+
+def _checkin(dbapi_connection: Any, record: Any) -> None:
+    before = record.info.pop(_BEFORE, None)
+    if before is not None and dbapi_connection is not None:
+        _driver_of(dbapi_connection).set(dbapi_connection, before)
+
+
+def _driver_of(dbapi_connection: Any) -> _Driver:
+    return _PSYCOPG if hasattr(dbapi_connection, "set_read_only") else _DRIVERS["psycopg2"]
+
 
 # libpq, PQtransactionStatus: https://www.postgresql.org/docs/current/libpq-status.html
 _INERROR, _UNKNOWN = 3, 4
@@ -25,4 +175,26 @@ def _lost(connection: Connection, driver_connection: Any) -> str | None:
     return None
 
 
-DIALECT = Dialect("postgresql", lost=_lost)
+def _restrict(connection: Connection) -> None:
+    connection.execute(select(func.set_config("transaction_read_only", "on", True)))
+
+
+def _lift(connection: Connection) -> None:
+    """Do nothing: the rollback of the savepoint takes a local setting back."""
+
+
+DIALECT = Dialect(
+    "postgresql",
+    # PostgreSQL manual 13.2: READ UNCOMMITTED behaves like READ COMMITTED.
+    levels={
+        "READ UNCOMMITTED": "READ COMMITTED",
+        "READ COMMITTED": "READ COMMITTED",
+        "REPEATABLE READ": "REPEATABLE READ",
+        "SERIALIZABLE": "SERIALIZABLE",
+    },
+    anomalies=_ANOMALIES,
+    engine_for=_engine_for,
+    lost=_lost,
+    restrict=_restrict,
+    lift=_lift,
+)
