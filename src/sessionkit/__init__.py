@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import errors, sqlite
+from . import commits, errors, sqlite
 from .context import current_session
 from .errors import SessionKitError
 from .factory import Session, scoped_session, sessionmaker
@@ -24,6 +24,7 @@ from .isolation import (
     Preset,
     effective_isolation,
 )
+from .retry import Retry
 from .scope import INJECTED, session_scope
 
 if TYPE_CHECKING:
@@ -41,10 +42,12 @@ __all__ = [
     "EffectiveIsolation",
     "Isolation",
     "Preset",
+    "Retry",
     "Session",
     "SessionKitError",
     "async_scoped_session",
     "async_sessionmaker",
+    "commits",
     "current_session",
     "effective_isolation",
     "errors",

@@ -10,6 +10,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from ._attempts import async_call, call
 from .errors import ColourError, ScopeError
 
 if TYPE_CHECKING:
@@ -108,10 +109,12 @@ def _finish(wrapper: Any, fn: Callable[..., Any], form: Form) -> Any:
 
 def wrap(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
     """Return `fn` inside a sync scope."""
-    keyword = form.keyword
+    keyword, policy = form.keyword, scope._policy()
     if keyword is None:
 
         def first(*args: Any, **kwargs: Any) -> Any:
+            if policy is not None:
+                return call(scope, policy, lambda session: fn(session, *args, **kwargs))
             with scope as session:
                 return fn(session, *args, **kwargs)
 
@@ -122,6 +125,8 @@ def wrap(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
         if passed is not INJECTED:
             with scope._passed(passed):
                 return fn(*args, **kwargs)
+        if policy is not None:
+            return call(scope, policy, lambda session: fn(*args, **{**kwargs, keyword: session}))
         with scope as session:
             kwargs[keyword] = session
             return fn(*args, **kwargs)
@@ -131,10 +136,12 @@ def wrap(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
 
 def wrap_async(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
     """Return `fn` inside an async scope."""
-    keyword = form.keyword
+    keyword, policy = form.keyword, scope._policy()
     if keyword is None:
 
         async def first(*args: Any, **kwargs: Any) -> Any:
+            if policy is not None:
+                return await async_call(scope, policy, lambda session: fn(session, *args, **kwargs))
             async with scope as session:
                 return await fn(session, *args, **kwargs)
 
@@ -145,6 +152,8 @@ def wrap_async(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
         if passed is not INJECTED:
             async with scope._passed(passed):
                 return await fn(*args, **kwargs)
+        if policy is not None:
+            return await async_call(scope, policy, lambda session: fn(*args, **{**kwargs, keyword: session}))
         async with scope as session:
             kwargs[keyword] = session
             return await fn(*args, **kwargs)

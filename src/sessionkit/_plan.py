@@ -6,11 +6,13 @@ Pure: a request and what already runs go in, a step or an error comes out. Both 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypedDict, get_args
 
 from .errors import OptionError, ScopeError, UnknownOptionError
 from .isolation import PRESET_FIELDS, Isolation, IsolationName, Preset, merge
+from .retry import Retry, as_retry
 
 __all__ = ["NOTHING_ASKED", "Options", "Propagation", "Request", "Running", "Step", "plan", "plan_passed"]
 
@@ -29,6 +31,13 @@ class Options(TypedDict, total=False):
     statement_timeout: float | None
     lock_timeout: float | None
     idle_timeout: float | None
+    retry: Retry | int | None
+    verify_commit: VerifyCommit
+    commit_timeout: float | None
+
+
+VerifyCommit = bool | Callable[[Any], bool | Awaitable[bool | None] | None]
+"""True: by the commit marker. A function: it gets a new session and answers committed (True), not (False), or None."""
 
 
 class Step(enum.Enum):
@@ -48,8 +57,12 @@ class Request:
     propagation: Propagation = "join"
     name: str | None = None
     preset: Preset = field(default_factory=Preset)
+    retry: Retry | None = None
+    retry_given: bool = False  # on this scope, and not as its factory's default
+    verify_commit: VerifyCommit = False
+    commit_timeout: float | None = None
 
-    def but(self, options: Options | dict[str, Any], where: str) -> Request:
+    def but(self, options: Options | dict[str, Any], where: str, *, defaults: bool = False) -> Request:
         """Return this request with `options` put over it.
 
         Raises:
@@ -71,7 +84,21 @@ class Request:
         name: Any = options.get("name", self.name)
         if name is not None and not isinstance(name, str):
             raise OptionError(f"name={name!r} was given to {where}; it is a string or None")
-        return replace(self, propagation=propagation, name=name, preset=_preset(self.preset, options, where))
+        verify: Any = options.get("verify_commit", self.verify_commit)
+        if not isinstance(verify, bool) and not callable(verify):
+            raise OptionError(
+                f"verify_commit={verify!r} was given to {where}; it is True, False or a function of a session"
+            )
+        seconds: Any = options.get("commit_timeout", self.commit_timeout)
+        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0):
+            raise OptionError(
+                f"commit_timeout={seconds!r} was given to {where}; it is a number of seconds above 0, or None"
+            )
+        retry, given = self.retry, self.retry_given
+        if "retry" in options:
+            asked = options["retry"]
+            retry, given = (None if asked is None else as_retry(asked, where)), asked is not None and not defaults
+        return Request(propagation, name, _preset(self.preset, options, where), retry, given, verify, seconds)
 
 
 def _preset(base: Preset, options: Options | dict[str, Any], where: str) -> Preset:
@@ -90,6 +117,10 @@ class Running(Protocol):
     def preset(self) -> Preset: ...
     @property
     def level(self) -> Isolation: ...
+    @property
+    def retried(self) -> bool: ...
+    @property
+    def request(self) -> Request: ...
 
 
 def plan(running: Running | None, request: Request) -> Step:
@@ -118,11 +149,36 @@ def plan(running: Running | None, request: Request) -> Step:
             f"propagation='forbid' was asked for, but {running} is already open and its transaction would decide over "
             "this one; call this outside of it, or ask for propagation='join' or 'new'"
         )
+    if request.retry_given and (propagation == "savepoint" or not running.retried):
+        raise OptionError(_no_retry(running, propagation))
+    _check_commit(running.request, request, running)
     if request.preset != NOTHING_ASKED:
         check_joined(running, request.preset)
         if request.preset.read_only and not running.preset.read_only:
             return Step.SAVEPOINT_READ_ONLY if propagation == "savepoint" else Step.JOIN_READ_ONLY
     return Step.SAVEPOINT if propagation == "savepoint" else Step.JOIN
+
+
+def _no_retry(running: Running, propagation: str) -> str:
+    if propagation == "savepoint":
+        why = "a savepoint cannot be retried: after a serialization failure the whole transaction has to be"
+    else:
+        why = f"{running} is already open and is not retried itself, so a part of it cannot be"
+    return (
+        f"retry= was asked for, but {why}; give the outermost scope retry= (as a decorator, or with attempts()), "
+        "or ask for propagation='new'"
+    )
+
+
+def _check_commit(runs: Request, asked: Request, running: Running) -> None:
+    if asked.verify_commit and not runs.verify_commit:
+        raise OptionError(f"verify_commit= was asked for, but {running}, whose COMMIT it is, runs without; {_WAY_OUT}")
+    wanted, has = asked.commit_timeout, runs.commit_timeout
+    if wanted is not None and (has is None or has > wanted):
+        found = "none of its own" if has is None else f"{has} s"
+        raise OptionError(
+            f"commit_timeout={wanted} s was asked for, but {running}, whose COMMIT it is, runs with {found}; {_WAY_OUT}"
+        )
 
 
 NOTHING_ASKED = Preset()
@@ -169,6 +225,16 @@ def plan_passed(running: Running | None, request: Request) -> Step:
         )
     if running is not None:
         return plan(running, request)
+    if request.retry_given:
+        raise OptionError(
+            "retry= was asked for, but a session was passed in: its transaction is the caller's, and a part of it cannot be "
+            "retried; leave the session out, or have the caller's unit retried"
+        )
+    if request.verify_commit or request.commit_timeout is not None:
+        raise OptionError(
+            "verify_commit= or commit_timeout= was asked for, but a session was passed in, and its COMMIT is the caller's; "
+            "leave the session out"
+        )
     if request.preset != NOTHING_ASKED:
         raise OptionError(
             f"{request.preset} was asked for, but the session that was passed in belongs to no scope, and its "

@@ -8,13 +8,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
 
 from . import _dialects
+from ._commit import commit
+from ._locking import lock_entities
 from ._routes import bound_engines, check_route
 from ._savepoints import Savepoints, connections, within
 from ._watch import Failure, failure_log
+from ._watchdog import Watchdog
 from .context import describe, here
 from .errors import ConcurrentUse, Outcome, ScopeError, UnexpectedRollback
 from .isolation import Isolation
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.orm import SessionTransaction
 
+    from ._attempts import Run
     from ._plan import Request
     from ._routes import Routes
     from ._session import ScopeAware
@@ -40,21 +47,26 @@ class Unit:
     __slots__ = (
         "__weakref__",
         "asynchronous",
+        "deadline",
         "doomed",
         "enclosing",
         "ending",
+        "factory",
         "hooks",
         "idle",
+        "key",
         "lock",
         "outcome",
         "request",
         "restrictions",
+        "retried",
         "rollback_only",
         "routes",
         "savepoints",
         "session",
         "transaction",
         "user",
+        "watchdog",
     )
 
     def __init__(
@@ -64,6 +76,8 @@ class Unit:
         request: Request,
         routes: Routes,
         enclosing: list[Unit],
+        factory: Callable[[], Any],
+        run: Run | None,
     ) -> None:
         self.session = session
         self.asynchronous = asynchronous
@@ -71,6 +85,11 @@ class Unit:
         self.routes = routes
         self.enclosing = enclosing  # the units of the same thread or task that wait until this one is done
         self.restrictions = 0
+        self.factory = factory
+        self.retried = run is not None  # it is run again as a whole where that can help
+        self.deadline = None if run is None else run.deadline
+        self.watchdog: Watchdog | None = None
+        self.key: str | None = None  # of the commit marker
         self.user: object | None = None  # who is inside the session at this moment
         self.lock = threading.Lock()
         self.ending = False
@@ -82,6 +101,16 @@ class Unit:
         self.outcome: Outcome = "rolled back"
         self.transaction = session.begin()
         session._sessionkit_unit = self
+        if run is not None:
+            self._begin_run(run)
+
+    def _begin_run(self, run: Run) -> None:
+        if run.deadline is not None:
+            left = run.deadline - time.monotonic()
+            self.watchdog = Watchdog(left, lambda: connections(self.transaction), self.asynchronous)
+            self.watchdog.__enter__()
+        if run.lock and not self.preset.read_only:
+            event.listen(self.session, "do_orm_execute", lock_entities)
 
     def __str__(self) -> str:
         """What a message calls this unit's scope."""
@@ -252,8 +281,10 @@ class Unit:
             if error is None and not self.rollback_only:
                 self._commit()
             else:
-                self._rollback()
+                self.give_up_connection()
         finally:
+            if self.watchdog is not None:
+                self.watchdog.__exit__(None, None, None)
             try:
                 session.close()
             except Exception:
@@ -271,14 +302,14 @@ class Unit:
             if obstacle is not None:
                 why, error = obstacle
                 raise UnexpectedRollback(f"nothing of {self} was committed: {why}") from error
-            session.expire_on_commit = False  # it is closed at once: what the body returns stays readable
-            session.commit()
-            self.outcome = "committed"
+            commit(self)
         except BaseException:
-            self._rollback()
+            if self.outcome != "committed":
+                self.give_up_connection()
             raise
 
-    def _rollback(self) -> None:
+    def give_up_connection(self) -> None:
+        """ROLLBACK, as far as it can be had; a connection that is lost goes out of the pool."""
         try:
             self.session.rollback()
         except Exception:

@@ -86,11 +86,17 @@ class FailureLog:
 
 _logs: WeakKeyDictionary[Connection, FailureLog] = WeakKeyDictionary()
 _watched: WeakSet[Engine] = WeakSet()
+_commit_sent: WeakSet[Connection] = WeakSet()
 
 
 def failure_log(connection: Connection) -> FailureLog | None:
     """Return the log of the connection's transaction, or None where nothing ever went wrong in it."""
     return _logs.get(connection)
+
+
+def commit_was_sent(connection: Connection) -> bool:
+    """Tell whether COMMIT is being sent, or was sent, for the connection's last transaction."""
+    return connection in _commit_sent
 
 
 def note_failure(connection: Connection, error: BaseException) -> None:
@@ -112,11 +118,13 @@ def watch(engine: Engine) -> None:
         event.listen(root, "rollback_savepoint", _on_rollback_savepoint)
         event.listen(root, "release_savepoint", _on_release_savepoint)
         event.listen(root, "handle_error", _on_error)
+        event.listen(root, "commit", _commit_sent.add)
     _watched.add(engine)
 
 
 def _on_begin(connection: Connection) -> None:
     _logs.pop(connection, None)
+    _commit_sent.discard(connection)
 
 
 def _on_savepoint(connection: Connection, _: str | None) -> None:

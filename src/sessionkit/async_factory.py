@@ -11,11 +11,12 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 
 from ._makers import Maker
 from .factory import ContextRegistry, Session, split_options
-from .scope import AsyncScope, make_scope, session_scope
+from .scope import AsyncScope, async_attempts_of, make_scope, session_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
+    from ._attempts import AsyncAttempt
     from ._plan import Options
 
 __all__ = ["AsyncSession", "async_scoped_session", "async_sessionmaker"]
@@ -96,6 +97,23 @@ class async_sessionmaker(sa_asyncio.async_sessionmaker[AS]):
             return default
         made = make_scope(self._sessionkit_maker, self, cast("Options", options))
         return made if fn is None else made(fn)
+
+    def attempts(self, **options: Unpack[Options]) -> AsyncIterator[AsyncAttempt[AS]]:
+        """Run a ``with`` body again until it has succeeded: ``async for attempt in Session.attempts(): async with attempt as session: ...``.
+
+        Each attempt is a new session and a new transaction, and COMMIT is a part of it. Let the ``with`` be the last statement in
+        the body of the ``for``: where anything else could follow, an attempt that fails raises its error instead of being run again.
+
+        Args:
+            options: those of `session_scope`; `retry` defaults to the factory's, else to ``Retry()``.
+
+        Yields:
+            Attempts, with ``number``, ``error``, ``errors`` and ``delay`` (see `retry.Attempt`).
+
+        Raises:
+            OptionError: a scope of this factory is open here, and is not itself retried.
+        """
+        return async_attempts_of(make_scope(self._sessionkit_maker, self, options))
 
 
 class async_scoped_session(sa_asyncio.async_scoped_session[AS]):

@@ -18,10 +18,12 @@ from ._plan import Options, Request
 from ._session import ScopeAware
 from .context import factory_key, here, innermost
 from .errors import OptionError
-from .scope import Scope, make_scope, session_scope
+from .scope import Scope, attempts_of, make_scope, session_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from ._attempts import SyncAttempt
 
 __all__ = ["Session", "scoped_session", "sessionmaker"]
 
@@ -50,7 +52,7 @@ def split_options(kw: dict[str, Any], where: str, defaults: Request | None = Non
         )
     known = Options.__annotations__
     options = {name: kw.pop(name) for name in list(kw) if name in known}
-    return (defaults or Request()).but(options, where)
+    return (defaults or Request()).but(options, where, defaults=True)
 
 
 class sessionmaker(orm.sessionmaker[S]):
@@ -115,6 +117,23 @@ class sessionmaker(orm.sessionmaker[S]):
             return default
         made = make_scope(self._sessionkit_maker, self, cast("Options", options))
         return made if fn is None else made(fn)
+
+    def attempts(self, **options: Unpack[Options]) -> Iterator[SyncAttempt[S]]:
+        """Run a ``with`` body again until it has succeeded: ``for attempt in Session.attempts(): with attempt as session: ...``.
+
+        Each attempt is a new session and a new transaction, and COMMIT is a part of it. Let the ``with`` be the last statement in
+        the body of the ``for``: where anything else could follow, an attempt that fails raises its error instead of being run again.
+
+        Args:
+            options: those of `session_scope`; `retry` defaults to the factory's, else to ``Retry()``.
+
+        Yields:
+            Attempts, with ``number``, ``error``, ``errors`` and ``delay`` (see `retry.Attempt`).
+
+        Raises:
+            OptionError: a scope of this factory is open here, and is not itself retried.
+        """
+        return attempts_of(make_scope(self._sessionkit_maker, self, options))
 
 
 class ContextRegistry(ScopedRegistry[T]):

@@ -17,7 +17,7 @@ from sqlalchemy import event
 
 from ._savepoints import Savepoints
 from .context import Entry, here, require, sync_session_of, top
-from .errors import HookError, Outcome, ScopeError
+from .errors import HookError, Outcome, ScopeError, set_outcome
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
@@ -84,7 +84,9 @@ class Run:
         for error in self.errors:
             if not isinstance(error, Exception):  # KeyboardInterrupt, CancelledError: theirs is the right of way
                 raise error
-        raise HookError(self.errors, self.outcome)
+        error = HookError(self.errors, self.outcome)
+        set_outcome(error, self.outcome)
+        raise error
 
 
 def run(hooks: Iterable[Hook], outcome: Outcome, first: BaseException | None = None) -> None:
@@ -97,7 +99,7 @@ def run(hooks: Iterable[Hook], outcome: Outcome, first: BaseException | None = N
                 if inspect.iscoroutine(result):
                     result.close()
                 raise ScopeError(f"{hook!r} returned an awaitable, but its scope is sync and cannot await it")
-        except BaseException as error:  # noqa: BLE001 - Run decides what it means
+        except BaseException as error:
             state.failed(hook, error)
     state.report(first)
 
@@ -110,7 +112,7 @@ async def async_run(hooks: Iterable[Hook], outcome: Outcome, first: BaseExceptio
             result = hook.fn()
             if inspect.isawaitable(result):
                 await cast("Awaitable[object]", result)
-        except BaseException as error:  # noqa: BLE001 - Run decides what it means
+        except BaseException as error:
             state.failed(hook, error)
     state.report(first)
 

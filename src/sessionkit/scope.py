@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec
 from sqlalchemy import orm
 
 from . import hooks
+from ._attempts import async_attempts, attempts
 from ._decorate import INJECTED, form_of, wrap, wrap_async
 from ._inner import NO_INNER, Inner, begin_inner, finish_inner
 from ._makers import Maker
@@ -20,13 +21,16 @@ from ._session import make_aware
 from ._twins import to_completion
 from ._unit import Unit
 from .context import Entry, factory_key, here, innermost, pop, push, sync_session_of, top
-from .errors import ColourError, ScopeError
+from .errors import ColourError, OptionError, ScopeError, set_outcome
+from .retry import Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from types import TracebackType
 
     from sqlalchemy.ext import asyncio as sa_asyncio
+
+    from ._attempts import AsyncAttempt, Run, SyncAttempt
 
     AS = TypeVar("AS", bound=sa_asyncio.AsyncSession)
 else:
@@ -68,13 +72,27 @@ class _Scope(Generic[H]):
             return plan(None, self._request), None
         return (plan_passed(None, self._request) if outer.unit is None else plan(outer.unit, self._request)), outer
 
-    def _open(self, owner: object) -> H:
+    def _joins(self) -> bool:
+        """Tell whether entering now would take part in what runs; an error if the options do not allow it."""
+        return self._decide(here())[0] is not Step.OPEN
+
+    def _policy(self) -> Retry | None:
+        return self._request.retry
+
+    def _refuse_retry(self) -> None:
+        if self._request.retry_given:
+            raise OptionError(
+                "retry= was given to a plain `with`, whose body cannot be run again; decorate a function with it, or write "
+                "`for attempt in Session.attempts(retry=...): with attempt as session: ...`"
+            )
+
+    def _open(self, owner: object, run: Run | None) -> H:
         """Make a session and begin. No I/O: the transaction reaches the database with the first statement."""
         maker = self._maker
         handed = self._factory()
         session = make_aware(handed.sync_session if maker.asynchronous else handed)
         try:
-            unit = Unit(session, maker.asynchronous, self._request, self._routes, _enclosing(owner))
+            unit = Unit(session, maker.asynchronous, self._request, self._routes, _enclosing(owner), self._factory, run)
             if self._request.preset != NOTHING_ASKED:
                 unit.check_options()
         except BaseException:
@@ -128,10 +146,14 @@ class Scope(_Scope[S]):
     __slots__ = ()
 
     def __enter__(self) -> S:
+        self._refuse_retry()
+        return self._begin(None)
+
+    def _begin(self, run: Run | None) -> S:
         owner = here()
         step, outer = self._decide(owner)
         if step is Step.OPEN:
-            return self._open(owner)
+            return self._open(owner, run)
         assert outer is not None
         inner = NO_INNER
         if step is not Step.JOIN:
@@ -151,8 +173,11 @@ class Scope(_Scope[S]):
         try:
             unit.finish(error)
         except BaseException as failure:
+            set_outcome(failure, unit.outcome)
             hooks.run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, failure)
             raise
+        if error is not None:
+            set_outcome(error, unit.outcome)
         if unit.hooks:
             hooks.run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, error)
 
@@ -201,10 +226,14 @@ class AsyncScope(_Scope[AS]):
     __slots__ = ()
 
     async def __aenter__(self) -> AS:
+        self._refuse_retry()
+        return await self._begin(None)
+
+    async def _begin(self, run: Run | None) -> AS:
         owner = here()
         step, outer = self._decide(owner)
         if step is Step.OPEN:
-            return self._open(owner)
+            return self._open(owner, run)
         assert outer is not None
         inner = NO_INNER
         if step is not Step.JOIN:
@@ -224,11 +253,14 @@ class AsyncScope(_Scope[AS]):
         try:
             _, cancelled = await to_completion(_async_finish(entry.handed, unit, error))
         except BaseException as failure:
+            set_outcome(failure, unit.outcome)
             await hooks.async_run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, failure)
             raise
+        if (first := error or cancelled) is not None:
+            set_outcome(first, unit.outcome)
         if unit.hooks:
             due = hooks.due(unit.hooks, unit.outcome, unit.savepoints)
-            await hooks.async_run(due, unit.outcome, error or cancelled)
+            await hooks.async_run(due, unit.outcome, first)
         if cancelled is not None:
             raise cancelled
 
@@ -332,3 +364,13 @@ def make_scope(maker: Maker, factory: Any, options: Options) -> Scope[Any] | Asy
     """Make the scope of a known factory."""
     request = maker.defaults.but(options, "a scope") if options else maker.defaults
     return AsyncScope(maker, factory, request) if maker.asynchronous else Scope(maker, factory, request)
+
+
+def attempts_of(scope: Any) -> Iterator[SyncAttempt[Any]]:
+    """Return the attempts of a sync scope."""
+    return attempts(scope, scope._policy() or Retry())
+
+
+def async_attempts_of(scope: Any) -> AsyncIterator[AsyncAttempt[Any]]:
+    """Return the attempts of an async scope."""
+    return async_attempts(scope, scope._policy() or Retry())

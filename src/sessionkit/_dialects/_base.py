@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import OptionError
+from ._bulk import Bulk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
+    from sqlalchemy import Table
     from sqlalchemy.engine import Connection, Engine
 
 LEVELS = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
@@ -70,6 +73,24 @@ def _unrestricted(connection: Connection) -> None:
     )
 
 
+def _cannot_cut(connection: Connection) -> None:
+    """Do nothing: nobody knows how to interrupt this driver from outside."""
+
+
+def _unbounded(connection: Connection, seconds: float | None) -> None:
+    if seconds is not None:
+        raise OptionError(
+            f"commit_timeout={seconds} s was asked for, but sessionkit cannot keep it on {connection.dialect.name}; "
+            "leave it out there"
+        )
+
+
+def _no_insert_or_wait(table: Table) -> Any:
+    raise OptionError(
+        "verify_commit=True was asked for, but sessionkit has no claim for this dialect's commit marker; give it a function"
+    )
+
+
 def _no_conflict(held: Connection, wanted: Engine, asked: Asked) -> str | None:
     return None
 
@@ -92,6 +113,14 @@ class Dialect:
         lift: ends that where the rollback of the savepoint does not.
         conflict: tells why a new transaction on an engine could only wait for the one that a connection of the same
             thread or task holds; None where it need not.
+        insert_or_wait: an INSERT that does nothing where the row is there already, and waits for a transaction that has inserted
+            it and is still open.
+        cut: ends whatever a connection is waiting for, from another thread or task: who waits gets the driver's error.
+        bound_commit: prepares for a COMMIT that is to be cut after so many seconds, where there is something to prepare.
+        now: asks the server's clock: aware, in microseconds; None where nobody has looked what the server can do.
+        later: SQL for a timestamp after the one in ``{column}``, the server's clock if that is later; None as above.
+        new_uuid: SQL for a random UUID, as SQLAlchemy's type `Uuid` stores it; None as above.
+        xmin: each row tells which transaction wrote it, in a system column of this name.
     """
 
     name: str
@@ -103,6 +132,14 @@ class Dialect:
     restrict: Callable[[Connection], None] = _unrestricted
     lift: Callable[[Connection], None] = _unrestricted
     conflict: Callable[[Connection, Engine, Asked], str | None] = _no_conflict
+    insert_or_wait: Callable[[Table], Any] = _no_insert_or_wait
+    cut: Callable[[Connection], None] = _cannot_cut
+    bound_commit: Callable[[Connection, float | None], None] = _unbounded
+    bulk: Bulk = field(default_factory=Bulk)
+    now: Callable[[Connection], datetime] | None = None
+    later: str | None = None
+    new_uuid: str | None = None
+    xmin: bool = False
 
     def given(self, level: str) -> str:
         """Return the level that this dialect gives for the one asked for."""

@@ -8,15 +8,20 @@ given back as they were. All timeouts go into one ``set_config`` statement, loca
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import os
+import socket
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakSet
 
 from sqlalchemy import event, func, select, text
+from sqlalchemy.dialects.postgresql import insert
 
 from ._base import Asked, Dialect, all_of
+from ._bulk_postgresql import BULK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from sqlalchemy.engine import Connection, Engine
 
@@ -179,8 +184,28 @@ def _restrict(connection: Connection) -> None:
     connection.execute(select(func.set_config("transaction_read_only", "on", True)))
 
 
+def _cut(connection: Connection) -> None:
+    driver: Any = connection.connection.driver_connection
+    if hasattr(driver, "terminate"):  # asyncpg, from within its event loop
+        driver.terminate()
+        return
+    # libpq is waiting on this socket, maybe in another thread, so the connection object is not to be touched: a shutdown
+    # of the socket under it makes the wait end as if the server had gone.
+    with socket.socket(fileno=os.dup(driver.fileno())) as link:
+        link.shutdown(socket.SHUT_RDWR)
+
+
+def _bound_commit(connection: Connection, seconds: float | None) -> None:
+    """Do nothing: the watchdog cuts the connection."""
+
+
 def _lift(connection: Connection) -> None:
     """Do nothing: the rollback of the savepoint takes a local setting back."""
+
+
+def _now(connection: Connection) -> datetime:
+    # Not now(): that is the start of the transaction, and a rival that began later may have committed earlier.
+    return cast("datetime", connection.scalar(select(func.clock_timestamp())))
 
 
 DIALECT = Dialect(
@@ -197,4 +222,12 @@ DIALECT = Dialect(
     lost=_lost,
     restrict=_restrict,
     lift=_lift,
+    insert_or_wait=lambda table: insert(table).on_conflict_do_nothing(),
+    cut=_cut,
+    bound_commit=_bound_commit,
+    bulk=BULK,
+    now=_now,
+    later="greatest(clock_timestamp(), {column} + interval '1 microsecond')",
+    new_uuid="gen_random_uuid()",
+    xmin=True,
 )

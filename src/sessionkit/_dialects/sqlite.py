@@ -12,14 +12,17 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import event
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
 from ._base import LEVELS, Asked, Dialect, all_of, refuse
+from ._bulk_sqlite import BULK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -241,6 +244,22 @@ def _restrict(connection: Connection) -> None:
     _say(connection, connection.connection.driver_connection, "PRAGMA query_only=ON")
 
 
+def _cut(connection: Connection) -> None:
+    driver: Any = connection.connection.driver_connection
+    # aiosqlite's own interrupt() is to be awaited; the sqlite3 connection inside has one for other threads to call.
+    getattr(driver, "_conn", driver).interrupt()
+
+
+def _bound_commit(connection: Connection, seconds: float | None) -> None:
+    # A COMMIT waits for readers (in rollback journal mode), and SQLite does not look at interrupt() meanwhile.
+    if seconds is not None:
+        driver = connection.connection.driver_connection
+        before = _first_value(connection, driver, "PRAGMA busy_timeout")
+        if int(before) > seconds * 1000:
+            _undo_later(connection, f"PRAGMA busy_timeout={int(before)}")
+            _say(connection, driver, f"PRAGMA busy_timeout={round(seconds * 1000)}")
+
+
 def _lift(connection: Connection) -> None:
     _say(connection, connection.connection.driver_connection, "PRAGMA query_only=OFF")
 
@@ -257,6 +276,19 @@ def _conflict(held: Connection, wanted: Engine, asked: Asked) -> str | None:
     return "the transaction around holds SQLite's write lock on the same file, so this one could only wait for itself"
 
 
+def _now(connection: Connection) -> datetime:
+    # SQLite runs in this process: its clock is the process's, and only its own reading of it stops at milliseconds.
+    return datetime.now(UTC)
+
+
+# A timestamp is text here, as SQLAlchemy's DateTime writes it, and sorts as text. What SQLite adds to a time it
+# rounds to milliseconds (https://www.sqlite.org/lang_datefunc.html), so the microsecond is added to the digits.
+_LATER = (
+    "max(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000', CASE WHEN substr({column}, 21) = '999999' "
+    "THEN strftime('%Y-%m-%d %H:%M:%S', substr({column}, 1, 19), '+1 second') || '.000000' "
+    "ELSE substr({column}, 1, 20) || substr('00000' || (substr({column}, 21) + 1), -6) END)"
+)
+
 DIALECT = Dialect(
     "sqlite",
     # One writer at a time, readers on a snapshot: everything is serializable, once there is a real BEGIN.
@@ -267,5 +299,12 @@ DIALECT = Dialect(
     lost=_lost,
     restrict=_restrict,
     lift=_lift,
+    insert_or_wait=lambda table: insert(table).on_conflict_do_nothing(),
+    cut=_cut,
+    bound_commit=_bound_commit,
+    bulk=BULK,
     conflict=_conflict,
+    now=_now,
+    later=_LATER,
+    new_uuid="lower(hex(randomblob(16)))",
 )

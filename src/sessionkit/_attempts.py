@@ -1,0 +1,197 @@
+"""Attempts: running a unit again, for decorated functions and for ``with`` bodies. Two colours of one loop.
+
+What is decided is decided in ``retry``; here is only who waits and who enters which scope.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+import time
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from ._loops import goes_back
+from .errors import ScopeError
+from .retry import Attempt, Attempts, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from .scope import AsyncScope, Scope
+
+__all__ = ["AsyncAttempt", "Run", "SyncAttempt", "async_attempts", "async_call", "attempts", "call"]
+
+S = TypeVar("S")
+R = TypeVar("R")
+
+
+class Run(NamedTuple):
+    """What a unit has to know of the attempt that it is.
+
+    Attributes:
+        deadline: when the last attempt must be over, on the monotonic clock.
+        lock: whether its SELECTs of entities lock their rows.
+    """
+
+    deadline: float | None
+    lock: bool
+
+
+class _Bound(Attempt, Generic[S]):
+    """An attempt that is entered with ``with``."""
+
+    __slots__ = ("_attempts", "_entered", "_loops", "_scope")
+
+    def __init__(self, scope: Any, attempts: Attempts | None, loops: bool = False) -> None:
+        begun = Attempt(1) if attempts is None else attempts.next()
+        super().__init__(begun.number, errors=begun.errors)
+        self._scope = scope
+        self._attempts = attempts  # None: the scope has joined one that is retried as a whole
+        self._loops = loops  # our own loop, which is known to go on
+        self._entered = False
+
+    def _run(self) -> Run | None:
+        self._entered = True
+        attempts = self._attempts
+        return None if attempts is None else Run(attempts.deadline, attempts.policy.lock_on_retry and self.number > 1)
+
+    def _goes_on(self, error: BaseException, place: Place) -> bool:
+        """Decide whether `error` is swallowed, because the loop comes to its next attempt."""
+        if self._attempts is None or not self._attempts.failed(self, error, time.monotonic()):
+            return False
+        if self._loops or goes_back(*place):
+            return True
+        self.delay = None
+        error.add_note(
+            "it was not retried, because the code does not go on with the next attempt from here: let `with attempt` be the last "
+            "statement in the body of the `for`, and put `return` after the loop"
+        )
+        return False
+
+    def _check_entered(self) -> None:
+        if not self._entered:
+            raise ScopeError("an attempt was not entered; write `with attempt as session:` in the body of the `for`")
+
+
+class SyncAttempt(_Bound[S]):
+    """One attempt of ``for attempt in Session.attempts(): with attempt as session: ...``."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> S:
+        session: S = self._scope._begin(self._run())
+        return session
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
+        place = _place()
+        try:
+            self._scope.__exit__(kind, error, traceback)
+        except BaseException as failure:
+            if self._goes_on(failure, place):
+                return True
+            raise
+        return error is not None and self._goes_on(error, place)
+
+
+class AsyncAttempt(_Bound[S]):
+    """One attempt of ``async for attempt in Session.attempts(): async with attempt as session: ...``."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> S:
+        session: S = await self._scope._begin(self._run())
+        return session
+
+    def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
+    ) -> Awaitable[bool]:
+        # Not async itself: the caller's place in its code is to be seen before anything is awaited.
+        return self._exit(kind, error, traceback, _place())
+
+    async def _exit(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: object, place: Place
+    ) -> bool:
+        try:
+            await self._scope.__aexit__(kind, error, traceback)
+        except BaseException as failure:
+            if self._goes_on(failure, place):
+                return True
+            raise
+        return error is not None and self._goes_on(error, place)
+
+
+Place = tuple[CodeType, int]
+"""Where a frame is in its code: it has moved on by the time that the answer is needed."""
+
+
+def _place() -> Place:
+    frame = sys._getframe(2)  # of who leaves the attempt
+    return frame.f_code, frame.f_lasti
+
+
+def attempts(scope: Scope[Any], policy: Retry, loops: bool = False) -> Iterator[SyncAttempt[Any]]:
+    """Yield attempts until one has succeeded; wait in between, holding no connection."""
+    if scope._joins():
+        joined = SyncAttempt[Any](scope, None, loops)
+        yield joined
+        joined._check_entered()
+        return
+    state = Attempts(policy, time.monotonic())
+    while True:
+        attempt = SyncAttempt[Any](scope, state, loops)
+        yield attempt
+        attempt._check_entered()
+        if attempt.delay is None:
+            return
+        if policy.before_retry is not None:
+            result = policy.before_retry(attempt)
+            if inspect.isawaitable(result):
+                if inspect.iscoroutine(result):
+                    result.close()
+                raise ScopeError("before_retry is async, but its scope is sync and cannot await it")
+        time.sleep(attempt.delay)
+
+
+async def async_attempts(
+    scope: AsyncScope[Any], policy: Retry, loops: bool = False
+) -> AsyncIterator[AsyncAttempt[Any]]:
+    """Yield attempts until one has succeeded; wait in between, holding no connection."""
+    if scope._joins():
+        joined = AsyncAttempt[Any](scope, None, loops)
+        yield joined
+        joined._check_entered()
+        return
+    state = Attempts(policy, time.monotonic())
+    while True:
+        attempt = AsyncAttempt[Any](scope, state, loops)
+        yield attempt
+        attempt._check_entered()
+        if attempt.delay is None:
+            return
+        if policy.before_retry is not None:
+            result = policy.before_retry(attempt)
+            if inspect.isawaitable(result):
+                await result
+        await asyncio.sleep(attempt.delay)
+
+
+def call(scope: Scope[Any], policy: Retry, body: Callable[[Any], R]) -> R:
+    """Call `body` with a session until it has succeeded."""
+    for attempt in attempts(scope, policy, loops=True):
+        with attempt as session:
+            result = body(session)
+        if attempt.error is None:
+            return result
+    raise AssertionError("attempts() ends after a success, or raises")  # pragma: no cover
+
+
+async def async_call(scope: AsyncScope[Any], policy: Retry, body: Callable[[Any], Awaitable[R]]) -> R:
+    """Call `body` with a session until it has succeeded."""
+    async for attempt in async_attempts(scope, policy, loops=True):
+        async with attempt as session:
+            result = await body(session)
+        if attempt.error is None:
+            return result
+    raise AssertionError("attempts() ends after a success, or raises")  # pragma: no cover

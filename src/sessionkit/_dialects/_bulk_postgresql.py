@@ -1,0 +1,91 @@
+"""How PostgreSQL moves many rows: COPY, arrays, a temporary table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Boolean, func, literal, literal_column
+from sqlalchemy.exc import DBAPIError, StatementError
+
+from ._bulk import Bulk
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Table
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html. 21: two rows of one statement meet; 22: data; 23: a
+# constraint; 44: WITH CHECK OPTION; P0: raised by a trigger. All others (a lost connection, a deadlock, a timeout, a
+# missing table) would come again with any other row.
+_ROW_CLASSES = frozenset({"21", "22", "23", "44", "P0"})
+_WRONG_ROW = frozenset({"428C9"})  # a value for a generated column
+
+
+def _sqlstate(orig: BaseException | None) -> str | None:
+    return getattr(orig, "sqlstate", None) or getattr(orig, "pgcode", None)
+
+
+def _blames_the_row(error: BaseException) -> bool:
+    if not isinstance(error, StatementError):
+        return False
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return False
+    state = _sqlstate(error.orig)
+    if state is not None:
+        return state[:2] in _ROW_CLASSES or state in _WRONG_ROW
+    # Without a SQLSTATE the server was not asked: a type or the driver could not bind a value. Or it could not be
+    # reached any more.
+    return not _is_operational(error)
+
+
+def _is_operational(error: StatementError) -> bool:
+    return isinstance(error, DBAPIError) and type(error).__name__ in {"OperationalError", "InternalError"}
+
+
+def _column_of(error: BaseException, table: Table) -> str | None:
+    orig = getattr(error, "orig", None)
+    for told in (getattr(orig, "diag", None), getattr(orig, "__cause__", None), orig):
+        name = getattr(told, "column_name", None)
+        if name:
+            return str(name)
+        # A constraint of one column names it as well.
+        name = getattr(told, "constraint_name", None)
+        for constraint in table.constraints if name else ():
+            columns = getattr(constraint, "columns", ())
+            if constraint.name == name and len(columns) == 1:
+                return str(next(iter(columns)).name)
+    return None
+
+
+def _upsert(table: Table) -> Any:
+    # Imported at its first use: it brings the whole dialect, which an application on another database never needs.
+    from sqlalchemy.dialects.postgresql import insert
+
+    return insert(table)
+
+
+def _any_of(column: Any, type_: Any, values: list[Any]) -> ColumnElement[bool]:
+    from sqlalchemy.dialects.postgresql import ARRAY
+
+    result: ColumnElement[bool] = column == func.any(literal(values, ARRAY(type_)))
+    return result
+
+
+BULK = Bulk(
+    ladders={
+        "insert": ((200, "copy"), (5, "unnest")),
+        "update": ((2_000, "temp"), (5, "unnest")),
+        "upsert": ((2_000, "temp"), (5, "unnest")),
+        "delete": ((1, "unnest"),),
+    },
+    forced={
+        "insert": ("copy", "unnest", "temp"),
+        "update": ("unnest", "temp"),
+        "upsert": ("unnest", "temp"),
+        "delete": ("unnest", "temp"),
+    },
+    blames_the_row=_blames_the_row,
+    column_of=_column_of,
+    upsert=_upsert,
+    # A row that ON CONFLICT updated was locked before, and so has an xmax; a new one has none.
+    is_new=literal_column("(xmax = 0)", Boolean),
+    any_of=_any_of,
+)

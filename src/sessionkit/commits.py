@@ -1,0 +1,131 @@
+"""The commit marker: how to find out what became of a COMMIT whose answer was lost.
+
+A unit with ``verify_commit=True`` writes a row with a key of its own just before its COMMIT: the row is there if and only if the
+unit was committed. After a lost answer somebody has to find out, and a SELECT cannot: the COMMIT may still be on its way. So
+the key is *claimed* on a new connection: ``INSERT ... ON CONFLICT DO NOTHING`` waits for a transaction that holds the key and is
+still open; whoever owns the row afterwards tells what happened. If the claim got the key, the old transaction can never
+commit any more, since its own row would be a duplicate.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
+
+from sqlalchemy import CHAR, Column, DateTime, MetaData, String, Table, delete, func, insert, select
+from sqlalchemy.exc import DBAPIError
+
+from . import _dialects
+from .errors import OptionError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["async_create_table", "async_prune", "claim", "create_table", "prune", "table"]
+
+TABLE_NAME = "sessionkit_commit"
+
+Verdict = Literal["committed", "rolled back"]
+
+
+def table(metadata: MetaData | None = None, *, schema: str | None = None) -> Table:
+    """Return the marker table, as a part of `metadata`, for instance for Alembic's autogenerate."""
+    return Table(
+        TABLE_NAME,
+        MetaData() if metadata is None else metadata,
+        Column("key", CHAR(32), primary_key=True),
+        Column("state", String(1), nullable=False, comment="C: committed; T: claimed, so never committed"),
+        Column(
+            "created_at", DateTime(timezone=True), nullable=False, server_default=func.current_timestamp(), index=True
+        ),
+        schema=schema,
+    )
+
+
+_table = table()
+
+
+def create_table(engine: Engine) -> None:
+    """Create the marker table if it is not there.
+
+    SQL: ``CREATE TABLE IF NOT EXISTS``-like: a look into the catalogue, ``CREATE TABLE``, ``CREATE INDEX``; in a transaction of its own.
+    """
+    with engine.begin() as connection:
+        _table.create(connection, checkfirst=True)
+
+
+async def async_create_table(engine: AsyncEngine) -> None:
+    """Create the marker table if it is not there. The async twin of `create_table`."""
+    async with engine.begin() as connection:
+        await connection.run_sync(lambda sync: _table.create(sync, checkfirst=True))
+
+
+def prune(engine: Engine, *, older_than: float = 86_400.0) -> int:
+    """Delete the markers that nobody will ask for any more.
+
+    Args:
+        engine: where the table is.
+        older_than: the age in seconds from which a marker goes; longer than any unit may take to be resolved.
+
+    Returns:
+        How many went.
+
+    SQL: ``DELETE FROM sessionkit_commit WHERE created_at < ...`` in a transaction of its own, by the server's clock.
+    """
+    _check_age(older_than)
+    with engine.begin() as connection:
+        return _prune(connection, older_than)
+
+
+async def async_prune(engine: AsyncEngine, *, older_than: float = 86_400.0) -> int:
+    """Delete the markers that nobody will ask for any more. The async twin of `prune`."""
+    _check_age(older_than)
+    async with engine.begin() as connection:
+        return await connection.run_sync(_prune, older_than)
+
+
+def _check_age(older_than: float) -> None:
+    if isinstance(older_than, bool) or not older_than >= 0:
+        raise OptionError(f"older_than={older_than!r} was given; it is a number of seconds, 0 or more")
+
+
+def _prune(connection: Connection, older_than: float) -> int:
+    from datetime import timedelta
+
+    now: Any = connection.scalar(select(func.current_timestamp(type_=_table.c.created_at.type)))
+    return connection.execute(delete(_table).where(_table.c.created_at < now - timedelta(seconds=older_than))).rowcount
+
+
+def new_key() -> str:
+    """Return a key that no other unit has."""
+    return uuid4().hex
+
+
+def mark(connection: Connection, key: str) -> None:
+    """Write the marker into the unit's own transaction. SQL: ``INSERT INTO sessionkit_commit``."""
+    try:
+        connection.execute(insert(_table).values(key=key, state="C"))
+    except DBAPIError as error:
+        error.add_note(
+            "this was the commit marker of verify_commit=True; its table is made by sessionkit.commits.create_table(engine)"
+        )
+        raise
+
+
+def claim(connection: Connection, key: str) -> Verdict:
+    """Find out what became of the unit that had the marker `key`, and make sure that it stays so.
+
+    Args:
+        connection: a new connection to the unit's database; the caller commits it, and only then the verdict holds.
+        key: the marker's key, for instance of ``CommitOutcomeUnknown.key``.
+
+    Returns:
+        ``"committed"`` or ``"rolled back"``.
+
+    Waits for the unit's transaction if it is still open; bound that with ``lock_timeout``.
+    SQL: ``INSERT INTO sessionkit_commit ... ON CONFLICT DO NOTHING``, ``SELECT state``.
+    """
+    connection.execute(_dialects.of(connection).insert_or_wait(_table).values(key=key, state="T"))
+    state = connection.scalar(select(_table.c.state).where(_table.c.key == key))
+    return "committed" if state == "C" else "rolled back"

@@ -1,0 +1,188 @@
+"""Retry: when a unit of work is run again, how often, and after which wait. Pure: clock and dice are arguments.
+
+What is run again is always the whole unit, in a new session and a new transaction, COMMIT included: a serialization
+failure can arrive at COMMIT, and after any failure what was read before is worth nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+from .errors import OptionError, classify, outcome_of
+
+__all__ = ["Attempt", "Retry"]
+
+RetryOn = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One run of a unit of work.
+
+    Attributes:
+        number: which one, from 1.
+        error: what it failed with; None while it runs.
+        errors: what this and the earlier ones failed with, the oldest first.
+        delay: how long to wait before the next one, in seconds; None if there is none.
+    """
+
+    number: int
+    error: Exception | None = None
+    errors: list[Exception] = field(default_factory=list)
+    delay: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When and how a unit of work is run again.
+
+    Args:
+        attempts: how many runs at the most, the first included.
+        wait: the wait after the first failure, in seconds; it doubles after each further one.
+        wait_max: the longest wait, in seconds.
+        jitter: wait a random time between zero and that ("full jitter", https://aws.amazon.com/blogs/architecture/
+            exponential-backoff-and-jitter/), so that units that failed together do not meet again.
+        timeout: the longest that all runs and waits may take together, in seconds; a statement that hangs is cut then.
+        on: run again after these instead of the default: an exception class, a tuple of them, or a predicate.
+        also: kinds of `errors.classify` to run again after besides the default, such as ``("lock_not_available",)``.
+        before_retry: called with the failed `Attempt` before the wait; in async code it may be async.
+        lock_on_retry: from the second run on, the unit's ORM SELECTs of entities lock their rows (``FOR UPDATE``), which on a
+            contended row ends the contest instead of repeating it.
+
+    By default a unit is run again after a serialization failure, a deadlock, SQLite's BUSY and LOCKED, a stale version, and
+    a connection that was lost before COMMIT was sent. A unit whose outcome is unknown is never run again.
+
+    Raises:
+        OptionError: a value is not of its kind.
+    """
+
+    attempts: int = 5
+    _: KW_ONLY
+    wait: float = 0.02
+    wait_max: float = 2.0
+    jitter: bool = True
+    timeout: float | None = None
+    on: RetryOn | None = None
+    also: tuple[str, ...] = ()
+    before_retry: Callable[[Attempt], Awaitable[None] | None] | None = None
+    lock_on_retry: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        attempts: Any = self.attempts
+        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
+            raise OptionError(f"attempts={self.attempts!r} was asked for; it is a whole number, 1 or more")
+        for name in ("wait", "wait_max", "timeout"):
+            seconds = getattr(self, name)
+            if name == "timeout" and seconds is None:
+                continue
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+                raise OptionError(f"{name}={seconds!r} was asked for; it is a number of seconds, 0 or more")
+        if self.timeout == 0:
+            raise OptionError("timeout=0 was asked for; it would allow no attempt at all")
+        if self.on is not None:
+            _check_on(self.on)
+        also: Any = self.also
+        if isinstance(also, str) or not all(isinstance(kind, str) for kind in also):
+            raise OptionError(
+                f"also={self.also!r} was asked for; it is a tuple of kinds, such as ('lock_not_available',)"
+            )
+        object.__setattr__(self, "also", tuple(also))
+        if self.before_retry is not None and not callable(self.before_retry):
+            raise OptionError(f"before_retry={self.before_retry!r} was asked for; it is called with the failed Attempt")
+
+    def delay_after(self, attempt: int, rng: random.Random | None = None) -> float:
+        """Return how long to wait after a failed attempt, in seconds.
+
+        Args:
+            attempt: its number, from 1.
+            rng: the dice for the jitter; default: the process's.
+        """
+        # 2.0 ** 1024 overflows, and long before that the cap holds.
+        longest = min(self.wait_max, self.wait * 2.0 ** min(attempt - 1, 64))
+        return (rng or random).uniform(0.0, longest) if self.jitter else longest
+
+    def retries(self, error: BaseException) -> bool:
+        """Tell whether a unit that failed with `error` may be run again at all."""
+        # CommitOutcomeUnknown is unknown by its class already; this is for whatever else comes after COMMIT was sent.
+        if not isinstance(error, Exception) or outcome_of(error) != "rolled back":
+            return False
+        if self.on is None:
+            meaning = classify(error)
+            return meaning.retryable or meaning.kind in self.also
+        if isinstance(self.on, type | tuple):
+            return isinstance(error, self.on)
+        return bool(self.on(error))
+
+
+def _check_on(on: object) -> None:
+    classes = on if isinstance(on, tuple) else (on,)
+    for each in classes:
+        if isinstance(each, type):
+            if not issubclass(each, Exception):
+                raise OptionError(
+                    f"on={on!r} was asked for, but {each.__qualname__} is no subclass of Exception; "
+                    "what is to end the program, or a task, is never retried"
+                )
+        elif isinstance(on, tuple) or not callable(each):
+            raise OptionError(f"on={on!r} was asked for; it is an exception class, a tuple of them, or a predicate")
+
+
+def as_retry(retry: object, where: str) -> Retry:
+    """Return what ``retry=`` means: a number is a number of attempts.
+
+    Raises:
+        OptionError: it is neither a `Retry` nor a number.
+    """
+    if isinstance(retry, Retry):
+        return retry
+    if isinstance(retry, int) and not isinstance(retry, bool):
+        return Retry(retry)
+    raise OptionError(f"retry={retry!r} was given to {where}; it is a Retry, or a number of attempts")
+
+
+class Attempts:
+    """The attempts of one call: counts them, and decides after each failure. The clock is an argument."""
+
+    __slots__ = ("_errors", "_rng", "deadline", "policy")
+
+    def __init__(self, policy: Retry, now: float, rng: random.Random | None = None) -> None:
+        self.policy = policy
+        self.deadline = None if policy.timeout is None else now + policy.timeout
+        self._errors: list[Exception] = []
+        self._rng = rng
+
+    def next(self) -> Attempt:
+        """Return the attempt that begins now."""
+        return Attempt(len(self._errors) + 1, errors=self._errors)
+
+    def failed(self, attempt: Attempt, error: BaseException, now: float) -> bool:
+        """Decide whether there is another attempt; if so, ``attempt.delay`` says after which wait.
+
+        Otherwise `error` is what the caller sees, with a note of what was tried.
+        """
+        if isinstance(error, Exception):
+            attempt.error = error
+            self._errors.append(error)
+        if not self.policy.retries(error):
+            if attempt.number > 1:
+                error.add_note(f"this was attempt {attempt.number}; {self._before()}")
+            return False
+        delay = self.policy.delay_after(attempt.number, self._rng)
+        if attempt.number >= self.policy.attempts:
+            error.add_note(f"gave up after {attempt.number} attempts; {self._before()}")
+            return False
+        if self.deadline is not None and now + delay >= self.deadline:
+            error.add_note(
+                f"gave up after {attempt.number} attempts, at the timeout of {self.policy.timeout} s; {self._before()}"
+            )
+            return False
+        attempt.delay = delay
+        return True
+
+    def _before(self) -> str:
+        earlier = [f"{type(e).__name__} ({classify(e).code or classify(e).kind})" for e in self._errors[:-1]]
+        return f"the attempts before failed with {', '.join(earlier)}" if earlier else "there was none before"
