@@ -65,7 +65,8 @@ class _Bound(Attempt, Generic[S]):
             return True
         self.delay = None
         error.add_note(
-            "it was not retried, because the code does not go on with the next attempt from here: let `with attempt` be the last "
+            "it was not retried, because the code does not go on with the next attempt from here: let `with attempt` "
+            "be the last "
             "statement in the body of the `for`, and put `return` after the loop"
         )
         return False

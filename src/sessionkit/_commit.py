@@ -17,7 +17,7 @@ from sqlalchemy.util import await_only
 
 from . import _dialects, commits
 from ._savepoints import connections
-from ._watch import commit_was_sent
+from ._watch import SCOPED, commit_was_sent, committing
 from ._watchdog import Watchdog
 from .errors import CommitOutcomeUnknown, OptionError, Outcome, ScopeError, classify
 from .isolation import Preset
@@ -43,17 +43,27 @@ def commit(unit: Unit) -> None:
     held = connections(unit.transaction)
     key = _mark(unit, held)
     unit.session.expire_on_commit = False  # it is closed at once: what the body returns stays readable
-    for connection in held:
-        _dialects.of(connection).bound_commit(connection, unit.request.commit_timeout)
+    permitted = committing.set(True)
     try:
-        with Watchdog(unit.request.commit_timeout, lambda: held, unit.asynchronous):
-            unit.session.commit()
+        if unit.request.commit_timeout is None:
+            unit.session._end_commit()
+        else:
+            _bounded_commit(unit, held, unit.request.commit_timeout)
         unit.outcome = "committed"
     except BaseException as error:
         unit.outcome = _outcome_after(unit, error)
         if unit.outcome != "unknown" or not isinstance(error, Exception):
             raise
         _resolve(unit, held, key, error)
+    finally:
+        committing.reset(permitted)
+
+
+def _bounded_commit(unit: Unit, held: list[Connection], seconds: float) -> None:
+    for connection in held:
+        _dialects.of(connection).bound_commit(connection, seconds)
+    with Watchdog(seconds, lambda: held, unit.asynchronous):
+        unit.session._end_commit()
 
 
 def _mark(unit: Unit, held: list[Connection]) -> str | None:
@@ -61,7 +71,8 @@ def _mark(unit: Unit, held: list[Connection]) -> str | None:
         return None
     if len(held) > 1:
         raise ScopeError(
-            f"verify_commit=True was asked for, but {unit} has written to {len(held)} databases, which do not commit as one; "
+            f"verify_commit=True was asked for, but {unit} has written to {len(held)} databases, which do not commit "
+            f"as one; "
             "use twophase=True, or a unit for each"
         )
     unit.key = commits.new_key()
@@ -92,12 +103,14 @@ def _resolve(unit: Unit, held: list[Connection], key: str | None, error: Excepti
         verdict = _ask(unit, lambda _: _ask_application(unit, verify))
     else:
         raise CommitOutcomeUnknown(
-            f"the connection of {unit} was lost during COMMIT, so it may have been committed or not; it is not retried. "
+            f"the connection of {unit} was lost during COMMIT, so it may have been committed or not; it is not "
+            f"retried. "
             "With verify_commit=True the scope finds out"
         ) from error
     if verdict is None:
         raise CommitOutcomeUnknown(
-            f"the connection of {unit} was lost during COMMIT, and no answer could be had of what became of it; it is not retried",
+            f"the connection of {unit} was lost during COMMIT, and no answer could be had of what became of it; it is "
+            f"not retried",
             key,
         ) from error
     unit.outcome = verdict
@@ -134,7 +147,8 @@ def sleep(seconds: float, asynchronous: bool) -> None:
 
 def _claim(unit: Unit, engine: Engine, key: str, left: float) -> commits.Verdict:
     bound = max(left, 0.05)
-    bounded = _dialects.of(engine).engine_for(engine, Preset(lock_timeout=bound))
+    # The engine is the unit's, whose transactions are scopes': the claim is one more of them.
+    bounded = _dialects.of(engine).engine_for(engine, Preset(lock_timeout=bound)).execution_options(**{SCOPED: False})
     with bounded.connect() as connection, Watchdog(bound, lambda: [connection], unit.asynchronous):
         with connection.begin():
             return commits.claim(connection, key)

@@ -25,6 +25,9 @@ class _Injected:
     def __repr__(self) -> str:
         return "INJECTED"
 
+    def __reduce__(self) -> str:
+        return "INJECTED"  # a copy of it, as frameworks make of defaults, is itself
+
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -76,6 +79,11 @@ def form_of(fn: Callable[..., Any], asynchronous: bool, asked: str) -> Form:
     parameters = list(signature.parameters.values())
     for position, parameter in enumerate(parameters):
         if parameter.default is INJECTED:
+            if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+                raise ScopeError(
+                    f"{name} takes {parameter.name!r} by position only, where INJECTED cannot be put in its place; "
+                    f"move it behind the `/`, or make it `*, {parameter.name}: Session = INJECTED`"
+                )
             by_position = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
             return Form(parameter.name, position if by_position else None, signature)
     if not parameters or parameters[0].kind not in (

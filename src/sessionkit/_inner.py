@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ._plan import Step
 from ._restriction import Restriction
+from ._verdict import begin_savepoint, finish_savepoint
+from .errors import ScopeError
 
 if TYPE_CHECKING:
     from sqlalchemy import orm
@@ -31,7 +33,7 @@ def begin_inner(session: orm.Session, step: Step, unit: Unit | None) -> Inner:
     """Begin an entry. I/O, except where the step is to join."""
     savepoint = restriction = None
     if step in (Step.SAVEPOINT, Step.SAVEPOINT_READ_ONLY):
-        savepoint = session.begin_nested()
+        savepoint = begin_savepoint(session)
     if step in (Step.JOIN_READ_ONLY, Step.SAVEPOINT_READ_ONLY):
         assert unit is not None
         try:
@@ -43,25 +45,29 @@ def begin_inner(session: orm.Session, step: Step, unit: Unit | None) -> Inner:
     return Inner(savepoint, restriction)
 
 
-def finish_inner(_: orm.Session | None, entry: Entry, error: BaseException | None) -> None:
-    """End an entry. I/O, except where it has joined."""
+def finish_inner(session: orm.Session | None, entry: Entry, error: BaseException | None) -> None:
+    """End an entry. I/O, except where it has joined: then the session is not needed."""
+    if entry.unit is not None and entry.unit.over:
+        if error is None:
+            raise ScopeError(
+                f"a scope that had joined {entry.unit} was left after that had ended: what it did since then is in no "
+                f"transaction; "
+                "leave the inner scope first"
+            )
+        return
     try:
-        if entry.restriction is not None:
-            entry.restriction.finish(error)
+        if entry.inner.restriction is not None:
+            entry.inner.restriction.finish(error)
     except BaseException as failure:
-        _finish(entry, failure)
+        _finish(session, entry, failure)
         raise
-    _finish(entry, error)
+    _finish(session, entry, error)
 
 
-def _finish(entry: Entry, error: BaseException | None) -> None:
-    unit, savepoint = entry.unit, entry.savepoint
-    if savepoint is None:
-        if unit is not None:
-            unit.left(error, entry.rollback_only)
+def _finish(session: orm.Session | None, entry: Entry, error: BaseException | None) -> None:
+    unit, savepoint = entry.unit, entry.inner.savepoint
+    if savepoint is not None:
+        assert session is not None
+        finish_savepoint(session, savepoint, error, entry.rollback_only, unit)
     elif unit is not None:
-        unit.finish_savepoint(savepoint, error, entry.rollback_only)
-    elif error is None and savepoint.is_active:
-        savepoint.commit()
-    else:
-        savepoint.rollback()
+        unit.left(error, entry.rollback_only)

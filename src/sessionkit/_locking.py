@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def lock_entities(state: ORMExecuteState) -> None:
     """Add FOR UPDATE to a SELECT of entities, and refresh what the session has of them already.
 
-    Left alone: what selects columns, groups or makes distinct (the database refuses to lock what is no row of a table), what
-    says itself how it locks, and the loads of relationships and expired columns.
+    Left alone: what selects columns, groups or makes distinct (the database refuses to lock what is no row of a
+    table), what says itself how it locks, and the loads of relationships and expired columns.
     """
     statement = state.statement
     if not state.is_select or state.is_relationship_load or state.is_column_load or not isinstance(statement, Select):

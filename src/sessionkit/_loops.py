@@ -1,10 +1,10 @@
 """Whether the code after a ``with`` block goes straight back to its ``for``.
 
-``for attempt in Session.attempts(): with attempt as session: ...`` replays its body only if control comes back to the loop. Where the body
-says ``return`` or ``break``, or where something else follows the block, swallowing a failure would let a caller go on as if the
-work were done. So an attempt swallows an error only where the byte code of the function shows that nothing but the next
-iteration can follow; everywhere else, and on an implementation whose byte code is not known here, the error is raised.
-See tests/unit/test_loops.py.
+``for attempt in Session.attempts(): with attempt as session: ...`` replays its body only if control comes back to the
+loop. Where the body says ``return`` or ``break``, or where something else follows the block, swallowing a failure
+would let a caller go on as if the work were done. So an attempt swallows an error only where the byte code of the
+function shows that nothing but the next iteration can follow; everywhere else, and on an implementation whose byte
+code is not known here, the error is raised. See tests/unit/test_loops.py.
 """
 
 from __future__ import annotations

@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 class Maker:
     """A factory as its scopes see it, one record per factory. It does not keep the factory alive."""
 
-    __slots__ = ("_routes", "asynchronous", "default_scope", "defaults")
+    __slots__ = ("_routes", "asynchronous", "defaults")
 
     _of_others: ClassVar[WeakKeyDictionary[Any, Maker]] = WeakKeyDictionary()
 
     def __init__(self, asynchronous: bool, defaults: Request | None = None) -> None:
         self.asynchronous = asynchronous
         self.defaults = defaults or Request()
-        self.default_scope: Any = None  # made at the first use: a scope is a value, one without options serves all
         self._routes: dict[Preset, Routes] = {}
 
     def routes(self, preset: Preset) -> Routes:

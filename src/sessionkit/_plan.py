@@ -227,12 +227,14 @@ def plan_passed(running: Running | None, request: Request) -> Step:
         return plan(running, request)
     if request.retry_given:
         raise OptionError(
-            "retry= was asked for, but a session was passed in: its transaction is the caller's, and a part of it cannot be "
+            "retry= was asked for, but a session was passed in: its transaction is the caller's, and a part of it "
+            "cannot be "
             "retried; leave the session out, or have the caller's unit retried"
         )
     if request.verify_commit or request.commit_timeout is not None:
         raise OptionError(
-            "verify_commit= or commit_timeout= was asked for, but a session was passed in, and its COMMIT is the caller's; "
+            "verify_commit= or commit_timeout= was asked for, but a session was passed in, and its COMMIT is the "
+            "caller's; "
             "leave the session out"
         )
     if request.preset != NOTHING_ASKED:

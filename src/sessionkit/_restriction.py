@@ -77,7 +77,8 @@ class Restriction:
         for connection, savepoint in reversed(self._held):
             try:
                 if not connection.invalidated and not connection.closed:
-                    _dialects.of(connection).lift(connection)
+                    if not self._unit.restrictions:  # else a read-only scope around this one goes on
+                        _dialects.of(connection).lift(connection)
                     if savepoint.is_active:
                         savepoint.rollback()
             except Exception:

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from . import _dialects
 from ._savepoints import connections
-from ._watch import watch
+from ._watch import for_scopes, watch
 from .errors import OptionError, ScopeError
 from .isolation import Preset
 
@@ -51,7 +51,7 @@ class Routes:
         engine = self._known.get(bind)
         if engine is None:
             _refuse_autocommit(bind)
-            engine = _dialects.of(bind).engine_for(bind, self._preset)
+            engine = for_scopes(_dialects.of(bind).engine_for(bind, self._preset))
             watch(bind)
             self._known[bind] = self._known[engine] = engine
         return engine
@@ -60,7 +60,7 @@ class Routes:
 def _refuse_autocommit(engine: Engine) -> None:
     level: object = engine.get_execution_options().get("isolation_level")
     level = level or getattr(engine.dialect, "_on_connect_isolation_level", None)
-    if level == "AUTOCOMMIT":
+    if str(level).upper() == "AUTOCOMMIT":
         raise OptionError(
             f"a scope was opened on {engine!r}, whose isolation_level is AUTOCOMMIT: each statement commits by "
             f"itself, and the scope "
@@ -91,6 +91,9 @@ def check_route(unit: Unit, engine: Engine | Connection) -> None:
             if held.dialect.name == engine.dialect.name:
                 why = _dialects.of(engine).conflict(held, engine, unit.preset)
                 if why is not None:
-                    raise ScopeError(
-                        f"propagation='new' was asked for inside {enclosing}, but {why}; join it, or end it first"
+                    asked = (
+                        "propagation='new' was asked for"
+                        if unit.request.propagation == "new"
+                        else "a scope of another factory was opened"
                     )
+                    raise ScopeError(f"{asked} inside {enclosing}, but {why}; join it, or end it first")

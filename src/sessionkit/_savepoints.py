@@ -9,7 +9,7 @@ from sqlalchemy import event
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Transaction
     from sqlalchemy.orm import Session, SessionTransaction
 
 
@@ -48,6 +48,12 @@ def _outwards(level: SessionTransaction | None) -> Iterable[SessionTransaction]:
     while level is not None:
         yield level
         level = level.parent
+
+
+def core_transactions(transaction: SessionTransaction) -> list[tuple[Connection, Transaction]]:
+    """Return the connections that a session's transaction has used so far, each with its own transaction."""
+    held: dict[Any, tuple[Any, ...]] = transaction._connections
+    return [(entry[0], entry[1]) for key, entry in held.items() if key is entry[0]]
 
 
 def connections(transaction: SessionTransaction) -> list[Connection]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakKeyDictionary
 
-from .context import here
-from .errors import ScopeError
+from sqlalchemy import orm
+
+from .context import describe, here
+from .errors import ScopeError, UnexpectedRollback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import orm
     from sqlalchemy.engine import Connection, Engine
 
     from ._unit import Unit
@@ -24,10 +25,44 @@ else:
     _Base = object
 
 
+class _Over:
+    """Stands in a session for the unit that has ended: whatever would begin another transaction is refused.
+
+    It would begin one that nobody commits, on a connection that nobody gives back.
+    """
+
+    ending = True
+    user = object()  # nobody
+
+    def claim(self, owner: object, what: str) -> NoReturn:
+        raise ScopeError(
+            f"session.{what}() was called by {describe(owner)} on the session of a scope that has ended; "
+            "do it inside the scope, or open another one"
+        )
+
+    def route(self, bind: object) -> NoReturn:
+        self.claim(here(), "get_bind")
+
+
+OVER = _Over()
+
+
+def unit_of(session: orm.Session) -> Unit | None:
+    """Return the unit that owns a session, or None if no scope does.
+
+    Raises:
+        ScopeError: its scope has ended.
+    """
+    unit: Unit | _Over | None = getattr(session, "_sessionkit_unit", None)
+    if isinstance(unit, _Over):
+        raise ScopeError("the session is that of a scope that has ended; do it inside the scope, or open another one")
+    return unit
+
+
 class ScopeAware(_Base):
     """Makes a Session refuse, inside a scope, what would break the scope's promise."""
 
-    _sessionkit_unit: Unit | None = None
+    _sessionkit_unit: Unit | _Over | None = None
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         bind = super().get_bind(*args, **kwargs)
@@ -35,38 +70,75 @@ class ScopeAware(_Base):
         return bind if unit is None else unit.route(bind)
 
     def commit(self) -> None:
-        if (unit := self._sessionkit_unit) is not None and not unit.ending:
+        if (unit := self._sessionkit_unit) is not None and unit is not OVER:
             self._refuse(unit, "commit", "it commits when its block ends")
         super().commit()
 
     def rollback(self) -> None:
-        if (unit := self._sessionkit_unit) is not None and not unit.ending:
+        if (unit := self._sessionkit_unit) is not None and unit is not OVER:
             self._refuse(
                 unit, "rollback", "to have nothing committed, raise an exception or call set_rollback_only(session)"
             )
         super().rollback()
 
     def close(self) -> None:
-        if (unit := self._sessionkit_unit) is not None and not unit.ending:
+        if (unit := self._sessionkit_unit) is not None and unit is not OVER:
             self._refuse(unit, "close", "it closes its session when its block ends")
         super().close()
 
     def reset(self) -> None:
-        if (unit := self._sessionkit_unit) is not None and not unit.ending:
+        if (unit := self._sessionkit_unit) is not None and unit is not OVER:
             self._refuse(unit, "reset", "it closes its session when its block ends")
         super().reset()
 
-    def _refuse(self, unit: Unit, method: str, instead: str) -> NoReturn:
+    # What the unit calls to end its transaction: as with SQLAlchemy's own context managers, not the session's commit().
+
+    def _end_flush(self) -> None:
+        super().flush()
+
+    def _end_commit(self) -> None:
+        super().commit()
+
+    def _end_rollback(self) -> None:
+        super().rollback()
+
+    def _end_close(self) -> None:
+        super().close()
+
+    def _refuse(self, unit: object, method: str, instead: str) -> NoReturn:
         raise ScopeError(
             f"session.{method}() was called inside {unit}, which decides when its transaction ends: "
             f"{instead}; for a transaction of your own, open a scope with propagation='new'"
         )
 
 
-def _one_at_a_time(name: str) -> Callable[..., Any]:
+class _Savepoint(orm.SessionTransaction):
+    """A savepoint inside a scope whose block does not end in silence with its work gone.
+
+    A flush that fails rolls its savepoint back. If the error is swallowed inside the block, SQLAlchemy leaves the
+    block without a word, and what was done in it before is lost.
+    """
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        failure: BaseException | None = self._rollback_exception
+        closed = getattr(self, "session", None) is None  # by a rollback by hand, which heals
+        lost = kind is None and failure is not None and not closed and not self.is_active
+        super().__exit__(kind, error, traceback)
+        if lost:
+            raise UnexpectedRollback(
+                f"a savepoint was rolled back: {type(failure).__name__} was swallowed inside its block: {failure}"
+            ) from failure
+
+
+def _nested(transaction: orm.SessionTransaction) -> orm.SessionTransaction:
+    transaction.__class__ = _Savepoint
+    return transaction
+
+
+def _one_at_a_time(name: str, finish: Callable[[Any], Any] | None = None) -> Callable[..., Any]:
     def method(self: ScopeAware, *args: Any, **kwargs: Any) -> Any:
         inherited = getattr(super(ScopeAware, self), name)
-        unit = self._sessionkit_unit
+        unit: Any = self._sessionkit_unit
         if unit is None:
             return inherited(*args, **kwargs)
         owner = here()
@@ -74,9 +146,10 @@ def _one_at_a_time(name: str) -> Callable[..., Any]:
             return inherited(*args, **kwargs)
         unit.claim(owner, name)
         try:
-            return inherited(*args, **kwargs)
+            result = inherited(*args, **kwargs)
         finally:
             unit.release()
+        return result if finish is None else finish(result)
 
     method.__name__ = name
     return method
@@ -84,8 +157,19 @@ def _one_at_a_time(name: str) -> Callable[..., Any]:
 
 # The public methods through which everything reaches the database: a lazy load, get(), refresh(), merge() and the
 # legacy Query go through execute(). They are set here, out of the type checkers' sight, to keep SQLAlchemy's overloads.
-for _name in ("execute", "scalar", "scalars", "flush", "connection", "begin_nested", "bulk_save_objects"):
-    setattr(ScopeAware, _name, _one_at_a_time(_name))
+_GUARDED = (
+    "begin_nested",
+    "bulk_insert_mappings",
+    "bulk_save_objects",
+    "bulk_update_mappings",
+    "connection",
+    "execute",
+    "flush",
+    "scalar",
+    "scalars",
+)
+for _name in _GUARDED:
+    setattr(ScopeAware, _name, _one_at_a_time(_name, _nested if _name == "begin_nested" else None))
 
 
 _aware_classes: WeakKeyDictionary[type, type] = WeakKeyDictionary()

@@ -1,8 +1,8 @@
 """From a driver's error to its code, and from the code to what it means. Tables; imports nothing of ours.
 
-The code decides, never the message (it is translated) nor the class (40001 is an OperationalError with psycopg and a bare
-DBAPIError with asyncpg). Sources: PostgreSQL manual, appendix A; https://www.sqlite.org/rescode.html; MySQL and MariaDB
-error references; https://www.cockroachlabs.com/docs/stable/transaction-retry-error-reference.
+The code decides, never the message (it is translated) nor the class (40001 is an OperationalError with psycopg and a
+bare DBAPIError with asyncpg). Sources: PostgreSQL manual, appendix A; https://www.sqlite.org/rescode.html; MySQL and
+MariaDB error references; https://www.cockroachlabs.com/docs/stable/transaction-retry-error-reference.
 """
 
 from __future__ import annotations

@@ -18,8 +18,10 @@ from . import _dialects
 from ._commit import commit
 from ._locking import lock_entities
 from ._routes import bound_engines, check_route
-from ._savepoints import Savepoints, connections, within
-from ._watch import Failure, failure_log
+from ._savepoints import Savepoints, connections
+from ._session import OVER
+from ._verdict import RollbackAsked, obstacle
+from ._watch import Failure
 from ._watchdog import Watchdog
 from .context import describe, here
 from .errors import ConcurrentUse, Outcome, ScopeError, UnexpectedRollback
@@ -57,6 +59,7 @@ class Unit:
         "key",
         "lock",
         "outcome",
+        "over",
         "request",
         "restrictions",
         "retried",
@@ -93,6 +96,7 @@ class Unit:
         self.user: object | None = None  # who is inside the session at this moment
         self.lock = threading.Lock()
         self.ending = False
+        self.over = False
         self.idle: Callable[[], None] | None = None
         self.hooks: list[Hook] = []
         self.doomed: list[tuple[SessionTransaction | None, Failure]] = []
@@ -188,81 +192,13 @@ class Unit:
         if error is None:
             if not rollback_only:
                 return
-            error = _RollbackAsked("a scope that had joined it called set_rollback_only()")
-        self.doomed.append((self.levels().current(), Failure.now(error)))
+            error = RollbackAsked("a scope that had joined it called set_rollback_only()")
+        self.doom(error, self.levels().current())
 
-    def first_failure(self, savepoint: SessionTransaction | None = None) -> BaseException | None:
-        """Return the first failure that nothing has undone, of the whole unit or since `savepoint` was set."""
-        failures = [
-            failure
-            for level, failure in self.doomed
-            if self.levels().survives(level) and (savepoint is None or within(level, savepoint))
-        ]
-        where = self.transaction if savepoint is None else savepoint
-        for connection in connections(where):
-            log = failure_log(connection)
-            failure = None if log is None else log.first(depth=0 if savepoint is None else log.depth)
-            if failure is not None:
-                failures.append(failure)
-        if failures:
-            return min(failures).error
-        # A flush that failed before it reached the database (a stale version, say) has left its error only here.
-        flush_error: BaseException | None = getattr(where, "_rollback_exception", None)
-        return flush_error
-
-    def obstacle(self) -> tuple[str, BaseException | None] | None:
-        """Return why nothing can be committed though the body raised nothing, or None if all is well."""
-        error = self.first_failure()
-        if self.session.get_transaction() is not self.transaction:
-            return "its transaction was ended by hand inside it", error
-        if error is not None:
-            return _swallowed(error), error
-        if not self.transaction.is_active:
-            return "its transaction was rolled back inside it", None
-        for connection in connections(self.transaction):
-            if connection.invalidated:
-                return "its connection was invalidated inside it", None
-            why = _dialects.of(connection).lost(connection, connection.connection.driver_connection)
-            if why is not None:
-                return why, None
-        return None
-
-    # -- savepoints ---------------------------------------------------------------------------------------------
-
-    def finish_savepoint(self, savepoint: SessionTransaction, error: BaseException | None, rollback_only: bool) -> None:
-        """RELEASE SAVEPOINT if all is well inside it, else ROLLBACK TO SAVEPOINT.
-
-        Raises:
-            UnexpectedRollback: the body raised nothing, but what it did could not be kept.
-        """
-        session = self.session
-        try:
-            if error is None and not rollback_only:
-                while (inner := session.get_nested_transaction()) not in (savepoint, None):
-                    assert inner is not None
-                    (inner.commit if inner.is_active else inner.rollback)()
-                if session.get_nested_transaction() is not savepoint:
-                    raise UnexpectedRollback(f"the savepoint of {self} was ended by hand inside it")
-                if savepoint.is_active:
-                    session.flush()
-                failure = self.first_failure(savepoint)
-                if failure is not None or not savepoint.is_active:
-                    why = "it was rolled back inside" if failure is None else _swallowed(failure)
-                    raise UnexpectedRollback(f"a savepoint of {self} was rolled back: {why}") from failure
-                savepoint.commit()
-                return
-        except BaseException:
-            self._undo(savepoint)
-            raise
-        self._undo(savepoint)
-
-    def _undo(self, savepoint: SessionTransaction) -> None:
-        try:
-            if _open(savepoint, self.session):
-                savepoint.rollback()
-        except Exception:
-            # The connection is gone, or a transaction around was ended by hand: the unit's own end finds it out.
-            logger.warning("ROLLBACK TO SAVEPOINT failed in %s", self, exc_info=True)
+    def doom(self, error: BaseException, level: SessionTransaction | None) -> None:
+        """Keep the unit from committing because of `error`, unless the savepoint `level` is rolled back."""
+        self.levels()
+        self.doomed.append((level, Failure.now(error)))
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -286,10 +222,11 @@ class Unit:
             if self.watchdog is not None:
                 self.watchdog.__exit__(None, None, None)
             try:
-                session.close()
+                session._end_close()
             except Exception:
                 logger.warning("closing the session of %s failed", self, exc_info=True)
-            session._sessionkit_unit = None
+            session._sessionkit_unit = OVER
+            self.over = True
             self.user = None
             self.lock.release()
 
@@ -297,10 +234,10 @@ class Unit:
         session = self.session
         try:
             if self.transaction.is_active:
-                session.flush()
-            obstacle = self.obstacle()
-            if obstacle is not None:
-                why, error = obstacle
+                session._end_flush()
+            found = obstacle(self)
+            if found is not None:
+                why, error = found
                 raise UnexpectedRollback(f"nothing of {self} was committed: {why}") from error
             commit(self)
         except BaseException:
@@ -311,7 +248,7 @@ class Unit:
     def give_up_connection(self) -> None:
         """ROLLBACK, as far as it can be had; a connection that is lost goes out of the pool."""
         try:
-            self.session.rollback()
+            self.session._end_rollback()
         except Exception:
             # What the caller must see is the error that led here; the pool drops a connection that cannot roll back.
             logger.warning("ROLLBACK failed in %s", self, exc_info=True)
@@ -320,20 +257,3 @@ class Unit:
 def _set(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-class _RollbackAsked(ScopeError):
-    """Not raised: it stands for the wish of a joined scope among the reasons of an UnexpectedRollback."""
-
-
-def _swallowed(error: BaseException) -> str:
-    if isinstance(error, _RollbackAsked):
-        return str(error)
-    return f"something failed inside and was swallowed; the first error was {type(error).__name__}: {error}"
-
-
-def _open(savepoint: SessionTransaction, session: ScopeAware) -> bool:
-    current = session.get_nested_transaction()
-    while current is not None and current is not savepoint:
-        current = current.parent
-    return current is savepoint

@@ -7,11 +7,15 @@ comes from the engine's own events, which see every statement of the connection,
 
 from __future__ import annotations
 
+import re
+from contextvars import ContextVar
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import event
+
+from .errors import ScopeError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine, ExceptionContext
@@ -41,6 +45,8 @@ class FailureLog:
 
     def failed(self, error: BaseException) -> None:
         """Note that a statement failed where the transaction stands now."""
+        if self._savepoints and self._savepoints[-1] is None:
+            del self._savepoints[-1]  # still without a name: it was SAVEPOINT that failed
         if not self._failures or self._failures[-1][1].error is not error:
             self._failures.append((len(self._savepoints), Failure.now(error)))
 
@@ -49,8 +55,8 @@ class FailureLog:
         self._savepoints.append(None)
 
     def named(self, name: str) -> None:
-        """The innermost savepoint is called `name`."""
-        if self._savepoints and self._savepoints[-1] is None:
+        """The innermost savepoint that is known to be set is called `name`."""
+        if self._savepoints and self._savepoints[-1] is None and name not in self._savepoints:
             self._savepoints[-1] = name
 
     def rolled_back_to(self, name: str) -> None:
@@ -89,6 +95,35 @@ _watched: WeakSet[Engine] = WeakSet()
 _commit_sent: WeakSet[Connection] = WeakSet()
 
 
+SCOPED = "sessionkit_scope"
+"""The execution option of the connections whose transactions belong to a scope."""
+
+committing: ContextVar[bool] = ContextVar("sessionkit_committing", default=False)
+"""Whether it is a scope that is committing."""
+
+# Not those that work on savepoints or on prepared transactions.
+_ENDS_TRANSACTION = re.compile(
+    r"\s*(?:COMMIT|END|ABORT|ROLLBACK|PREPARE\s+TRANSACTION)\b(?!\s+(?:PREPARED|(?:(?:WORK|TRANSACTION)\s+)?TO)\b)",
+    re.IGNORECASE,
+)
+
+
+def for_scopes(engine: Engine) -> Engine:
+    """Derive from an engine the one whose connections belong to scopes."""
+    scoped = engine.execution_options(**{SCOPED: True})
+    event.listen(scoped, "before_cursor_execute", _refuse_end)
+    return scoped
+
+
+def _refuse_end(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+    if _ENDS_TRANSACTION.match(statement):
+        raise ScopeError(
+            f"{statement.split()[0].upper()} was sent as SQL inside a scope, which decides when its transaction ends; "
+            f"to have "
+            "nothing committed, raise an exception or call set_rollback_only(session)"
+        )
+
+
 def failure_log(connection: Connection) -> FailureLog | None:
     """Return the log of the connection's transaction, or None where nothing ever went wrong in it."""
     return _logs.get(connection)
@@ -118,13 +153,23 @@ def watch(engine: Engine) -> None:
         event.listen(root, "rollback_savepoint", _on_rollback_savepoint)
         event.listen(root, "release_savepoint", _on_release_savepoint)
         event.listen(root, "handle_error", _on_error)
-        event.listen(root, "commit", _commit_sent.add)
+        event.listen(root, "commit", _on_commit)
     _watched.add(engine)
 
 
 def _on_begin(connection: Connection) -> None:
     _logs.pop(connection, None)
     _commit_sent.discard(connection)
+
+
+def _on_commit(connection: Connection) -> None:
+    if connection.get_execution_options().get(SCOPED) and not committing.get():
+        raise ScopeError(
+            "COMMIT was asked for on a connection or transaction inside a scope, which decides when its transaction "
+            "ends: it "
+            "commits when its block ends; for a transaction of your own, open a scope with propagation='new'"
+        )
+    _commit_sent.add(connection)
 
 
 def _on_savepoint(connection: Connection, _: str | None) -> None:

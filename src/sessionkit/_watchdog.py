@@ -1,7 +1,7 @@
 """A limit on time that nobody can outwait: when it is over, the connections are cut.
 
-A server that hangs, or a network that swallows everything, keeps a thread inside the driver for as long as TCP likes. What
-ends the wait is to cut the connection under it: whoever waits gets the driver's error of a lost connection.
+A server that hangs, or a network that swallows everything, keeps a thread inside the driver for as long as TCP likes.
+What ends the wait is to cut the connection under it: whoever waits gets the driver's error of a lost connection.
 """
 
 from __future__ import annotations

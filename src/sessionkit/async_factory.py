@@ -73,7 +73,6 @@ class async_sessionmaker(sa_asyncio.async_sessionmaker[AS]):
     def configure(self, **new_kw: Any) -> None:
         """Change the arguments of sessions and the defaults of scopes that are made from now on."""
         maker = self._sessionkit_maker
-        maker.default_scope = None
         maker.defaults = split_options(new_kw, "async_sessionmaker.configure()", maker.defaults)
         super().configure(**new_kw)
 
@@ -90,19 +89,15 @@ class async_sessionmaker(sa_asyncio.async_sessionmaker[AS]):
 
         The same as ``session_scope(Session, ...)``; see `session_scope` for the promise, the options and the SQL.
         """
-        if fn is None and not options:
-            default = self._sessionkit_maker.default_scope
-            if default is None:
-                default = self._sessionkit_maker.default_scope = make_scope(self._sessionkit_maker, self, {})
-            return default
-        made = make_scope(self._sessionkit_maker, self, cast("Options", options))
+        made = make_scope(self._sessionkit_maker, self, options)  # type: ignore[arg-type]
         return made if fn is None else made(fn)
 
     def attempts(self, **options: Unpack[Options]) -> AsyncIterator[AsyncAttempt[AS]]:
         """Run a ``with`` body again until it has succeeded: ``async for attempt in Session.attempts(): async with attempt as session: ...``.
 
-        Each attempt is a new session and a new transaction, and COMMIT is a part of it. Let the ``with`` be the last statement in
-        the body of the ``for``: where anything else could follow, an attempt that fails raises its error instead of being run again.
+        Each attempt is a new session and a new transaction, and COMMIT is a part of it. Let the ``with`` be the last
+        statement in the body of the ``for``: where anything else could follow, an attempt that fails raises its error
+        instead of being run again.
 
         Args:
             options: those of `session_scope`; `retry` defaults to the factory's, else to ``Retry()``.

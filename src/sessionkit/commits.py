@@ -1,10 +1,10 @@
 """The commit marker: how to find out what became of a COMMIT whose answer was lost.
 
-A unit with ``verify_commit=True`` writes a row with a key of its own just before its COMMIT: the row is there if and only if the
-unit was committed. After a lost answer somebody has to find out, and a SELECT cannot: the COMMIT may still be on its way. So
-the key is *claimed* on a new connection: ``INSERT ... ON CONFLICT DO NOTHING`` waits for a transaction that holds the key and is
-still open; whoever owns the row afterwards tells what happened. If the claim got the key, the old transaction can never
-commit any more, since its own row would be a duplicate.
+A unit with ``verify_commit=True`` writes a row with a key of its own just before its COMMIT: the row is there if and
+only if the unit was committed. After a lost answer somebody has to find out, and a SELECT cannot: the COMMIT may still
+be on its way. So the key is *claimed* on a new connection: ``INSERT ... ON CONFLICT DO NOTHING`` waits for a
+transaction that holds the key and is still open; whoever owns the row afterwards tells what happened. If the claim got
+the key, the old transaction can never commit any more, since its own row would be a duplicate.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ _table = table()
 def create_table(engine: Engine) -> None:
     """Create the marker table if it is not there.
 
-    SQL: ``CREATE TABLE IF NOT EXISTS``-like: a look into the catalogue, ``CREATE TABLE``, ``CREATE INDEX``; in a transaction of its own.
+    SQL: ``CREATE TABLE IF NOT EXISTS``-like: a look into the catalogue, ``CREATE TABLE``, ``CREATE INDEX``; in a
+    transaction of its own.
     """
     with engine.begin() as connection:
         _table.create(connection, checkfirst=True)
@@ -108,7 +109,8 @@ def mark(connection: Connection, key: str) -> None:
         connection.execute(insert(_table).values(key=key, state="C"))
     except DBAPIError as error:
         error.add_note(
-            "this was the commit marker of verify_commit=True; its table is made by sessionkit.commits.create_table(engine)"
+            "this was the commit marker of verify_commit=True; its table is made by "
+            "sessionkit.commits.create_table(engine)"
         )
         raise
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
     from sqlalchemy.orm import scoped_session as sa_scoped_session
 
-    from ._restriction import Restriction
+    from ._inner import Inner
     from ._unit import Unit
 
     S = TypeVar("S", bound=Session)
@@ -61,14 +61,13 @@ class Entry:
 
     __slots__ = (
         "handed",
+        "inner",
         "key",
         "live",
         "opened",
         "outer",
         "owner",
-        "restriction",
         "rollback_only",
-        "savepoint",
         "scope",
         "unit",
     )
@@ -82,8 +81,7 @@ class Entry:
         outer: Entry | None,
         owner: object,
         opened: bool,
-        savepoint: SessionTransaction | None,
-        restriction: Restriction | None,
+        inner: Inner,
     ) -> None:
         self.scope = scope
         self.key = key  # the factory: a scope joins only the scopes of its own factory
@@ -92,8 +90,7 @@ class Entry:
         self.outer = outer
         self.owner = owner
         self.opened = opened  # whether this entry began the transaction, and so ends it
-        self.savepoint = savepoint
-        self.restriction = restriction
+        self.inner = inner  # what the end of an entry that did not begin the transaction has to end
         self.rollback_only = False
         self.live = True
 

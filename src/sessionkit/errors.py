@@ -255,7 +255,7 @@ class BulkError(SessionKitError):
         return self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        other = type(self).__mro__[2] if type(self) is not BulkError else None
+        other = type(self).__bases__[1] if type(self) is not BulkError else None
         return _restored_bulk_error, (other, self.__dict__)
 
     @classmethod
@@ -314,7 +314,8 @@ def classify(error: BaseException) -> Classification:
     """Tell what an exception means, by the code that the driver gave and nothing else.
 
     Args:
-        error: an exception of psycopg, psycopg2, asyncpg, sqlite3, aiosqlite or a MySQL driver, in SQLAlchemy's wrapping or
+        error: an exception of psycopg, psycopg2, asyncpg, sqlite3, aiosqlite or a MySQL driver, in SQLAlchemy's
+        wrapping or
             without it; anything else is ``"other"``. An `UnexpectedRollback` means what its first error means.
 
     Emits no SQL. The tables and their sources are in ``sessionkit/_sqlstate.py``.

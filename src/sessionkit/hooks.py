@@ -11,11 +11,11 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar, cast
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import event
 
 from ._savepoints import Savepoints
+from ._session import unit_of
 from .context import Entry, here, require, sync_session_of, top
 from .errors import HookError, Outcome, ScopeError, set_outcome
 
@@ -59,15 +59,16 @@ def due(hooks: Iterable[Hook], outcome: Outcome, savepoints: Savepoints | None) 
 class Run:
     """What a run of hooks collects: the shells of both colours call the hooks, this decides what their errors mean."""
 
-    __slots__ = ("errors", "outcome")
+    __slots__ = ("errors", "logged", "outcome")
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: Outcome, logged: bool = False) -> None:
         self.outcome = outcome
+        self.logged = logged  # every error, as if all hooks were robust
         self.errors: list[BaseException] = []
 
     def failed(self, hook: Hook, error: BaseException) -> None:
         """Take note of a hook's error; the others run all the same."""
-        if hook.robust and isinstance(error, Exception):
+        if (hook.robust or self.logged) and isinstance(error, Exception):
             logger.error("%r failed; the data is %s", hook, self.outcome, exc_info=error)
         else:
             self.errors.append(error)
@@ -89,9 +90,9 @@ class Run:
         raise error
 
 
-def run(hooks: Iterable[Hook], outcome: Outcome, first: BaseException | None = None) -> None:
+def run(hooks: Iterable[Hook], outcome: Outcome, first: BaseException | None = None, *, logged: bool = False) -> None:
     """Call the hooks of a sync unit, each one whatever the others do."""
-    state = Run(outcome)
+    state = Run(outcome, logged)
     for hook in hooks:
         try:
             result = hook.fn()
@@ -134,14 +135,19 @@ class _PlainHooks:
     def _after_end(self, session: Session, transaction: SessionTransaction) -> None:
         # close() ends a transaction without any rollback event: only what was seen to commit has committed.
         if transaction.parent is None and self.hooks:
-            outcome: Outcome = "rolled back"
-            if self.committed:
-                outcome = "committed"
-            hooks, self.hooks, self.committed = due(self.hooks, outcome, self.savepoints), [], False
-            run(hooks, outcome)
+            hooks, self.hooks, committed = self.hooks, [], self.committed
+            self.committed = False
+            if committed:
+                run(due(hooks, "committed", self.savepoints), "committed")
+            else:
+                # Maybe because of an error that is on its way to the caller; in an async session's greenlet it cannot
+                # be seen. So what fails here is logged, and takes no error's place.
+                run(due(hooks, "rolled back", self.savepoints), "rolled back", logged=True)
 
 
-_plain: WeakKeyDictionary[Session, _PlainHooks] = WeakKeyDictionary()
+_PLAIN = "sessionkit_hooks"
+"""The key in ``Session.info`` under which a session that no scope owns keeps its hooks: they live as long as it "
+"does."""
 
 
 def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
@@ -154,7 +160,7 @@ def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
         target = sync_session_of(entry.handed, asked) if unit is None else unit.session
     else:
         target = sync_session_of(session, asked)
-        unit = getattr(target, "_sessionkit_unit", None)
+        unit = unit_of(target)
     if inspect.iscoroutinefunction(fn) and not (unit is not None and unit.asynchronous):
         raise ScopeError(
             f"{asked} got the async function {getattr(fn, '__qualname__', fn)!r}, but only an async scope can await "
@@ -168,9 +174,9 @@ def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
         return fn
     if not target.in_transaction():
         target.begin()
-    plain = _plain.get(target)
+    plain: _PlainHooks | None = target.info.get(_PLAIN)
     if plain is None:
-        plain = _plain[target] = _PlainHooks(target)
+        plain = target.info[_PLAIN] = _PlainHooks(target)
     plain.hooks.append(Hook(fn, after, plain.savepoints.current(), robust))
     return fn
 
@@ -205,7 +211,8 @@ def on_rollback(fn: F, *, session: object | None = None, robust: bool = False) -
 
     That is so when the transaction failed, and also when it was committed but the savepoint in which `fn` was
     registered was rolled back. Arguments, order and errors are those of `on_commit`; where an exception is on its way
-    to the caller already, a failing hook is logged and noted on it, never raised in its place.
+    to the caller already, a failing hook is logged and noted on it, never raised in its place; on a session that no
+    scope owns, it is always logged.
     """
     return _register(fn, "rolled back", session, robust)
 
@@ -229,7 +236,7 @@ def set_rollback_only(session: object | None = None) -> None:
         assert entry is not None
         unit = entry.unit
     else:
-        unit = getattr(sync_session_of(session, "set_rollback_only()"), "_sessionkit_unit", None)
+        unit = unit_of(sync_session_of(session, "set_rollback_only()"))
         owner, entry = here(), top()
         while entry is not None and not (entry.unit is unit and entry.live and entry.owner == owner):
             entry = entry.outer

@@ -62,8 +62,7 @@ def as_isolation(level: object, asked: str) -> Isolation:
     if name == "AUTOCOMMIT":
         raise OptionError(
             f"isolation={level!r} was asked of {asked}, but AUTOCOMMIT is no transaction: there would be nothing to "
-            f"commit "
-            "or to roll back; execute such a statement on engine.connect() with that level"
+            "commit or to roll back; execute such a statement on engine.connect() with that level"
         )
     try:
         return Isolation(name)
@@ -78,9 +77,8 @@ class Preset:
 
     Args:
         isolation: the level, an `Isolation` or its name.
-        read_only: True: the database refuses every write. False: writes are needed, so joining a read-only transaction
-        is
-            an error.
+        read_only: True: the database refuses every write. False: writes are needed, so joining a read-only
+            transaction is an error.
         deferrable: wait for a snapshot that cannot fail, then run like a snapshot: PostgreSQL's SERIALIZABLE READ ONLY
             DEFERRABLE, and only with those two.
         statement_timeout: the longest that one statement may take, in seconds.
@@ -218,14 +216,24 @@ def effective_isolation(bind: Any, level: Isolation | IsolationName) -> Effectiv
         level: what would be asked for.
 
     Raises:
-        OptionError: there is no such level, or the dialect has neither it nothing stronger.
+        OptionError: there is no such level, the dialect has neither it nor a stronger one, nobody has looked what
+            the dialect gives, or `bind` is none.
 
     The table is proved, cell by cell, by tests/concurrency/test_anomalies.py for PostgreSQL and SQLite; for other
     dialects it is what their documentation says. Sources: A. Adya, "Weak Consistency" (1999); the Hermitage suite
     (https://github.com/ept/hermitage); PostgreSQL manual 13.2; https://www.sqlite.org/isolation.html.
     """
     asked = as_isolation(level, "effective_isolation()")
-    dialect: Dialect = getattr(bind, "dialect", None) or bind.get_bind().dialect
+    dialect: Dialect | None = getattr(bind, "dialect", None)
+    if dialect is None and hasattr(bind, "get_bind"):
+        dialect = bind.get_bind().dialect
+    if dialect is None:
+        raise OptionError(f"effective_isolation() takes an engine, a connection or a session, not {bind!r}")
     entry = _dialects.of_name(dialect.name)
-    given = Isolation(entry.given(str(asked)))
-    return EffectiveIsolation(given, entry.anomalies[str(given)])
+    given = entry.given(str(asked))
+    if given not in entry.anomalies:
+        raise OptionError(
+            f"effective_isolation() was asked about {dialect.name}, but nobody has looked yet what its levels allow; "
+            "sessionkit._dialects has a table with an entry for each dialect"
+        )
+    return EffectiveIsolation(Isolation(given), entry.anomalies[given])

@@ -49,11 +49,12 @@ class Retry:
         on: run again after these instead of the default: an exception class, a tuple of them, or a predicate.
         also: kinds of `errors.classify` to run again after besides the default, such as ``("lock_not_available",)``.
         before_retry: called with the failed `Attempt` before the wait; in async code it may be async.
-        lock_on_retry: from the second run on, the unit's ORM SELECTs of entities lock their rows (``FOR UPDATE``), which on a
+        lock_on_retry: from the second run on, the unit's ORM SELECTs of entities lock their rows (``FOR UPDATE``),
+        which on a
             contended row ends the contest instead of repeating it.
 
-    By default a unit is run again after a serialization failure, a deadlock, SQLite's BUSY and LOCKED, a stale version, and
-    a connection that was lost before COMMIT was sent. A unit whose outcome is unknown is never run again.
+    By default a unit is run again after a serialization failure, a deadlock, SQLite's BUSY and LOCKED, a stale
+    version, and a connection that was lost before COMMIT was sent. A unit whose outcome is unknown is never run again.
 
     Raises:
         OptionError: a value is not of its kind.

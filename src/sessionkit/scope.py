@@ -17,7 +17,7 @@ from ._decorate import INJECTED, form_of, wrap, wrap_async
 from ._inner import NO_INNER, Inner, begin_inner, finish_inner
 from ._makers import Maker
 from ._plan import NOTHING_ASKED, Options, Request, Step, plan, plan_passed
-from ._session import make_aware
+from ._session import make_aware, unit_of
 from ._twins import to_completion
 from ._unit import Unit
 from .context import Entry, factory_key, here, innermost, pop, push, sync_session_of, top
@@ -82,7 +82,8 @@ class _Scope(Generic[H]):
     def _refuse_retry(self) -> None:
         if self._request.retry_given:
             raise OptionError(
-                "retry= was given to a plain `with`, whose body cannot be run again; decorate a function with it, or write "
+                "retry= was given to a plain `with`, whose body cannot be run again; decorate a function with it, or "
+                "write "
                 "`for attempt in Session.attempts(retry=...): with attempt as session: ...`"
             )
 
@@ -96,7 +97,7 @@ class _Scope(Generic[H]):
             if self._request.preset != NOTHING_ASKED:
                 unit.check_options()
         except BaseException:
-            session._sessionkit_unit = None
+            session._sessionkit_unit = None  # it never was in use
             session.close()
             raise
         self._enter(unit, handed, owner, True)
@@ -104,7 +105,7 @@ class _Scope(Generic[H]):
         return result
 
     def _enter(self, unit: Unit | None, handed: Any, owner: object, opened: bool, inner: Inner = NO_INNER) -> None:
-        entry = Entry(self, self._factory, unit, handed, top(), owner, opened, *inner)
+        entry = Entry(self, self._factory, unit, handed, top(), owner, opened, inner)
         self._entries[entry] = None
         push(entry)
 
@@ -112,27 +113,44 @@ class _Scope(Generic[H]):
         """Return the entry that ends now, no longer ambient."""
         entry = top()
         if entry is None or entry.scope is not self or not entry.live:
-            if not self._entries:
-                raise ScopeError(f"{self!r} was left without having been entered")
-            entry = next(
-                reversed(self._entries)
-            )  # left in another context than it was entered in, as some frameworks do
+            entry = self._left_elsewhere()
         del self._entries[entry]
         pop(entry)
         return entry
+
+    def _left_elsewhere(self) -> Entry:
+        """Find the entry that is left in another context than it was entered in, as some frameworks do."""
+        found = list(self._entries)
+        if len(found) > 1:
+            owner = here()
+            found = [entry for entry in found if entry.owner == owner]
+        if len(found) == 1:
+            return found[0]
+        if not self._entries:
+            raise ScopeError(f"{self!r} was left without having been entered")
+        # To end a stranger's transaction would be worse than to say that it is not known which one is meant.
+        raise ScopeError(
+            f"{self!r} was left in another context than it was entered in, and more than one entry of it is open; "
+            "use a scope of its own for each"
+        )
 
     def _plan_passed(self, session: object) -> tuple[Step, Unit | None, orm.Session]:
         sync_session = sync_session_of(session, "a decorated function")
         if isinstance(session, orm.Session) is self._maker.asynchronous:
             raise ColourError(f"{self!r} was given {session!r}, which is of the other colour")
-        unit: Unit | None = getattr(sync_session, "_sessionkit_unit", None)
+        unit = unit_of(sync_session)
         return plan_passed(unit, self._request), unit, sync_session
+
+
+NONE_ENCLOSE: list[Unit] = []
 
 
 def _enclosing(owner: object) -> list[Unit]:
     """Return the units whose bodies wait until a unit that is opened now has ended."""
-    units: list[Unit] = []
     entry = top()
+    if entry is None:
+        return NONE_ENCLOSE
+    units: list[Unit] = []
     while entry is not None:
         if entry.opened and entry.live and entry.owner == owner and entry.unit is not None:
             units.append(entry.unit)
@@ -168,7 +186,7 @@ class Scope(_Scope[S]):
         entry = self._leave()
         unit = entry.unit
         if unit is None or not entry.opened:
-            finish_inner(None, entry, error)
+            finish_inner(None if entry.inner is NO_INNER else sync_session_of(entry.handed, "a scope"), entry, error)
             return
         try:
             unit.finish(error)
@@ -217,7 +235,7 @@ class Passed:
         self.scope._enter(unit, self.session, here(), False, begin_inner(session, step, unit))
 
     def __exit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
-        finish_inner(None, self.scope._leave(), error)
+        finish_inner(sync_session_of(self.session, "a scope"), self.scope._leave(), error)
 
 
 class AsyncScope(_Scope[AS]):
@@ -311,7 +329,7 @@ async def _async_finish(session: sa_asyncio.AsyncSession, unit: Unit, error: Bas
 
 
 async def _asyncfinish_inner(entry: Entry, error: BaseException | None) -> None:
-    if entry.savepoint is None and entry.restriction is None:
+    if entry.inner is NO_INNER:
         finish_inner(None, entry, error)
         return
     _, cancelled = await to_completion(entry.handed.run_sync(finish_inner, entry, error))

@@ -30,25 +30,22 @@ def configure(
     repeatable, DDL is transactional and a savepoint is undone with the transaction around it.
 
     Args:
-        engine: an ``Engine`` or ``AsyncEngine``, before its first connection where it is an in-memory one.
+        engine: an ``Engine`` or ``AsyncEngine``. Connections that it has already are set up when they are next used.
         wal: write-ahead logging: readers and the writer do not wait for each other. False leaves the journal mode
-        alone. foreign_keys: have SQLite enforce them.
+            alone.
+        foreign_keys: have SQLite enforce them.
         busy_timeout: how long a statement waits for another connection's lock, in seconds.
-        synchronous: how often SQLite waits for the disk; ``"NORMAL"`` cannot corrupt a database in WAL mode, but the
-        last
-            transactions may be lost with the power (https://www.sqlite.org/pragma.html#pragma_synchronous).
+        synchronous: how often SQLite waits for the disk; ``"NORMAL"`` cannot corrupt a database in WAL mode, but
+            the last transactions may be lost with the power (https://www.sqlite.org/pragma.html#pragma_synchronous).
         begin: ``"immediate"``: a transaction that is not read-only takes the write lock at its beginning, so that
-        writers queue.
-            ``"deferred"``: it takes it at its first write, which fails without waiting if what was read has changed
-            since.
+            writers queue. ``"deferred"``: it takes it at its first write, which fails without waiting if what was
+            read has changed since.
 
     Raises:
-        OptionError: it is no SQLite engine, an option cannot have this value, or an in-memory database is in use
-        already.
+        OptionError: it is no SQLite engine, or an option cannot have this value.
 
     SQL, on each new connection: ``PRAGMA busy_timeout``, ``foreign_keys``, ``journal_mode``, ``synchronous``; then
-    ``BEGIN`` or
-    ``BEGIN IMMEDIATE`` for each transaction.
+    ``BEGIN`` or ``BEGIN IMMEDIATE`` for each transaction.
     """
     sync_engine: Any = getattr(engine, "sync_engine", engine)
     name = getattr(getattr(sync_engine, "dialect", None), "name", None)
@@ -62,14 +59,5 @@ def configure(
     if begin not in get_args(Begin):
         raise OptionError(f"begin={begin!r} was given; it is one of {', '.join(get_args(Begin))}")
     config = _sqlite.Config(bool(wal), bool(foreign_keys), float(busy_timeout), synchronous, begin)
-    # What SQLAlchemy learns from a database at its first connection tells that there was one.
-    if hasattr(sync_engine.dialect, "default_isolation_level") and _sqlite.config_of(sync_engine) != config:
-        if sync_engine.url.database in (None, "", ":memory:"):
-            raise OptionError(
-                f"sqlite.configure() was called on {engine!r}, whose in-memory database is in use already: a new "
-                f"connection "
-                "would be a new database; call it right after create_engine()"
-            )
-        sync_engine.dispose()  # the idle connections were made without the settings
     _sqlite.configure(sync_engine, config)
     return engine

@@ -28,8 +28,7 @@ def of(bind: Engine | Connection) -> Dialect:
 
 
 def of_name(name: str) -> Dialect:
-    """Return the table entry of a dialect by SQLAlchemy's name for it; one that does nothing special if there is "
-    "none."""
+    """Return the table entry of a dialect by SQLAlchemy's name for it; if there is none, one that adds nothing."""
     entry = _TABLE.get(name)
     if entry is None:
         entry = _TABLE[name] = Dialect(name)

@@ -45,6 +45,13 @@ def all_of(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
+def root_of(engine: Engine) -> Engine:
+    """Return the engine that `engine` was derived from by ``execution_options()``: its listeners hear of both."""
+    while (proxied := getattr(engine, "_proxied", None)) is not None:
+        engine = proxied
+    return engine
+
+
 def _sqlalchemys_own(engine: Engine, asked: Asked) -> Engine:
     """Serve a dialect that has no entry of its own: SQLAlchemy's isolation_level, and nothing else."""
     refuse(engine.dialect.name, asked, "read_only", "deferrable", "statement_timeout", "lock_timeout", "idle_timeout")

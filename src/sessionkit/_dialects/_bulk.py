@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from sqlalchemy.exc import DBAPIError, StatementError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Table
-    from sqlalchemy.engine import Connection
+    from sqlalchemy import Column, ColumnElement, Table
+    from sqlalchemy.engine import Connection, Dialect
 
 Ladder = tuple[tuple[int, str], ...]
 """(from how many rows on, which method), the largest number first. The last resort is always "sqlalchemy"."""
+
+
+class ColumnFacts(NamedTuple):
+    """What the database says of a column.
+
+    Attributes:
+        type: its type, domains resolved.
+        kind: the kind of the type: "b" for a base type, "e" for an enumeration.
+        element: of an array, the type of its elements; else None.
+        generated: the database gives it its value always.
+    """
+
+    type: str
+    kind: str
+    element: str | None
+    generated: bool
 
 
 def _begun(connection: Connection) -> None:
@@ -23,6 +39,31 @@ def _begun(connection: Connection) -> None:
 
 def _blames_the_row(error: BaseException) -> bool:
     return isinstance(error, StatementError) and not (isinstance(error, DBAPIError) and error.connection_invalidated)
+
+
+def _none_reserved(connection: Connection, table: Table, count: int) -> list[int] | None:
+    return None
+
+
+def _only_the_type(type_: Any, dialect: Any) -> tuple[str, dict[str, Any]] | None:
+    return None
+
+
+def _same(dialect: Dialect) -> Dialect:
+    return dialect
+
+
+def _not_asked(connection: Connection, table: Table) -> str:
+    return f"sessionkit does not know the catalogue of {connection.dialect.name}"
+
+
+def _no_copy(connection: Connection, table: Any, columns: Sequence[str], data: bytes) -> NoReturn:
+    raise NotImplementedError(f"{connection.dialect.name} has no COPY")
+
+
+def _a_list(connection: Connection, type_: Any, values: Sequence[Any], pack: Callable[[Any], bytes]) -> list[Any]:
+    process = type_._cached_bind_processor(connection.dialect)
+    return list(values) if process is None else [process(value) for value in values]
 
 
 def _unknown(error: BaseException, table: Table) -> str | None:
@@ -45,6 +86,15 @@ class Bulk:
         locks_rows: SELECT ... FOR UPDATE exists.
         any_of: ``column = any of these values``, all of them as one parameter; None where there is nothing better
             than IN.
+        reserve: makes that many keys for new rows of a table, ascending, which nobody else gets; None where the table
+            does not allow to tell them in advance.
+        stored_as: an expression that brings a value of a type (``{}``) into the form that the driver stores, and the
+            names that it needs; None for what only the type itself can do. A value of another kind makes it raise.
+        neutral: the dialect without a driver, whose types make plain Python values and nothing of a driver's.
+        columns: what the catalogue says of the columns of a table; or, in words, why its rows must not be copied.
+        copy_in: sends binary COPY data for columns of a table (or, by name, of a temporary one).
+        array: makes the parameter for all the values of a column: of a type, through the driver's own arrays or
+            packed by the function.
     """
 
     ladders: Mapping[str, Ladder] = field(default_factory=dict)
@@ -56,3 +106,9 @@ class Bulk:
     is_new: ColumnElement[bool] | None = None
     locks_rows: bool = True
     any_of: Callable[[Any, Any, list[Any]], ColumnElement[bool]] | None = None
+    reserve: Callable[[Connection, Table, int], list[int] | None] = _none_reserved
+    stored_as: Callable[[Any, Any], tuple[str, dict[str, Any]] | None] = _only_the_type
+    neutral: Callable[[Dialect], Dialect] = _same
+    columns: Callable[[Connection, Table], dict[str, ColumnFacts] | str] = _not_asked
+    copy_in: Callable[[Connection, Table | str, Sequence[Column[Any] | str], bytes], None] = _no_copy
+    array: Callable[[Connection, Any, Sequence[Any], Callable[[Any], bytes]], Any] = _a_list

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Boolean, func, literal, literal_column
 from sqlalchemy.exc import DBAPIError, StatementError
 
+from . import _copy_postgresql
 from ._bulk import Bulk
 
 if TYPE_CHECKING:
@@ -88,4 +89,9 @@ BULK = Bulk(
     # A row that ON CONFLICT updated was locked before, and so has an xmax; a new one has none.
     is_new=literal_column("(xmax = 0)", Boolean),
     any_of=_any_of,
+    neutral=_copy_postgresql.neutral,
+    columns=_copy_postgresql.columns,
+    reserve=_copy_postgresql.reserve,
+    copy_in=_copy_postgresql.copy_in,
+    array=_copy_postgresql.array,
 )

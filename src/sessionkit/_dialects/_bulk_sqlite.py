@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import delete, false, func, select
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from ._bulk import Bulk
@@ -55,6 +56,60 @@ def _upsert(table: Table) -> Any:
     return insert(table)
 
 
+def _reserve(connection: Connection, table: Table, count: int) -> list[int] | None:
+    """Return the next rowids. The write lock is taken first, so they are nobody else's before this transaction ends."""
+    column = table.autoincrement_column
+    if column is None or not table.dialect_options["sqlite"]["with_rowid"]:
+        return None
+    connection.execute(delete(table).where(false()))  # takes the lock, and nothing else
+    preparer = connection.dialect.identifier_preparer
+    schema = connection.schema_for_object(table)
+    prefix = f"{preparer.quote_schema(schema)}." if schema else ""
+    name = (table.name,)
+    # A trigger could insert into the same table.
+    triggers = f"SELECT count(*) FROM {prefix}sqlite_master WHERE type = 'trigger' AND tbl_name = ?"  # noqa: S608 - quoted
+    if connection.exec_driver_sql(triggers, name).scalar_one():
+        return None
+    last = connection.execute(select(func.coalesce(func.max(column), 0))).scalar_one()
+    if table.dialect_options["sqlite"]["autoincrement"]:
+        sequence = f"SELECT seq FROM {prefix}sqlite_sequence WHERE name = ?"  # noqa: S608 - quoted
+        last = max(last, connection.exec_driver_sql(sequence, name).scalar() or 0)
+    if not isinstance(last, int) or last < 0 or last + count >= 2**63:
+        return None  # SQLite would look for a gap, at random
+    return list(range(last + 1, last + 1 + count))
+
+
+_BOOLS = {"BOOLS": {True: 1, False: 0}}
+
+
+def _stored_as(type_: Any, dialect: Any) -> tuple[str, dict[str, Any]] | None:
+    # By exact class and format, so that a subclass or a storage_format of the user's goes through its own processor,
+    # which takes five times as long for a datetime.
+    impl = type_.dialect_impl(dialect)
+    if not type(impl).__module__.startswith("sqlalchemy.") or getattr(dialect, "native_datetime", False):
+        return None
+    found = _EXPRESSIONS.get(type(impl).__name__)
+    if found is None or getattr(impl, "_storage_format", None) != found[1]:
+        return None
+    if type(impl).__name__ == "Uuid" and not impl.as_uuid:
+        return None
+    return found[0], _BOOLS
+
+
+_YMD = "%(year)04d-%(month)02d-%(day)02d"
+_HMS = "%(hour)02d:%(minute)02d:%(second)02d.%(microsecond)06d"
+# What SQLAlchemy's types store on SQLite: the zone is dropped, microseconds are always written.
+_EXPRESSIONS: dict[str, tuple[str, str | None]] = {
+    "DATETIME": ("{}.isoformat(' ', 'microseconds')[:26]", f"{_YMD} {_HMS}"),
+    "DATE": ("{}.isoformat()[:10]", _YMD),
+    "_SQLite_pysqliteDate": ("{}.isoformat()[:10]", _YMD),
+    "_SQLite_pysqliteTimeStamp": ("{}.isoformat(' ', 'microseconds')[:26]", f"{_YMD} {_HMS}"),
+    "TIME": ("{}.isoformat('microseconds')[:15]", _HMS),
+    "Boolean": ("BOOLS[{}]", None),
+    "Uuid": ("{}.hex", None),
+}
+
+
 BULK = Bulk(
     ladders={verb: ((1, "executemany"),) for verb in ("insert", "update", "upsert", "delete")},
     forced={verb: ("executemany",) for verb in ("insert", "update", "upsert", "delete")},
@@ -63,4 +118,6 @@ BULK = Bulk(
     column_of=_column_of,
     upsert=_upsert,
     locks_rows=False,
+    reserve=_reserve,
+    stored_as=_stored_as,
 )

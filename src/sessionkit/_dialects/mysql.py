@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 from sqlalchemy import event, text
 
-from ._base import Asked, Dialect, all_of, refuse
+from ._base import Asked, Dialect, all_of, refuse, root_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -35,9 +35,10 @@ def _engine_for(engine: Engine, asked: Asked) -> Engine:
     if asked.isolation is not None:
         options["isolation_level"] = str(asked.isolation)
     if asked.read_only:
-        if engine not in _listening:
-            _listening.add(engine)
-            event.listen(engine, "begin", _begin)
+        root = root_of(engine)
+        if root not in _listening:
+            _listening.add(root)
+            event.listen(root, "begin", _begin)
         options[_OPTION] = True
     return engine.execution_options(**options) if options else engine
 

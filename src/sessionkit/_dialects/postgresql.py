@@ -16,18 +16,22 @@ from weakref import WeakSet
 from sqlalchemy import event, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from ._base import Asked, Dialect, all_of
+from ..errors import OptionError
+from ._base import Asked, Dialect, all_of, root_of
 from ._bulk_postgresql import BULK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from sqlalchemy import Executable
     from sqlalchemy.engine import Connection, Engine
 
 _OPTION = "sessionkit_postgresql"
 _BEFORE = "sessionkit_modes_before"
+_SAY = "sessionkit_said_after_begin"
 _listening: WeakSet[Engine] = WeakSet()
+_saying_later: WeakSet[Engine] = WeakSet()
 
 # Hermitage, postgresql.md; each cell is proved by tests/concurrency/test_anomalies.py.
 _ANOMALIES = {
@@ -46,11 +50,21 @@ class _Modes(NamedTuple):
 
 
 class _Driver(NamedTuple):
-    """How a driver is asked and told what it puts into BEGIN."""
+    """How a driver is asked and told what it puts into BEGIN.
+
+    Attributes:
+        get: returns what it puts there now.
+        set: changes that.
+        level: spells a level as the driver does.
+        begun: tells whether it has said BEGIN already.
+        unsaid: returns what of a wish it cannot put into BEGIN.
+    """
 
     get: Callable[[Any], _Modes]
     set: Callable[[Any, _Modes], None]
     level: Callable[[str], Any]
+    begun: Callable[[Any], bool]
+    unsaid: Callable[[Any, _Wanted], list[str]] = lambda driver_connection, wanted: []
 
 
 def _psycopg_level(level: str) -> Any:
@@ -78,13 +92,40 @@ def _attributes_set(connection: Any, modes: _Modes) -> None:
     connection.isolation_level, connection.readonly, connection.deferrable = modes
 
 
-_PSYCOPG = _Driver(_psycopg_get, _psycopg_set, _psycopg_level)
+def _libpq_begun(driver_connection: Any) -> bool:
+    return bool(driver_connection.info.transaction_status != _IDLE)
+
+
+def _asyncpg_unsaid(driver_connection: Any, wanted: _Wanted) -> list[str]:
+    """Return the modes that are the standard's defaults: its BEGIN leaves them out, though the server's may differ."""
+    modes = []
+    # A server from PostgreSQL 14 on has told the driver; a pooler may have kept it to itself.
+    if wanted.read_only is False and getattr(driver_connection.get_settings(), _DEFAULT_READ_ONLY, None) != "off":
+        modes.append("READ WRITE")
+    if wanted.deferrable is False:
+        modes.append("NOT DEFERRABLE")
+    return modes
+
+
+_DEFAULT_READ_ONLY = "default_transaction_read_only"
+
+# libpq, PQtransactionStatus: https://www.postgresql.org/docs/current/libpq-status.html
+_IDLE, _INERROR, _UNKNOWN = 0, 3, 4
+
+_PSYCOPG = _Driver(_psycopg_get, _psycopg_set, _psycopg_level, _libpq_begun)
+_PSYCOPG2 = _Driver(_attributes_get, _attributes_set, lambda level: level, _libpq_begun)
 _DRIVERS = {
     "psycopg": _PSYCOPG,
     "psycopg_async": _PSYCOPG,
-    "psycopg2": _Driver(_attributes_get, _attributes_set, lambda level: level),
+    "psycopg2": _PSYCOPG2,
     # asyncpg says BEGIN through SQLAlchemy's adapter, which keeps the three in attributes of its own.
-    "asyncpg": _Driver(_attributes_get, _attributes_set, lambda level: level.lower().replace(" ", "_")),
+    "asyncpg": _Driver(
+        _attributes_get,
+        _attributes_set,
+        lambda level: level.lower().replace(" ", "_"),
+        lambda driver_connection: bool(driver_connection.is_in_transaction()),
+        _asyncpg_unsaid,
+    ),
 }
 
 _SETTINGS = {
@@ -98,11 +139,17 @@ def _engine_for(engine: Engine, asked: Asked) -> Engine:
     wanted = _wanted(asked)
     if wanted is None:
         return engine
-    if engine not in _listening:
-        _listening.add(engine)
-        event.listen(engine, "begin", _begin)
-        event.listen(engine, "checkin", _checkin)
-    return engine.execution_options(**{_OPTION: wanted})
+    root = root_of(engine)
+    if root not in _listening:
+        _listening.add(root)
+        event.listen(root, "checkin", _checkin)
+    derived = engine.execution_options(**{_OPTION: wanted})
+    # On the derived engine: after SQLAlchemy's own options have been told to the driver. And before "begin", where
+    # listeners of the user's may speak to the database already.
+    event.listen(derived, "engine_connect", _tell_driver)
+    event.listen(derived, "begin", _begin)
+    event.listen(derived, "begin_twophase", _begin_twophase)
+    return derived
 
 
 class _Wanted(NamedTuple):
@@ -123,49 +170,77 @@ def _wanted(asked: Asked) -> _Wanted | None:
     return None if wanted == (None, None, None, ()) else wanted
 
 
-def _begin(connection: Connection) -> None:
-    wanted: _Wanted | None = connection.get_execution_options().get(_OPTION)
-    if wanted is None:
-        return
+def _tell_driver(connection: Connection) -> None:
+    """Have the driver put the modes into its next BEGIN; keep what has to be said by a statement after it."""
+    options = connection.get_execution_options()
+    wanted: _Wanted = options[_OPTION]
+    pooled = connection.connection
+    said: list[Executable] = []
     if wanted[:3] != (None, None, None):
         driver = _DRIVERS.get(connection.dialect.driver)
-        if driver is None:
-            _set_transaction(connection, wanted)
+        # A listener of the user's may have spoken already, in "engine_connect" too.
+        if driver is None or driver.begun(pooled.driver_connection):
+            said.append(_set_transaction(_modes(wanted)))
         else:
-            pooled = connection.connection
             before = driver.get(pooled.dbapi_connection)
-            pooled.info.setdefault(_BEFORE, before)
+            # What SQLAlchemy was told by its own options, it takes back itself, and before the event of the checkin.
+            pooled.info[_BEFORE] = driver, before, tuple(option not in options for option in _SQLALCHEMYS)
             modes = _Modes(
                 before.isolation if wanted.isolation is None else driver.level(wanted.isolation),
                 before.read_only if wanted.read_only is None else wanted.read_only,
                 before.deferrable if wanted.deferrable is None else wanted.deferrable,
             )
             driver.set(pooled.dbapi_connection, modes)
+            unsaid = driver.unsaid(pooled.driver_connection, wanted)
+            if unsaid:
+                said.append(_set_transaction(unsaid))
     if wanted.settings:
-        connection.execute(select(*(func.set_config(name, value, True) for name, value in wanted.settings)))
+        said.append(select(*(func.set_config(name, value, True) for name, value in wanted.settings)))
+    if said:
+        pooled.info[_SAY] = said
 
 
-def _set_transaction(connection: Connection, wanted: _Wanted) -> None:
-    modes = [
+def _begin(connection: Connection, *_: Any) -> None:
+    pooled = connection.connection
+    if getattr(pooled.dbapi_connection, "autocommit", False):
+        raise OptionError(
+            f"a preset was asked for on {connection.engine!r}, but its driver's connections are in autocommit mode, "
+            "where no transaction begins; leave autocommit out of connect_args"
+        )
+    for statement in pooled.info.pop(_SAY, ()):
+        connection.execute(statement)
+
+
+def _begin_twophase(connection: Connection, *_: Any) -> None:
+    # psycopg and psycopg2 begin right after this event and accept no statement before: it goes before the first one.
+    engine = connection.engine
+    if _SAY in connection.connection.info and engine not in _saying_later:
+        _saying_later.add(engine)
+        event.listen(engine, "before_cursor_execute", _begin)
+
+
+_SQLALCHEMYS = ("isolation_level", "postgresql_readonly", "postgresql_deferrable")
+
+
+def _modes(wanted: _Wanted) -> list[str]:
+    return [
         *([] if wanted.isolation is None else [f"ISOLATION LEVEL {wanted.isolation}"]),
         *([] if wanted.read_only is None else ["READ ONLY" if wanted.read_only else "READ WRITE"]),
         *([] if wanted.deferrable is None else ["DEFERRABLE" if wanted.deferrable else "NOT DEFERRABLE"]),
     ]
-    connection.execute(text(f"SET TRANSACTION {', '.join(modes)}"))
+
+
+def _set_transaction(modes: list[str]) -> Executable:
+    return text(f"SET TRANSACTION {', '.join(modes)}")
 
 
 def _checkin(dbapi_connection: Any, record: Any) -> None:
-    before = record.info.pop(_BEFORE, None)
-    if before is not None and dbapi_connection is not None:
-        _driver_of(dbapi_connection).set(dbapi_connection, before)
-
-
-def _driver_of(dbapi_connection: Any) -> _Driver:
-    return _PSYCOPG if hasattr(dbapi_connection, "set_read_only") else _DRIVERS["psycopg2"]
-
-
-# libpq, PQtransactionStatus: https://www.postgresql.org/docs/current/libpq-status.html
-_INERROR, _UNKNOWN = 3, 4
+    record.info.pop(_SAY, None)
+    kept = record.info.pop(_BEFORE, None)
+    if kept is not None and dbapi_connection is not None:
+        driver, before, ours = kept
+        now = driver.get(dbapi_connection)
+        driver.set(dbapi_connection, _Modes(*(b if mine else n for b, n, mine in zip(before, now, ours, strict=True))))
 
 
 def _lost(connection: Connection, driver_connection: Any) -> str | None:

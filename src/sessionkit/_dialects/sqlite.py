@@ -20,19 +20,23 @@ from sqlalchemy import event
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
 
-from ._base import LEVELS, Asked, Dialect, all_of, refuse
+from ..errors import OptionError, ScopeError
+from ._base import LEVELS, Asked, Dialect, all_of, refuse, root_of
 from ._bulk_sqlite import BULK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy.engine import Connection, Engine
 
 _OPTION = "sessionkit_sqlite"
 _UNDO = "sessionkit_undo"
+_UNDO_AT_END = "sessionkit_undo_at_end"
+_SET_UP = "sessionkit_set_up"
+_SEEN = "sessionkit_seen"
 _listening: WeakSet[Engine] = WeakSet()
-_timing: WeakSet[Engine] = WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,31 +64,39 @@ _configs: WeakKeyDictionary[Engine, Config] = WeakKeyDictionary()
 
 def config_of(engine: Engine) -> Config | None:
     """Return how an engine was set up, if it was."""
-    return _configs.get(engine)
+    return _configs.get(root_of(engine))
 
 
 def configure(engine: Engine, config: Config) -> None:
-    """Set an engine up, or change how it was."""
-    if engine not in _configs:
-        event.listen(engine, "connect", lambda connection, _: _on_connect(engine, connection))
-    _configs[engine] = config
-    _listen(engine)
+    """Set an engine up, or change how it was: new connections, and idle ones when they are next used."""
+    root = root_of(engine)
+    if root not in _configs:
+        event.listen(root, "checkout", lambda connection, record, _: _set_up(_configs[root], connection, record))
+        event.listen(root, "begin", _begin_configured)
+    _configs[root] = config
 
 
-def _on_connect(engine: Engine, dbapi_connection: Any) -> None:
+def _set_up(config: Config, dbapi_connection: Any, record: Any) -> None:
+    if record.info.get(_SET_UP) is config:
+        return
+    driver = getattr(dbapi_connection, "driver_connection", dbapi_connection)
     # A driver that keeps a transaction open (autocommit=False, Python 3.12) would ignore the PRAGMAs in it.
-    keeps_open = getattr(dbapi_connection, "autocommit", None) is False
-    if keeps_open:
-        dbapi_connection.autocommit = True
+    keeps_open = _autocommit(driver) is False
+    if driver.in_transaction and not keeps_open:
+        return  # the one connection of an in-memory database, which somebody uses at this moment: next time
     cursor = dbapi_connection.cursor()
     try:
-        for pragma in _configs[engine].pragmas():
-            cursor.execute(pragma)
+        for statement in [*(["ROLLBACK"] if keeps_open else []), *config.pragmas(), *(["BEGIN"] if keeps_open else [])]:
+            cursor.execute(statement)
             cursor.fetchall()
     finally:
         cursor.close()
-        if keeps_open:
-            dbapi_connection.autocommit = False
+    record.info[_SET_UP] = config
+
+
+def _autocommit(driver: Any) -> Any:
+    """Return the attribute that sqlite3 has from Python 3.12 on; aiosqlite keeps the connection that has it inside."""
+    return getattr(getattr(driver, "_conn", driver), "autocommit", None)
 
 
 class _Wanted(NamedTuple):
@@ -92,61 +104,95 @@ class _Wanted(NamedTuple):
 
     begin: str
     query_only: bool
-    busy_timeout: float | None
+    lock_timeout: float | None
     statement_timeout: float | None
-
-
-def _listen(engine: Engine) -> None:
-    if engine not in _listening:
-        _listening.add(engine)
-        event.listen(engine, "begin", _begin)
-        event.listen(engine, "checkin", _checkin)
 
 
 def _engine_for(engine: Engine, asked: Asked) -> Engine:
     refuse("SQLite", asked, "idle_timeout")
-    _listen(engine)
-    config = _configs.get(_root(engine))
+    root = root_of(engine)
+    if root not in _listening:
+        _listening.add(root)
+        event.listen(root, "checkin", _checkin)
+    config = _configs.get(root)
     deferred = asked.read_only or (config is not None and config.begin == "deferred")
-    if asked.statement_timeout is not None and engine not in _timing:
-        _timing.add(engine)
-        event.listen(engine, "before_cursor_execute", _start_of_statement)
     wanted = _Wanted(
         "BEGIN" if deferred else "BEGIN IMMEDIATE", bool(asked.read_only), asked.lock_timeout, asked.statement_timeout
     )
-    return engine.execution_options(**{_OPTION: wanted})
+    derived = engine.execution_options(**{_OPTION: wanted})
+    # On the derived engine, whose listeners come after all others: one of the user's may say BEGIN, one of ours may
+    # refuse the COMMIT.
+    event.listen(derived, "engine_connect", _look)
+    event.listen(derived, "begin", _begin_scope)
+    if wanted.query_only or wanted.statement_timeout is not None:
+        event.listen(derived, "commit", _before_end)
+        event.listen(derived, "rollback", _before_end)
+    if wanted.statement_timeout is not None:
+        event.listen(derived, "before_cursor_execute", _start_of_statement)
+    return derived
 
 
-def _begin(connection: Connection) -> None:
-    options = connection.get_execution_options()
-    if options.get("isolation_level") == "AUTOCOMMIT":
-        return
-    wanted: _Wanted | None = options.get(_OPTION)
-    if wanted is None:
-        config = _configs.get(_root(connection.engine))
-        if config is None:
-            return
-        wanted = _Wanted("BEGIN" if config.begin == "deferred" else "BEGIN IMMEDIATE", False, None, None)
-    driver = connection.connection.driver_connection
-    if getattr(driver, "autocommit", None) is False:
-        # sqlite3.connect(autocommit=False), Python 3.12: the driver always keeps a deferred transaction open.
+class _Seen(NamedTuple):
+    """How a scope found its connection."""
+
+    in_transaction: bool
+    changes: int
+
+
+def _look(connection: Connection) -> None:
+    pooled = connection.connection
+    driver: Any = pooled.driver_connection
+    pooled.info[_SEEN] = _Seen(driver.in_transaction, driver.total_changes)
+
+
+def _begin_scope(connection: Connection) -> None:
+    pooled = connection.connection
+    wanted: _Wanted = connection.get_execution_options()[_OPTION]
+    seen: _Seen = pooled.info[_SEEN]
+    driver: Any = pooled.driver_connection
+    autocommit = _autocommit(driver)
+    if autocommit is True:
+        raise OptionError(
+            f"a scope was opened on {connection.engine!r}, whose driver commits each statement by itself and ignores "
+            "commit() and rollback(); leave autocommit=True out of connect_args"
+        )
+    if seen.in_transaction and autocommit is not False:
+        raise ScopeError(
+            f"a scope was opened on {connection.engine!r}, whose one connection is in a transaction of somebody else's "
+            "at this moment, and would be committed or rolled back with it; end that first, or use a database file"
+        )
+    begun = driver.in_transaction
+    # sqlite3.connect(autocommit=False), Python 3.12: the driver always keeps a deferred transaction open. And a
+    # listener of the user's may have said BEGIN, as SQLAlchemy's documentation has it: with nothing written yet that
+    # holds no lock, and two writers could not queue for it.
+    if begun and (autocommit is False or (wanted.begin != "BEGIN" and driver.total_changes == seen.changes)):
         _say(connection, driver, "ROLLBACK")
-    elif getattr(driver, "in_transaction", False):
-        return  # a listener of the user's has begun it
-    if wanted.busy_timeout is not None:
-        _set_busy_timeout(connection, driver, wanted.busy_timeout)
+        begun = False
+    if wanted.lock_timeout is not None or wanted.statement_timeout is not None:
+        _limit_waiting(connection, driver, wanted)
     if wanted.query_only:
-        _undo_later(connection, "PRAGMA query_only=OFF")
+        _undo_at_end(connection, "PRAGMA query_only=OFF")
         _say(connection, driver, "PRAGMA query_only=ON")
     if wanted.statement_timeout is not None:
         _set_progress_handler(connection, driver, _Deadline(wanted.statement_timeout))
-    _say(connection, driver, wanted.begin)
+    if not begun:
+        _say(connection, driver, wanted.begin)
 
 
-def _root(engine: Engine) -> Engine:
-    while (proxied := getattr(engine, "_proxied", None)) is not None:
-        engine = proxied
-    return engine
+def _begin_configured(connection: Connection) -> None:
+    """Begin outside of scopes."""
+    options = connection.get_execution_options()
+    level = options.get("isolation_level") or getattr(connection.dialect, "_on_connect_isolation_level", None)
+    driver: Any = connection.connection.driver_connection
+    autocommit = _autocommit(driver)
+    if _OPTION in options or autocommit is True or str(level).upper() == "AUTOCOMMIT":
+        return
+    if autocommit is False:
+        _say(connection, driver, "ROLLBACK")
+    elif driver.in_transaction:
+        return  # a listener of the user's has begun it
+    config = _configs[root_of(connection.engine)]
+    _say(connection, driver, "BEGIN" if config.begin == "deferred" else "BEGIN IMMEDIATE")
 
 
 def _say(connection: Connection, driver: Any, statement: str) -> Any:
@@ -168,15 +214,30 @@ def _first_value(connection: Connection, driver: Any, statement: str) -> Any:
     return row[0]
 
 
-def _undo_later(connection: Connection, undo: str | Callable[[Any], None]) -> None:
+def _undo_later(connection: Connection, undo: str) -> None:
+    """Have the connection say `undo` when the pool gets it back."""
     connection.connection.info.setdefault(_UNDO, []).append(undo)
 
 
+def _undo_at_end(connection: Connection, undo: str | Callable[[Any], None]) -> None:
+    """Have `undo` done before COMMIT or ROLLBACK: the one connection of an in-memory database may go back much later."""
+    connection.connection.info.setdefault(_UNDO_AT_END, []).append(undo)
+
+
+def _before_end(connection: Connection) -> None:
+    if not connection.invalidated:
+        pooled = connection.connection
+        _undo(pooled.dbapi_connection, pooled.info.pop(_UNDO_AT_END, ()))
+
+
 def _checkin(dbapi_connection: Any, record: Any) -> None:
-    undo = record.info.pop(_UNDO, None)
-    if undo is None or dbapi_connection is None:
-        return
-    for step in reversed(undo):
+    undo = [*record.info.pop(_UNDO, ()), *record.info.pop(_UNDO_AT_END, ())]
+    if dbapi_connection is not None:
+        _undo(dbapi_connection, undo)
+
+
+def _undo(dbapi_connection: Any, steps: Sequence[str | Callable[[Any], None]]) -> None:
+    for step in reversed(steps):
         if callable(step):
             step(dbapi_connection)
         else:
@@ -185,10 +246,15 @@ def _checkin(dbapi_connection: Any, record: Any) -> None:
             cursor.close()
 
 
-def _set_busy_timeout(connection: Connection, driver: Any, seconds: float) -> None:
-    before = _first_value(connection, driver, "PRAGMA busy_timeout")
-    _undo_later(connection, f"PRAGMA busy_timeout={int(before)}")
-    _say(connection, driver, f"PRAGMA busy_timeout={round(seconds * 1000)}")
+def _limit_waiting(connection: Connection, driver: Any, wanted: _Wanted) -> None:
+    # SQLite does not look at the progress handler while it waits for a lock, and that is a part of the statement too.
+    before = int(_first_value(connection, driver, "PRAGMA busy_timeout"))
+    waiting = before if wanted.lock_timeout is None else round(wanted.lock_timeout * 1000)
+    if wanted.statement_timeout is not None:
+        waiting = min(waiting, round(wanted.statement_timeout * 1000))
+    if waiting != before:
+        _undo_later(connection, f"PRAGMA busy_timeout={before}")
+        _say(connection, driver, f"PRAGMA busy_timeout={waiting}")
 
 
 class _Deadline:
@@ -214,7 +280,7 @@ _DEADLINE = "sessionkit_deadline"
 
 def _set_progress_handler(connection: Connection, driver: Any, deadline: _Deadline) -> None:
     connection.connection.info[_DEADLINE] = deadline
-    _undo_later(connection, _clear_progress_handler)
+    _undo_at_end(connection, _clear_progress_handler)
     _progress_handler(connection.dialect.is_async, driver, deadline)
 
 
@@ -230,8 +296,7 @@ def _progress_handler(asynchronous: bool, driver: Any, handler: _Deadline | None
 
 
 def _start_of_statement(connection: Connection, *_: Any) -> None:
-    if (wanted := connection.get_execution_options().get(_OPTION)) is not None and wanted.statement_timeout is not None:
-        connection.connection.info[_DEADLINE].start()
+    connection.connection.info[_DEADLINE].start()
 
 
 def _lost(connection: Connection, driver_connection: Any) -> str | None:
@@ -271,9 +336,20 @@ def _conflict(held: Connection, wanted: Engine, asked: Asked) -> str | None:
     if not ours or not theirs or os.path.realpath(ours) != os.path.realpath(theirs):
         return None
     options: _Wanted | None = held.get_execution_options().get(_OPTION)
-    if options is None or options.begin == "BEGIN" or asked.read_only:
+    if options is None or asked.read_only or held.closed or held.invalidated:
         return None
-    return "the transaction around holds SQLite's write lock on the same file, so this one could only wait for itself"
+    driver: Any = held.connection.driver_connection
+    if options.begin != "BEGIN" or driver.total_changes != held.connection.info[_SEEN].changes:
+        return (
+            "the transaction around holds SQLite's write lock on the same file, so this one could only wait for itself"
+        )
+    # Within check_options() of an async scope nobody can be asked; then it is asked at the first statement.
+    if (not held.dialect.is_async or in_greenlet()) and _first_value(held, driver, "PRAGMA journal_mode") != "wal":
+        return (
+            "the transaction around reads the same file, whose journal_mode is not WAL, so the COMMIT of this one could "
+            "only wait for itself (sqlite.configure() switches to WAL)"
+        )
+    return None
 
 
 def _now(connection: Connection) -> datetime:

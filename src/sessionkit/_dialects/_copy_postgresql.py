@@ -1,0 +1,230 @@
+"""PostgreSQL's COPY and binary parameters, through each of its drivers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import await_only
+
+from ._bulk import ColumnFacts
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from sqlalchemy import Column, Table
+    from sqlalchemy.engine import Connection, Dialect
+
+_neutral: WeakKeyDictionary[Dialect, Dialect] = WeakKeyDictionary()
+
+
+def neutral(dialect: Dialect) -> Dialect:
+    """Return PostgreSQL's dialect without a driver, with the JSON functions that the engine was given."""
+    found = _neutral.get(dialect)
+    if found is None:
+        from sqlalchemy.dialects.postgresql.base import PGDialect
+
+        found = _neutral[dialect] = PGDialect()  # type: ignore[no-untyped-call]
+        for name in ("_json_serializer", "_json_deserializer"):
+            setattr(found, name, getattr(dialect, name, None))
+    return found
+
+
+# The catalogue
+
+
+def _plain(connection: Connection, quoted: str) -> str:
+    # For drivers with %-style parameters the preparer doubles % in names, which only their own formatting undoes.
+    return quoted.replace("%%", "%") if connection.dialect.identifier_preparer._double_percents else quoted
+
+
+def table_name(connection: Connection, table: Table | str) -> str:
+    """Return the name of a table as it stands in SQL that is sent without parameters."""
+    preparer = connection.dialect.identifier_preparer
+    if isinstance(table, str):
+        return preparer.quote_identifier(table)
+    schema = connection.schema_for_object(table)
+    prefix = f"{preparer.quote_schema(schema)}." if schema else ""
+    return _plain(connection, prefix + preparer.quote(table.name))
+
+
+_COLUMNS = text("""
+    SELECT a.attname, coalesce(b.typname, t.typname) AS type, coalesce(b.typtype, t.typtype)::text AS kind, e.typname AS element,
+           a.attidentity = 'a' OR a.attgenerated <> '' AS generated,
+           c.relkind IN ('r', 'p', 'f') AND NOT c.relhasrules AND NOT row_security_active(c.oid) AS plain
+    FROM pg_class c
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_type t ON t.oid = a.atttypid
+    LEFT JOIN pg_type b ON t.typtype = 'd' AND b.oid = t.typbasetype
+    LEFT JOIN pg_type e ON coalesce(b.typcategory, t.typcategory) = 'A' AND e.oid = coalesce(b.typelem, t.typelem)
+    WHERE c.oid = to_regclass(:name)
+""".replace("::text", "\\:\\:text"))
+
+
+def columns(connection: Connection, table: Table) -> dict[str, ColumnFacts] | str:
+    """Ask the catalogue for the columns of a table, or tell why COPY is not what an INSERT would be."""
+    rows = connection.execute(_COLUMNS, {"name": table_name(connection, table)}).all()
+    if not rows:
+        return f"there is no table {table.name}"
+    if not rows[0].plain:
+        return f"{table.name} is a view, or has rules or row security, which COPY does not obey"
+    return {row.attname: ColumnFacts(row.type, row.kind, row.element, row.generated) for row in rows}
+
+
+_RESERVE = text("""
+    WITH found AS (
+        SELECT s.seq FROM (SELECT to_regclass(pg_get_serial_sequence(:table, :column)) AS seq) s
+        JOIN pg_attribute a ON a.attrelid = to_regclass(:table) AND a.attname = :column
+        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE s.seq IS NOT NULL AND has_sequence_privilege(s.seq, 'USAGE')
+          AND a.attidentity <> 'a'
+          AND (a.attidentity = 'd'
+               OR pg_get_expr(d.adbin, d.adrelid) = 'nextval(' || quote_literal(CAST(s.seq AS text)) || '::regclass)')
+          AND NOT EXISTS (SELECT 1 FROM pg_trigger g
+                          WHERE g.tgrelid = a.attrelid AND NOT g.tgisinternal AND (g.tgtype & 7) = 7)
+    )
+    SELECT array_agg(n) FROM (SELECT nextval(seq) AS n FROM found, generate_series(1, :count)) numbers
+""".replace("::regclass)'", "\\:\\:regclass)'"))
+
+
+def reserve(connection: Connection, table: Table, count: int) -> list[int] | None:
+    """Take numbers from the sequence behind a table's key, if that is all that gives the key its value.
+
+    A default of another kind, a trigger before the INSERT, or an identity that is GENERATED ALWAYS could give another
+    value than the one that we would tell.
+    """
+    column = table.autoincrement_column
+    if column is None:
+        return None
+    parameters = {"table": table_name(connection, table), "column": column.name, "count": count}
+    numbers: list[int] | None = connection.execute(_RESERVE, parameters).scalar_one()
+    return numbers
+
+
+# The drivers
+
+
+def copy_in(connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: bytes) -> None:
+    """Send binary COPY data."""
+    send = _SENDERS[connection.dialect.driver]
+    driver = connection.connection
+    try:
+        send(connection, table, names, data)
+    except Exception as error:
+        dialect = connection.dialect
+        dbapi = dialect.loaded_dbapi
+        if not isinstance(error, dbapi.Error):
+            raise
+        lost = dialect.is_disconnect(error, driver.dbapi_connection, None)  # type: ignore[arg-type]
+        if lost:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            _statement(connection, table, names),
+            None,
+            error,
+            dbapi.Error,
+            connection_invalidated=lost,
+            dialect=dialect,
+        ) from error
+    except BaseException as interruption:
+        # Cut off in the middle of COPY (a cancellation, Ctrl-C), the connection waits for data that never come.
+        connection.invalidate(interruption)
+        raise
+
+
+def _statement(connection: Connection, table: Table | str, names: Sequence[Column[Any] | str]) -> str:
+    preparer = connection.dialect.identifier_preparer
+    columns = ", ".join(
+        preparer.quote_identifier(name) if isinstance(name, str) else _plain(connection, preparer.quote(name.name))
+        for name in names
+    )
+    return f"COPY {table_name(connection, table)} ({columns}) FROM STDIN (FORMAT BINARY)"
+
+
+def _psycopg(connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: bytes) -> None:
+    statement = _statement(connection, table, names)
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.is_async:
+        await_only(_psycopg_async(driver, statement, data))
+        return
+    with driver.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.write(data)
+
+
+async def _psycopg_async(driver: Any, statement: str, data: bytes) -> None:
+    async with driver.cursor() as cursor, cursor.copy(statement) as copy:
+        await copy.write(data)
+
+
+def _psycopg2(connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: bytes) -> None:
+    from io import BytesIO
+
+    driver: Any = connection.connection.driver_connection
+    with driver.cursor() as cursor:
+        cursor.copy_expert(_statement(connection, table, names), BytesIO(data), size=1 << 16)
+
+
+def _asyncpg(connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: bytes) -> None:
+    driver: Any = connection.connection.driver_connection
+    schema = None if isinstance(table, str) else connection.schema_for_object(table)
+    work = driver.copy_to_table(
+        table if isinstance(table, str) else str(table.name),
+        source=_pieces(data),
+        columns=[name if isinstance(name, str) else str(name.name) for name in names],
+        schema_name=schema,
+        format="binary",
+    )
+    try:
+        await_only(work)
+    except Exception as error:
+        # SQLAlchemy's adapter knows which class of the DBAPI an error of asyncpg's belongs to.
+        adapted: Any = connection.connection.dbapi_connection
+        adapted._handle_exception(error)
+        raise
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    for low in range(0, len(data), 1 << 19):
+        yield data[low : low + (1 << 19)]
+
+
+_SENDERS = {"psycopg": _psycopg, "psycopg_async": _psycopg, "psycopg2": _psycopg2, "asyncpg": _asyncpg}
+
+
+class _Packed(bytes):
+    """An array in PostgreSQL's binary form, on its way through psycopg."""
+
+    __slots__ = ()
+
+
+_PREPARED = "sessionkit_packed"
+
+
+def array(connection: Connection, type_: Any, values: Sequence[Any], pack: Callable[[Any], bytes]) -> Any:
+    """Return a parameter for all the values of a column.
+
+    psycopg takes bytes that are packed already; asyncpg packs lists by itself, as fast; psycopg2 sends text.
+    """
+    if connection.dialect.driver.startswith("psycopg") and connection.dialect.driver != "psycopg2":
+        if _PREPARED not in connection.connection.info:
+            _teach_psycopg(connection.connection.driver_connection)
+            connection.connection.info[_PREPARED] = True
+        return _Packed(pack(values))
+    process = type_._cached_bind_processor(connection.dialect)
+    return list(values) if process is None else [process(value) for value in values]
+
+
+def _teach_psycopg(driver: Any) -> None:
+    from psycopg.adapt import Dumper
+    from psycopg.pq import Format
+
+    class PackedDumper(Dumper):
+        format = Format.BINARY
+        # No oid: the cast around the parameter says the type.
+
+        def dump(self, obj: Any) -> bytes:
+            return bytes(obj)
+
+    driver.adapters.register_dumper(_Packed, PackedDumper)
