@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from ._attempts import async_call, call
 from .errors import ColourError, ScopeError
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["INJECTED", "Form", "form_of", "wrap", "wrap_async"]
+
+
+R = TypeVar("R")
 
 
 class _Injected:
@@ -122,9 +125,9 @@ def wrap(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
 
         def first(*args: Any, **kwargs: Any) -> Any:
             if policy is not None:
-                return call(scope, policy, lambda session: fn(session, *args, **kwargs))
+                return call(scope, policy, lambda session: _settled(fn(session, *args, **kwargs), fn))
             with scope as session:
-                return fn(session, *args, **kwargs)
+                return _settled(fn(session, *args, **kwargs), fn)
 
         return _finish(first, fn, form)
 
@@ -132,14 +135,26 @@ def wrap(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
         passed = _passed(form, args, kwargs)
         if passed is not INJECTED:
             with scope._passed(passed):
-                return fn(*args, **kwargs)
+                return _settled(fn(*args, **kwargs), fn)
         if policy is not None:
-            return call(scope, policy, lambda session: fn(*args, **{**kwargs, keyword: session}))
+            return call(scope, policy, lambda session: _settled(fn(*args, **{**kwargs, keyword: session}), fn))
         with scope as session:
             kwargs[keyword] = session
-            return fn(*args, **kwargs)
+            return _settled(fn(*args, **kwargs), fn)
 
     return _finish(keyed, fn, form)
+
+
+def _settled(result: R, fn: Callable[..., Any]) -> R:
+    """Return what a sync function returned, unless it would only run when its scope is over."""
+    if hasattr(result, "__await__"):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise ColourError(
+            f"{getattr(fn, '__qualname__', fn)!r} returned an awaitable, but its scope is sync and would be over before that "
+            "runs; use an async_sessionmaker"
+        )
+    return result
 
 
 def wrap_async(scope: Any, fn: Callable[..., Any], form: Form) -> Any:

@@ -51,8 +51,9 @@ class Routes:
         engine = self._known.get(bind)
         if engine is None:
             _refuse_autocommit(bind)
-            engine = for_scopes(_dialects.of(bind).engine_for(bind, self._preset))
-            watch(bind)
+            dialect = _dialects.of(bind)
+            watch(bind)  # first: it refuses a COMMIT by hand before the dialect takes it for the end
+            engine = for_scopes(dialect.engine_for(bind, self._preset), dialect.follow)
             self._known[bind] = self._known[engine] = engine
         return engine
 

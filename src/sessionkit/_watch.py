@@ -18,6 +18,8 @@ from sqlalchemy import event
 from .errors import ScopeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy.engine import Connection, Engine, ExceptionContext
 
 _order = count()
@@ -108,15 +110,17 @@ _ENDS_TRANSACTION = re.compile(
 )
 
 
-def for_scopes(engine: Engine) -> Engine:
-    """Derive from an engine the one whose connections belong to scopes."""
+def for_scopes(engine: Engine, follow: Callable[[Connection], None]) -> Engine:
+    """Derive from an engine the one whose connections belong to scopes; `follow` is called where a transaction begins."""
     scoped = engine.execution_options(**{SCOPED: True})
     event.listen(scoped, "before_cursor_execute", _refuse_end)
+    event.listen(scoped, "begin", follow)
     return scoped
 
 
 def _refuse_end(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-    if _ENDS_TRANSACTION.match(statement):
+    # A two-phase commit is sent as SQL by some of SQLAlchemy's dialects.
+    if _ENDS_TRANSACTION.match(statement) and not committing.get():
         raise ScopeError(
             f"{statement.split()[0].upper()} was sent as SQL inside a scope, which decides when its transaction ends; "
             f"to have "
@@ -154,6 +158,7 @@ def watch(engine: Engine) -> None:
         event.listen(root, "release_savepoint", _on_release_savepoint)
         event.listen(root, "handle_error", _on_error)
         event.listen(root, "commit", _on_commit)
+        event.listen(root, "commit_twophase", _on_commit)
     _watched.add(engine)
 
 
@@ -162,7 +167,7 @@ def _on_begin(connection: Connection) -> None:
     _commit_sent.discard(connection)
 
 
-def _on_commit(connection: Connection) -> None:
+def _on_commit(connection: Connection, *_: Any) -> None:
     if connection.get_execution_options().get(SCOPED) and not committing.get():
         raise ScopeError(
             "COMMIT was asked for on a connection or transaction inside a scope, which decides when its transaction "

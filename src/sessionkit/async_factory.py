@@ -5,7 +5,7 @@ They stand apart because SQLAlchemy 2.1 cannot import its asyncio part without g
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from sqlalchemy.ext import asyncio as sa_asyncio
 

@@ -17,7 +17,7 @@ from .errors import NoCurrentSession, ScopeError
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.ext.asyncio import async_scoped_session as sa_async_scoped_session
-    from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+    from sqlalchemy.orm import Session, sessionmaker
     from sqlalchemy.orm import scoped_session as sa_scoped_session
 
     from ._inner import Inner

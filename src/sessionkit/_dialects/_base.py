@@ -69,6 +69,10 @@ def refuse(name: str, asked: Asked, *options: str) -> None:
             )
 
 
+def _not_followed(connection: Connection) -> None:
+    """Do nothing: the driver tells by itself what `lost` asks."""
+
+
 def _nothing(connection: Connection, driver_connection: Any) -> str | None:
     return None
 
@@ -114,6 +118,7 @@ class Dialect:
         engine_for: derives from the user's engine the one whose transactions are what was asked for, and raises
         OptionError
             for what it cannot keep. One and the same engine for equal arguments is the caller's care.
+        follow: begins to look for what `lost` will be asked, when a scope's transaction begins.
         lost: tells, from what the driver knows without a round trip, that the transaction cannot be committed
             any more, and why; None where all is well or the driver cannot tell.
         restrict: has the database refuse writes on a connection from now on, inside a savepoint.
@@ -135,6 +140,7 @@ class Dialect:
     anomalies: Mapping[str, frozenset[str]] = field(default_factory=dict)
     default_level: str = "READ COMMITTED"
     engine_for: Callable[[Engine, Asked], Engine] = _sqlalchemys_own
+    follow: Callable[[Connection], None] = _not_followed
     lost: Callable[[Connection, Any], str | None] = _nothing
     restrict: Callable[[Connection], None] = _unrestricted
     lift: Callable[[Connection], None] = _unrestricted

@@ -67,12 +67,12 @@ def _reserve(connection: Connection, table: Table, count: int) -> list[int] | No
     prefix = f"{preparer.quote_schema(schema)}." if schema else ""
     name = (table.name,)
     # A trigger could insert into the same table.
-    triggers = f"SELECT count(*) FROM {prefix}sqlite_master WHERE type = 'trigger' AND tbl_name = ?"  # noqa: S608 - quoted
+    triggers = f"SELECT count(*) FROM {prefix}sqlite_master WHERE type = 'trigger' AND tbl_name = ?"
     if connection.exec_driver_sql(triggers, name).scalar_one():
         return None
     last = connection.execute(select(func.coalesce(func.max(column), 0))).scalar_one()
     if table.dialect_options["sqlite"]["autoincrement"]:
-        sequence = f"SELECT seq FROM {prefix}sqlite_sequence WHERE name = ?"  # noqa: S608 - quoted
+        sequence = f"SELECT seq FROM {prefix}sqlite_sequence WHERE name = ?"
         last = max(last, connection.exec_driver_sql(sequence, name).scalar() or 0)
     if not isinstance(last, int) or last < 0 or last + count >= 2**63:
         return None  # SQLite would look for a gap, at random

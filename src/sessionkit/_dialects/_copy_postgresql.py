@@ -50,7 +50,8 @@ def table_name(connection: Connection, table: Table | str) -> str:
     return _plain(connection, prefix + preparer.quote(table.name))
 
 
-_COLUMNS = text("""
+_COLUMNS = text(
+    """
     SELECT a.attname, coalesce(b.typname, t.typname) AS type, coalesce(b.typtype, t.typtype)::text AS kind, e.typname AS element,
            a.attidentity = 'a' OR a.attgenerated <> '' AS generated,
            c.relkind IN ('r', 'p', 'f') AND NOT c.relhasrules AND NOT row_security_active(c.oid) AS plain
@@ -60,7 +61,8 @@ _COLUMNS = text("""
     LEFT JOIN pg_type b ON t.typtype = 'd' AND b.oid = t.typbasetype
     LEFT JOIN pg_type e ON coalesce(b.typcategory, t.typcategory) = 'A' AND e.oid = coalesce(b.typelem, t.typelem)
     WHERE c.oid = to_regclass(:name)
-""".replace("::text", "\\:\\:text"))
+""".replace("::text", "\\:\\:text")
+)
 
 
 def columns(connection: Connection, table: Table) -> dict[str, ColumnFacts] | str:
@@ -73,7 +75,8 @@ def columns(connection: Connection, table: Table) -> dict[str, ColumnFacts] | st
     return {row.attname: ColumnFacts(row.type, row.kind, row.element, row.generated) for row in rows}
 
 
-_RESERVE = text("""
+_RESERVE = text(
+    """
     WITH found AS (
         SELECT s.seq FROM (SELECT to_regclass(pg_get_serial_sequence(:table, :column)) AS seq) s
         JOIN pg_attribute a ON a.attrelid = to_regclass(:table) AND a.attname = :column
@@ -86,7 +89,8 @@ _RESERVE = text("""
                           WHERE g.tgrelid = a.attrelid AND NOT g.tgisinternal AND (g.tgtype & 7) = 7)
     )
     SELECT array_agg(n) FROM (SELECT nextval(seq) AS n FROM found, generate_series(1, :count)) numbers
-""".replace("::regclass)'", "\\:\\:regclass)'"))
+""".replace("::regclass)'", "\\:\\:regclass)'")
+)
 
 
 def reserve(connection: Connection, table: Table, count: int) -> list[int] | None:

@@ -17,6 +17,7 @@ from sqlalchemy import event, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from ..errors import OptionError
+from . import _asyncpg
 from ._base import Asked, Dialect, all_of, root_of
 from ._bulk_postgresql import BULK
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 _OPTION = "sessionkit_postgresql"
 _BEFORE = "sessionkit_modes_before"
-_SAY = "sessionkit_said_after_begin"
+_LATER = "sessionkit_said_with_the_first_statement"
 _listening: WeakSet[Engine] = WeakSet()
 _saying_later: WeakSet[Engine] = WeakSet()
 
@@ -144,9 +145,8 @@ def _engine_for(engine: Engine, asked: Asked) -> Engine:
         _listening.add(root)
         event.listen(root, "checkin", _checkin)
     derived = engine.execution_options(**{_OPTION: wanted})
-    # On the derived engine: after SQLAlchemy's own options have been told to the driver. And before "begin", where
-    # listeners of the user's may speak to the database already.
-    event.listen(derived, "engine_connect", _tell_driver)
+    # On the derived engine, whose listeners come before those of the engine it is derived from: what a listener of the
+    # user's says to the database when a transaction begins is said under the preset.
     event.listen(derived, "begin", _begin)
     event.listen(derived, "begin_twophase", _begin_twophase)
     return derived
@@ -170,20 +170,45 @@ def _wanted(asked: Asked) -> _Wanted | None:
     return None if wanted == (None, None, None, ()) else wanted
 
 
-def _tell_driver(connection: Connection) -> None:
-    """Have the driver put the modes into its next BEGIN; keep what has to be said by a statement after it."""
+def _begin(connection: Connection) -> None:
+    for statement in _tell_driver(connection):
+        connection.execute(statement)
+
+
+def _begin_twophase(connection: Connection, _: Any) -> None:
+    statements = _tell_driver(connection)
+    if statements:
+        # psycopg and psycopg2 begin right after this event and accept no statement before: these go before the first.
+        connection.connection.info[_LATER] = statements
+        if connection.engine not in _saying_later:
+            _saying_later.add(connection.engine)
+            event.listen(connection.engine, "before_cursor_execute", _say_later)
+
+
+def _say_later(connection: Connection, *_: Any) -> None:
+    for statement in connection.connection.info.pop(_LATER, ()):
+        connection.execute(statement)
+
+
+def _tell_driver(connection: Connection) -> list[Executable]:
+    """Have the driver put the modes into its next BEGIN; return what has to be said by statements after it."""
     options = connection.get_execution_options()
     wanted: _Wanted = options[_OPTION]
     pooled = connection.connection
+    if getattr(pooled.dbapi_connection, "autocommit", False):
+        raise OptionError(
+            f"a preset was asked for on {connection.engine!r}, but its driver's connections are in autocommit mode, "
+            "where no transaction begins; leave autocommit out of connect_args"
+        )
     said: list[Executable] = []
     if wanted[:3] != (None, None, None):
         driver = _DRIVERS.get(connection.dialect.driver)
-        # A listener of the user's may have spoken already, in "engine_connect" too.
+        # A listener of the class Engine comes before ours, and may have spoken.
         if driver is None or driver.begun(pooled.driver_connection):
             said.append(_set_transaction(_modes(wanted)))
         else:
             before = driver.get(pooled.dbapi_connection)
-            # What SQLAlchemy was told by its own options, it takes back itself, and before the event of the checkin.
+            # What SQLAlchemy was told by its own options it takes back itself, and before the event of the checkin.
             pooled.info[_BEFORE] = driver, before, tuple(option not in options for option in _SQLALCHEMYS)
             modes = _Modes(
                 before.isolation if wanted.isolation is None else driver.level(wanted.isolation),
@@ -196,27 +221,7 @@ def _tell_driver(connection: Connection) -> None:
                 said.append(_set_transaction(unsaid))
     if wanted.settings:
         said.append(select(*(func.set_config(name, value, True) for name, value in wanted.settings)))
-    if said:
-        pooled.info[_SAY] = said
-
-
-def _begin(connection: Connection, *_: Any) -> None:
-    pooled = connection.connection
-    if getattr(pooled.dbapi_connection, "autocommit", False):
-        raise OptionError(
-            f"a preset was asked for on {connection.engine!r}, but its driver's connections are in autocommit mode, "
-            "where no transaction begins; leave autocommit out of connect_args"
-        )
-    for statement in pooled.info.pop(_SAY, ()):
-        connection.execute(statement)
-
-
-def _begin_twophase(connection: Connection, *_: Any) -> None:
-    # psycopg and psycopg2 begin right after this event and accept no statement before: it goes before the first one.
-    engine = connection.engine
-    if _SAY in connection.connection.info and engine not in _saying_later:
-        _saying_later.add(engine)
-        event.listen(engine, "before_cursor_execute", _begin)
+    return said
 
 
 _SQLALCHEMYS = ("isolation_level", "postgresql_readonly", "postgresql_deferrable")
@@ -235,7 +240,7 @@ def _set_transaction(modes: list[str]) -> Executable:
 
 
 def _checkin(dbapi_connection: Any, record: Any) -> None:
-    record.info.pop(_SAY, None)
+    record.info.pop(_LATER, None)
     kept = record.info.pop(_BEFORE, None)
     if kept is not None and dbapi_connection is not None:
         driver, before, ours = kept
@@ -243,9 +248,16 @@ def _checkin(dbapi_connection: Any, record: Any) -> None:
         driver.set(dbapi_connection, _Modes(*(b if mine else n for b, n, mine in zip(before, now, ours, strict=True))))
 
 
+def _follow(connection: Connection) -> None:
+    if connection.dialect.driver == "asyncpg":
+        _asyncpg.follow(connection)
+
+
 def _lost(connection: Connection, driver_connection: Any) -> str | None:
     # psycopg and psycopg2 know the state from the protocol's ReadyForQuery; asyncpg does not tell it, there the
     # log of failed statements has to do.
+    if connection.dialect.driver == "asyncpg":
+        return _asyncpg.lost(connection)
     info = getattr(driver_connection, "info", None)
     status = getattr(info, "transaction_status", None)
     if status == _INERROR:
@@ -294,6 +306,7 @@ DIALECT = Dialect(
     },
     anomalies=_ANOMALIES,
     engine_for=_engine_for,
+    follow=_follow,
     lost=_lost,
     restrict=_restrict,
     lift=_lift,

@@ -37,6 +37,7 @@ _UNDO_AT_END = "sessionkit_undo_at_end"
 _SET_UP = "sessionkit_set_up"
 _SEEN = "sessionkit_seen"
 _listening: WeakSet[Engine] = WeakSet()
+_undoing: WeakSet[Engine] = WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,8 @@ def configure(engine: Engine, config: Config) -> None:
     root = root_of(engine)
     if root not in _configs:
         event.listen(root, "checkout", lambda connection, record, _: _set_up(_configs[root], connection, record))
-        event.listen(root, "begin", _begin_configured)
     _configs[root] = config
+    _listen(root)
 
 
 def _set_up(config: Config, dbapi_connection: Any, record: Any) -> None:
@@ -108,25 +109,30 @@ class _Wanted(NamedTuple):
     statement_timeout: float | None
 
 
+def _listen(root: Engine) -> None:
+    if root not in _listening:
+        _listening.add(root)
+        # After the listeners of the user's, one of which may say BEGIN.
+        event.listen(root, "begin", _begin)
+        event.listen(root, "checkin", _checkin)
+
+
 def _engine_for(engine: Engine, asked: Asked) -> Engine:
     refuse("SQLite", asked, "idle_timeout")
     root = root_of(engine)
-    if root not in _listening:
-        _listening.add(root)
-        event.listen(root, "checkin", _checkin)
+    _listen(root)
+    if root not in _undoing:
+        _undoing.add(root)
+        event.listen(root, "commit", _before_end)
+        event.listen(root, "rollback", _before_end)
     config = _configs.get(root)
     deferred = asked.read_only or (config is not None and config.begin == "deferred")
     wanted = _Wanted(
         "BEGIN" if deferred else "BEGIN IMMEDIATE", bool(asked.read_only), asked.lock_timeout, asked.statement_timeout
     )
     derived = engine.execution_options(**{_OPTION: wanted})
-    # On the derived engine, whose listeners come after all others: one of the user's may say BEGIN, one of ours may
-    # refuse the COMMIT.
-    event.listen(derived, "engine_connect", _look)
-    event.listen(derived, "begin", _begin_scope)
-    if wanted.query_only or wanted.statement_timeout is not None:
-        event.listen(derived, "commit", _before_end)
-        event.listen(derived, "rollback", _before_end)
+    # Listeners of the derived engine come before those of the engine that it is derived from.
+    event.listen(derived, "begin", _look)
     if wanted.statement_timeout is not None:
         event.listen(derived, "before_cursor_execute", _start_of_statement)
     return derived
@@ -145,9 +151,16 @@ def _look(connection: Connection) -> None:
     pooled.info[_SEEN] = _Seen(driver.in_transaction, driver.total_changes)
 
 
-def _begin_scope(connection: Connection) -> None:
+def _begin(connection: Connection) -> None:
+    wanted: _Wanted | None = connection.get_execution_options().get(_OPTION)
+    if wanted is not None:
+        _begin_scope(connection, wanted)
+    elif (config := _configs.get(root_of(connection.engine))) is not None:
+        _begin_configured(connection, config)
+
+
+def _begin_scope(connection: Connection, wanted: _Wanted) -> None:
     pooled = connection.connection
-    wanted: _Wanted = connection.get_execution_options()[_OPTION]
     seen: _Seen = pooled.info[_SEEN]
     driver: Any = pooled.driver_connection
     autocommit = _autocommit(driver)
@@ -179,19 +192,18 @@ def _begin_scope(connection: Connection) -> None:
         _say(connection, driver, wanted.begin)
 
 
-def _begin_configured(connection: Connection) -> None:
+def _begin_configured(connection: Connection, config: Config) -> None:
     """Begin outside of scopes."""
-    options = connection.get_execution_options()
-    level = options.get("isolation_level") or getattr(connection.dialect, "_on_connect_isolation_level", None)
+    level = connection.get_execution_options().get("isolation_level")
+    level = level or getattr(connection.dialect, "_on_connect_isolation_level", None)
     driver: Any = connection.connection.driver_connection
     autocommit = _autocommit(driver)
-    if _OPTION in options or autocommit is True or str(level).upper() == "AUTOCOMMIT":
+    if autocommit is True or str(level).upper() == "AUTOCOMMIT":
         return
     if autocommit is False:
         _say(connection, driver, "ROLLBACK")
     elif driver.in_transaction:
         return  # a listener of the user's has begun it
-    config = _configs[root_of(connection.engine)]
     _say(connection, driver, "BEGIN" if config.begin == "deferred" else "BEGIN IMMEDIATE")
 
 
@@ -225,7 +237,8 @@ def _undo_at_end(connection: Connection, undo: str | Callable[[Any], None]) -> N
 
 
 def _before_end(connection: Connection) -> None:
-    if not connection.invalidated:
+    # Not at a COMMIT that is refused: whoever refuses it was there before us.
+    if connection.get_execution_options().get(_OPTION) is not None and not connection.invalidated:
         pooled = connection.connection
         _undo(pooled.dbapi_connection, pooled.info.pop(_UNDO_AT_END, ()))
 
