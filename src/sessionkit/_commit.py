@@ -149,9 +149,8 @@ def _claim(unit: Unit, engine: Engine, key: str, left: float) -> commits.Verdict
     bound = max(left, 0.05)
     # The engine is the unit's, whose transactions are scopes': the claim is one more of them.
     bounded = _dialects.of(engine).engine_for(engine, Preset(lock_timeout=bound)).execution_options(**{SCOPED: False})
-    with bounded.connect() as connection, Watchdog(bound, lambda: [connection], unit.asynchronous):
-        with connection.begin():
-            return commits.claim(connection, key)
+    with bounded.connect() as connection, Watchdog(bound, lambda: [connection], unit.asynchronous), connection.begin():
+        return commits.claim(connection, key)
 
 
 def _ask_application(unit: Unit, verify: Any) -> commits.Verdict | None:

@@ -151,7 +151,8 @@ def _settled(result: R, fn: Callable[..., Any]) -> R:
         if inspect.iscoroutine(result):
             result.close()
         raise ColourError(
-            f"{getattr(fn, '__qualname__', fn)!r} returned an awaitable, but its scope is sync and would be over before that "
+            f"{getattr(fn, '__qualname__', fn)!r} returned an awaitable, but its scope is sync and would be over "
+            f"before that "
             "runs; use an async_sessionmaker"
         )
     return result

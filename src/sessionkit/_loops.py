@@ -34,6 +34,7 @@ _PASSED_OVER = frozenset(
         "WITH_EXCEPT_START",
     }
 )
+_FOLLOWED = ("JUMP", "SEND", "POP_JUMP_IF_TRUE", "POP_JUMP_FORWARD_IF_TRUE")  # to where they lead
 _LOOPS = frozenset({"FOR_ITER", "GET_ANEXT"})
 _AWAIT = frozenset({"LOAD_CONST", "LOAD_SMALL_INT"})
 
@@ -56,11 +57,7 @@ def goes_back(code: CodeType, offset: int) -> bool:
         following = instructions[place + 1].opname if place + 1 < len(instructions) else ""
         if name in _LOOPS:
             return True
-        if (
-            name.startswith("JUMP")
-            or name == "SEND"
-            or name.startswith(("POP_JUMP_IF_TRUE", "POP_JUMP_FORWARD_IF_TRUE"))
-        ):
+        if name.startswith(_FOLLOWED):
             place = places.get(instructions[place].argval)
         elif name in _PASSED_OVER or (name in _AWAIT and following == "SEND"):
             place += 1

@@ -119,7 +119,7 @@ class _Savepoint(orm.SessionTransaction):
     block without a word, and what was done in it before is lost.
     """
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         failure: BaseException | None = self._rollback_exception
         closed = getattr(self, "session", None) is None  # by a rollback by hand, which heals
         lost = kind is None and failure is not None and not closed and not self.is_active

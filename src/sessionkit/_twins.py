@@ -54,7 +54,7 @@ async def to_completion(work: Awaitable[R]) -> tuple[R, asyncio.CancelledError |
             if task.cancelled():
                 raise
             cancelled = cancelled or cancellation
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - task.result() raises it below
             break
     if cancelled is not None and (error := task.exception()) is not None:
         raise cancelled from error

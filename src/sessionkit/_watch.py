@@ -111,7 +111,7 @@ _ENDS_TRANSACTION = re.compile(
 
 
 def for_scopes(engine: Engine, follow: Callable[[Connection], None]) -> Engine:
-    """Derive from an engine the one whose connections belong to scopes; `follow` is called where a transaction begins."""
+    """Derive the engine whose connections belong to scopes; `follow` is called as a transaction begins."""
     scoped = engine.execution_options(**{SCOPED: True})
     event.listen(scoped, "before_cursor_execute", _refuse_end)
     event.listen(scoped, "begin", follow)
@@ -122,9 +122,8 @@ def _refuse_end(connection: Connection, cursor: Any, statement: str, *_: Any) ->
     # A two-phase commit is sent as SQL by some of SQLAlchemy's dialects.
     if _ENDS_TRANSACTION.match(statement) and not committing.get():
         raise ScopeError(
-            f"{statement.split()[0].upper()} was sent as SQL inside a scope, which decides when its transaction ends; "
-            f"to have "
-            "nothing committed, raise an exception or call set_rollback_only(session)"
+            f"{statement.split(maxsplit=1)[0].upper()} was sent as SQL inside a scope, which decides when its transaction "
+            "ends; to have nothing committed, raise an exception or call set_rollback_only(session)"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from . import _dialects
 
@@ -41,7 +41,7 @@ class Watchdog:
         self._lock = threading.Lock()
         self.fired = False
 
-    def __enter__(self) -> Watchdog:
+    def __enter__(self) -> Self:
         if self._seconds is not None:
             seconds = max(0.0, self._seconds)
             if self._asynchronous:

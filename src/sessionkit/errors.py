@@ -22,6 +22,7 @@ A driver's error is never wrapped: it reaches the caller as SQLAlchemy raised it
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
@@ -355,10 +356,8 @@ _OUTCOME = "_sessionkit_outcome"
 
 def set_outcome(error: BaseException, outcome: Outcome) -> None:
     """Have `outcome_of` say `outcome` of an exception that leaves a scope."""
-    try:
+    with suppress(AttributeError):  # a class of somebody's with __slots__
         setattr(error, _OUTCOME, outcome)
-    except AttributeError:  # a class of somebody's with __slots__
-        pass
 
 
 def outcome_of(error: BaseException) -> Outcome:

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import weakref
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from sqlalchemy import orm
 from sqlalchemy.util import ScopedRegistry
 
 from ._makers import Maker
+from ._methods import ScopeMethods
 from ._plan import Options, Request
 from ._session import ScopeAware
 from .context import factory_key, here, innermost
 from .errors import OptionError
-from .scope import Scope, attempts_of, make_scope, session_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from ._attempts import SyncAttempt
 
 __all__ = ["Session", "scoped_session", "sessionmaker"]
 
@@ -55,12 +54,15 @@ def split_options(kw: dict[str, Any], where: str, defaults: Request | None = Non
     return (defaults or Request()).but(options, where, defaults=True)
 
 
-class sessionmaker(orm.sessionmaker[S]):
+class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
     """SQLAlchemy's ``sessionmaker``, with `scope`; what it makes are `sessionkit.Session` objects.
 
     Args:
-        bind, class_, autoflush, expire_on_commit, info: as in SQLAlchemy; every other argument of its ``Session`` goes
-        through. propagation, name: defaults for the scopes of this factory, see `session_scope`.
+        bind, class_, autoflush, expire_on_commit, info: as in SQLAlchemy; every other argument of its ``Session``
+            goes through.
+        options: every option of `session_scope`, as the default for this factory's scopes; `retry` as a default goes
+        for
+            decorated functions and `attempts`, not for a plain ``with``.
 
     Raises:
         OptionError: an option has a value that cannot be honoured; ``autocommit=True`` was given.
@@ -97,38 +99,6 @@ class sessionmaker(orm.sessionmaker[S]):
         maker = self._sessionkit_maker
         maker.defaults = split_options(new_kw, "sessionmaker.configure()", maker.defaults)
         super().configure(**new_kw)
-
-    @overload
-    def scope(self, fn: Callable[Concatenate[S, P], R], /) -> Callable[P, R]: ...
-    @overload
-    def scope(self, fn: Callable[P, R], /) -> Callable[P, R]: ...
-    @overload
-    def scope(self, /, **options: Unpack[Options]) -> Scope[S]: ...
-    def scope(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-        """Open a scope of this factory: ``with Session.scope() as session``, or as a decorator, bare or with options.
-
-        The same as ``session_scope(Session, ...)``; see `session_scope` for the promise, the options and the SQL.
-        """
-        made = make_scope(self._sessionkit_maker, self, options)  # type: ignore[arg-type]
-        return made if fn is None else made(fn)
-
-    def attempts(self, **options: Unpack[Options]) -> Iterator[SyncAttempt[S]]:
-        """Run a ``with`` body again until it has succeeded: ``for attempt in Session.attempts(): with attempt as session: ...``.
-
-        Each attempt is a new session and a new transaction, and COMMIT is a part of it. Let the ``with`` be the last
-        statement in the body of the ``for``: where anything else could follow, an attempt that fails raises its error
-        instead of being run again.
-
-        Args:
-            options: those of `session_scope`; `retry` defaults to the factory's, else to ``Retry()``.
-
-        Yields:
-            Attempts, with ``number``, ``error``, ``errors`` and ``delay`` (see `retry.Attempt`).
-
-        Raises:
-            OptionError: a scope of this factory is open here, and is not itself retried.
-        """
-        return attempts_of(make_scope(self._sessionkit_maker, self, options))
 
 
 class ContextRegistry(ScopedRegistry[T]):
@@ -184,7 +154,7 @@ def _reference(owner: object) -> object:
     return owner if isinstance(owner, int) else weakref.ref(owner)
 
 
-class scoped_session(orm.scoped_session[S]):
+class scoped_session(ScopeMethods[S], orm.scoped_session[S]):
     """SQLAlchemy's ``scoped_session``, one session per thread and task; inside a scope, the scope's session.
 
     SQLAlchemy keys its own by thread, which under asyncio hands one session to all tasks. This one goes by context.
@@ -200,15 +170,3 @@ class scoped_session(orm.scoped_session[S]):
     def __init__(self, session_factory: orm.sessionmaker[S], scopefunc: Callable[[], Any] | None = None) -> None:
         super().__init__(session_factory, scopefunc)
         self.registry = ContextRegistry(session_factory, scopefunc)
-
-    @overload
-    def scope(self, fn: Callable[Concatenate[S, P], R], /) -> Callable[P, R]: ...
-    @overload
-    def scope(self, fn: Callable[P, R], /) -> Callable[P, R]: ...
-    @overload
-    def scope(self, /, **options: Unpack[Options]) -> Scope[S]: ...
-    def scope(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-        """Open a scope of the factory inside; within it this object stands for the scope's session. See "
-        "`session_scope`."""
-        made = session_scope(self, **options)
-        return made if fn is None else made(fn)

@@ -100,7 +100,7 @@ def run(hooks: Iterable[Hook], outcome: Outcome, first: BaseException | None = N
                 if inspect.iscoroutine(result):
                     result.close()
                 raise ScopeError(f"{hook!r} returned an awaitable, but its scope is sync and cannot await it")
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - Run decides what it means
             state.failed(hook, error)
     state.report(first)
 
@@ -113,7 +113,7 @@ async def async_run(hooks: Iterable[Hook], outcome: Outcome, first: BaseExceptio
             result = hook.fn()
             if inspect.isawaitable(result):
                 await cast("Awaitable[object]", result)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - Run decides what it means
             state.failed(hook, error)
     state.report(first)
 

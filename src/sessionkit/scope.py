@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec
 from sqlalchemy import orm
 
 from . import hooks
-from ._attempts import async_attempts, attempts
 from ._decorate import INJECTED, form_of, wrap, wrap_async
 from ._inner import NO_INNER, Inner, begin_inner, finish_inner
 from ._makers import Maker
@@ -22,15 +21,15 @@ from ._twins import to_completion
 from ._unit import Unit
 from .context import Entry, factory_key, here, innermost, pop, push, sync_session_of, top
 from .errors import ColourError, OptionError, ScopeError, set_outcome
-from .retry import Retry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
 
     from sqlalchemy.ext import asyncio as sa_asyncio
 
-    from ._attempts import AsyncAttempt, Run, SyncAttempt
+    from ._attempts import Run
+    from .retry import Retry
 
     AS = TypeVar("AS", bound=sa_asyncio.AsyncSession)
 else:
@@ -266,7 +265,7 @@ class AsyncScope(_Scope[AS]):
         entry = self._leave()
         unit = entry.unit
         if unit is None or not entry.opened:
-            await _asyncfinish_inner(entry, error)
+            await _async_finish_inner(entry, error)
             return
         try:
             _, cancelled = await to_completion(_async_finish(entry.handed, unit, error))
@@ -274,11 +273,12 @@ class AsyncScope(_Scope[AS]):
             set_outcome(failure, unit.outcome)
             await hooks.async_run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, failure)
             raise
-        if (first := error or cancelled) is not None:
-            set_outcome(first, unit.outcome)
+        for leaving in (error, cancelled):
+            if leaving is not None:
+                set_outcome(leaving, unit.outcome)
         if unit.hooks:
             due = hooks.due(unit.hooks, unit.outcome, unit.savepoints)
-            await hooks.async_run(due, unit.outcome, first)
+            await hooks.async_run(due, unit.outcome, error or cancelled)
         if cancelled is not None:
             raise cancelled
 
@@ -320,7 +320,7 @@ class AsyncPassed:
         self.scope._enter(unit, self.session, here(), False, await self.session.run_sync(begin_inner, step, unit))
 
     async def __aexit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
-        await _asyncfinish_inner(self.scope._leave(), error)
+        await _async_finish_inner(self.scope._leave(), error)
 
 
 async def _async_finish(session: sa_asyncio.AsyncSession, unit: Unit, error: BaseException | None) -> None:
@@ -328,7 +328,7 @@ async def _async_finish(session: sa_asyncio.AsyncSession, unit: Unit, error: Bas
     await session.run_sync(lambda _: unit.finish(error))
 
 
-async def _asyncfinish_inner(entry: Entry, error: BaseException | None) -> None:
+async def _async_finish_inner(entry: Entry, error: BaseException | None) -> None:
     if entry.inner is NO_INNER:
         finish_inner(None, entry, error)
         return
@@ -359,7 +359,19 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
             ``"join"`` (default): take part in its transaction, which alone decides. ``"savepoint"``: set a savepoint,
             so that a failure undoes this scope only. ``"new"``: a transaction of its own on another connection.
             ``"require"``: join, and it is an error if none is open. ``"forbid"``: it is an error if one is open.
-        name: what messages call this scope.
+        preset, isolation, read_only, deferrable, statement_timeout, lock_timeout, idle_timeout: what the transaction
+        is asked
+            to be; see `Preset`, whose fields they are, and which they change. Timeouts are in seconds. What the
+            database cannot keep is refused before the first statement.
+        retry: run the unit again after errors for which that can help: a `Retry`, or a number of attempts. For
+        decorated
+            functions and for ``attempts()``; a plain ``with`` cannot run its body again.
+        verify_commit: what to do where the answer to COMMIT is lost. False: raise ``CommitOutcomeUnknown``. True: find
+        out
+            through a marker row (`commits`). A function: ask it; it gets a new session and answers whether the unit was
+            committed: True, False, or None if it cannot tell; a COMMIT that is still on its way is its risk.
+        commit_timeout: the longest that COMMIT may take, in seconds; then the connection is cut.
+        name: what messages call this scope; default: the name of the decorated function.
 
     Returns:
         A ``Scope`` or, for an async factory, an ``AsyncScope``. It is a value: it can be entered again, nested, and by
@@ -369,7 +381,10 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
         ScopeError: `factory` is none, or the propagation does not allow what is asked (when entered).
         UnknownOptionError, OptionError: there is no such option, or it cannot have this value.
         UnexpectedRollback: (when left) the body raised nothing, but nothing could be committed.
+        CommitOutcomeUnknown: (when left) the connection was lost during COMMIT.
         HookError: (when left) a hook failed after the transaction had ended; it says how it ended.
+
+    What became of the transaction is told of any exception that leaves the scope by `errors.outcome_of`.
 
     SQL: ``BEGIN`` with the first statement (``BEGIN IMMEDIATE`` on SQLite), ``COMMIT`` or ``ROLLBACK``. Inside another
     scope: nothing, or ``SAVEPOINT`` with the first statement, ``RELEASE SAVEPOINT`` or ``ROLLBACK TO SAVEPOINT``.
@@ -382,13 +397,3 @@ def make_scope(maker: Maker, factory: Any, options: Options) -> Scope[Any] | Asy
     """Make the scope of a known factory."""
     request = maker.defaults.but(options, "a scope") if options else maker.defaults
     return AsyncScope(maker, factory, request) if maker.asynchronous else Scope(maker, factory, request)
-
-
-def attempts_of(scope: Any) -> Iterator[SyncAttempt[Any]]:
-    """Return the attempts of a sync scope."""
-    return attempts(scope, scope._policy() or Retry())
-
-
-def async_attempts_of(scope: Any) -> AsyncIterator[AsyncAttempt[Any]]:
-    """Return the attempts of an async scope."""
-    return async_attempts(scope, scope._policy() or Retry())
