@@ -1,4 +1,4 @@
-"""What an engine sends, for showing it: one line for each statement, BEGIN and COMMIT included."""
+"""What an engine sends, for showing it: one line for each statement, BEGIN and COMMIT included, values in place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.util import await_only
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from sqlalchemy.engine import Connection, Engine
 
@@ -21,22 +21,31 @@ __all__ = ["Ledger"]
 class Ledger:
     """The statements of one engine or of several, in the order in which they are sent.
 
-    SQLite itself tells what it executes, so that a BEGIN is seen as it is, with its mode, and values stand where they
-    belong. Elsewhere SQLAlchemy's events tell.
+    SQLite itself tells what it executes, so that a BEGIN is seen as it is, with its mode. Elsewhere SQLAlchemy's events
+    tell, and the values are put where the placeholders are: good for reading, never for executing.
     """
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._open = False
+        self._listeners: list[tuple[Any, str, Callable[..., None]]] = []
 
-    def follow(self, engine: Engine) -> None:
-        """Listen to an engine that has not connected yet."""
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", self._trace)
-            return
+    def follow(self, engine: Engine | type[Engine]) -> None:
+        """Listen to an engine that has not connected yet, or to all of them."""
+        self._listen(engine, "connect", self._on_connect)
         for name in ("begin", "commit", "rollback"):
-            event.listen(engine, name, partial(self._boundary, name.upper()))
-        event.listen(engine, "before_cursor_execute", self._statement)
+            self._listen(engine, name, partial(self._on_boundary, name.upper()))
+        self._listen(engine, "before_cursor_execute", self._on_statement)
+
+    def _listen(self, engine: Any, name: str, listener: Callable[..., None]) -> None:
+        event.listen(engine, name, listener)
+        self._listeners.append((engine, name, listener))
+
+    def leave(self) -> None:
+        """Listen no more."""
+        for engine, name, listener in self._listeners:
+            event.remove(engine, name, listener)
+        self._listeners.clear()
 
     @contextmanager
     def recording(self) -> Generator[None, None, None]:
@@ -64,21 +73,59 @@ class Ledger:
         if self._open:
             self.lines.append(re.sub(r"\s+", " ", line).strip())
 
-    def _trace(self, driver: Any, record: object) -> None:
-        inner = getattr(driver, "driver_connection", driver)
-        if inner is driver:
+    def _on_connect(self, driver: Any, record: object) -> None:
+        if hasattr(driver, "set_trace_callback"):
             driver.set_trace_callback(self._note)
-        else:  # aiosqlite, whose connection lives in a thread of its own
-            await_only(inner.set_trace_callback(self._note))
+            return
+        inner: Any = getattr(driver, "driver_connection", None)
+        trace = getattr(inner, "set_trace_callback", None)
+        if trace is not None:  # aiosqlite, whose connection lives in a thread of its own
+            await_only(trace(self._note))
 
-    def _boundary(self, word: str, connection: Connection) -> None:
-        self._note(word)
+    def _on_boundary(self, word: str, connection: Connection) -> None:
+        if connection.dialect.name != "sqlite":
+            self._note(word)
 
-    def _statement(
+    def _on_statement(
         self, connection: Connection, cursor: object, statement: str, parameters: Any, context: object, many: bool
     ) -> None:
-        self._note(f"{statement}   {_values(parameters)}" if parameters else statement)
+        if connection.dialect.name == "sqlite":
+            return
+        if many:
+            self._note(f"{statement}  -- {len(parameters)} times")
+        else:
+            self._note(_filled_in(statement, parameters, connection.dialect.paramstyle))
 
 
-def _values(parameters: Any) -> str:
-    return str(dict(parameters)) if hasattr(parameters, "items") else str(parameters)
+# %(name)s and %s, or $1; and the cast that tells the server a value's type.
+_CAST = r"(::[A-Z]+( PRECISION| VARYING| WITH(OUT)? TIME ZONE)?(\([\d, ]+\))?(\[\])*)?"
+_PLACEHOLDERS = {
+    "pyformat": re.compile(rf"%\((?P<key>\w+)\)s{_CAST}"),
+    "format": re.compile(r"%s"),
+    "numeric_dollar": re.compile(rf"\$(?P<key>\d+){_CAST}"),
+}
+
+
+def _filled_in(statement: str, parameters: Any, style: str) -> str:
+    if not parameters:
+        return statement
+    pattern = _PLACEHOLDERS.get(style)
+    if pattern is None:
+        return f"{statement}  -- {parameters}"
+    values = iter(parameters)
+
+    def value(match: re.Match[str]) -> str:
+        if style == "pyformat":
+            return _literal(parameters[match["key"]])
+        if style == "numeric_dollar":
+            return _literal(parameters[int(match["key"]) - 1])
+        return _literal(next(values))
+
+    filled = pattern.sub(value, statement)
+    return filled if style == "numeric_dollar" else filled.replace("%%", "%")
+
+
+def _literal(value: object) -> str:
+    if value is None:
+        return "NULL"
+    return str(value) if isinstance(value, int | float) else "'" + str(value).replace("'", "''") + "'"

@@ -92,7 +92,7 @@ class Stage:
         """Look at what is committed."""
         with self.ledger.looking_away(), self.engine.connect() as connection:
             rows = connection.execute(select(Account.owner, Account.balance).order_by(Account.owner))
-            return dict(rows.tuples().all())
+            return {row.owner: row.balance for row in rows}
 
     def expect(self, fact: object, otherwise: str) -> None:
         """Hold a step to its promise.

@@ -1,0 +1,136 @@
+"""The documentation is true: its Python runs, and what it shows is what happens. (pages.py tells what blocks mean.)"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.engine import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from sessionkit import errors
+from sessionkit.cli._ledger import Ledger
+from tests.docs.pages import EXAMPLES, ROOT, Reader, Wrong, blocks, named, pages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy.engine import URL
+
+    from tests.support.doors import Door
+
+ASYNC = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+
+
+@pytest.fixture
+def reader(doors: Door) -> Iterator[Reader]:
+    """A reader with the names of docs/examples.md, on two databases of the door's backend."""
+    examples: dict[str, Any] = {"__name__": "examples"}
+    block = next(block for block in blocks(EXAMPLES) if block.language == "python")
+    exec(compile(block.source, block.where, "exec", dont_inherit=True), examples)
+    examples.pop("engine").dispose()
+    first, second = doors.database.url(doors.driver), doors.other_engine().url
+    ledger = Ledger()
+    with asyncio.Runner() as loop:
+        sync_engine = create_engine(first)
+        engines = [create_async_engine(_async(first)), create_async_engine(_async(second))]
+        for url in (first, second):
+            filled = create_engine(url)
+            examples["fill"](filled)
+            filled.dispose()
+        ledger.follow(Engine)
+        # What SQLAlchemy asks a server at the first connection is not the page's.
+        sync_engine.connect().close()
+        for engine in engines:
+            loop.run(_connect(engine))
+        names = {**examples, "engine": sync_engine, "async_engine": engines[0]}
+        async_names: dict[str, Any] = {"engine": engines[1], "async_engine": engines[1]}
+        try:
+            yield Reader(doors.backend, ledger, names, async_names, loop)
+        finally:
+            ledger.leave()
+            # Those of the page as well.
+            for made in {sync_engine, *engines, *filter(_is_engine, (*names.values(), *async_names.values()))}:
+                loop.run(made.dispose()) if isinstance(made, AsyncEngine) else made.dispose()
+
+
+def _is_engine(value: object) -> bool:
+    return isinstance(value, Engine | AsyncEngine)
+
+
+async def _connect(engine: AsyncEngine) -> None:
+    async with engine.connect():
+        pass
+
+
+def _async(url: URL) -> URL:
+    return url.set(drivername=ASYNC[url.get_backend_name()])
+
+
+def with_python() -> list[Path]:
+    return [page for page in pages() if any(block.language == "python" for block in blocks(page))]
+
+
+@pytest.mark.doors("sqlite-sync", "postgresql-sync")
+@pytest.mark.parametrize("page", with_python(), ids=named(with_python()))
+def test_a_page_is_true(page: Path, reader: Reader) -> None:
+    assert reader.read(page)
+
+
+@pytest.mark.doors("sqlite-sync", "postgresql-sync")
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("```python\n1 / 0\n```", 'raised an error that no ```text title="error" shows'),
+        ("```python\n1 / 0\n```\n```python\n```", 'raised an error that no ```text title="error" shows'),
+        ('```python\nprint(1)\n```\n```text title="output"\n2\n```', "gives\n\n1"),
+        ('```python\n```\n```text title="error"\nValueError: no\n```', "raised nothing"),
+        ("```python\nengine.connect().close()\n```\n```sql\nCOMMIT\n```", "gives\n\n"),
+        (
+            "```python\nwith engine.begin() as c:\n    c.execute(select(User))\n```\n```sql\nSELECT 0\nCOMMIT\n```",
+            "FROM user_account",
+        ),
+    ],
+)
+def test_a_page_that_lies_is_caught(
+    text: str, told: str, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.docs.pages.ROOT", tmp_path)
+    page = tmp_path / "lies.md"
+    page.write_text(text)
+    with pytest.raises(Wrong, match=re.escape(told)):
+        reader.read(page)
+
+
+# The site
+
+
+def nav() -> set[str]:
+    return set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    assert nav() == {str(page.relative_to(ROOT / "docs")) for page in pages() if page.name != "README.md"}
+
+
+def test_every_exception_has_its_place_on_the_page_of_errors() -> None:
+    text = (ROOT / "docs" / "errors.md").read_text()
+    classes = {
+        name
+        for name in errors.__all__
+        if isinstance(value := getattr(errors, name), type) and issubclass(value, Exception)
+    }
+    assert not classes - set(re.findall(r"^#+ (\w+) \{ ?#\1 ?\}$", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", pages(), ids=named(pages()))
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
+    text = re.sub(r"^( *)```.*?^\1```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if not re.match(r"[a-z]+:", link)]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
+    assert not re.search(r"issue #?\d|/work/|/tmp/", text)
