@@ -13,6 +13,7 @@ from sqlalchemy import event, func, insert, select, text
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm.exc import StaleDataError
 
 import sessionkit
 from tests.support.doors import KINDS, Door
@@ -69,6 +70,10 @@ async def test_an_error_leaves_a_scope_as_it_was_raised_and_the_scope_sees_it(do
     assert await doors.rows("SELECT * FROM users") == []
 
 
+def fail(error: BaseException) -> None:
+    raise error
+
+
 async def test_what_is_entered_sees_the_exception_of_the_body_and_may_swallow_it(doors: Door) -> None:
     seen: list[object] = []
 
@@ -90,7 +95,7 @@ async def test_what_is_entered_sees_the_exception_of_the_body_and_may_swallow_it
     error = ValueError()
     async with doors.enter(Sync() if doors.colour == "sync" else Async()) as value:
         assert value == "value"
-        raise error
+        fail(error)
     assert seen == [ValueError, error, True]
 
 
@@ -251,9 +256,8 @@ async def test_a_twin_is_the_function_of_the_colour_and_gets_the_users_session(d
 
 async def test_statements_are_collected_from_begin_to_commit(doors: Door) -> None:
     with doors.statements() as sql:
-        async with doors.session(doors.plain_factory()) as session, session.begin():
-            async with session.begin_nested():
-                session.add(User(name="ann"))
+        async with doors.session(doors.plain_factory()) as session, session.begin(), session.begin_nested():
+            session.add(User(name="ann"))
     assert [line.split()[0] for line in sql] == ["BEGIN", "SAVEPOINT", "INSERT", "RELEASE", "COMMIT"]
     async with doors.session(doors.plain_factory()) as session:
         await session.execute(text("SELECT 1"))
@@ -353,7 +357,9 @@ async def test_the_first_failure_is_raised_and_those_that_wait_for_it_are_releas
     assert [type(result).__name__ for result in results] == ["LookupError", "Broken", "Broken"]
 
 
-async def test_who_waits_for_nobody_fails_when_the_patience_is_over(doors: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_waits_for_nobody_fails_when_the_patience_is_over(
+    doors: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with patience(monkeypatch, 0.05):
         barrier = doors.barrier(2)
         with pytest.raises(AssertionError, match="not all came"):
@@ -362,7 +368,9 @@ async def test_who_waits_for_nobody_fails_when_the_patience_is_over(doors: Door,
             await doors.event().wait()
 
 
-async def test_a_body_that_hangs_is_named_with_the_place_where_it_hangs(doors: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_hangs_is_named_with_the_place_where_it_hangs(
+    doors: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # An event that breaking does not reach: the body hangs in it.
     forever = asyncio.Event() if doors.colour == "async" else threading.Event()
 
@@ -400,6 +408,42 @@ async def test_another_thread_starts_with_an_empty_context(doors: Door) -> None:
 
     with pytest.raises(LookupError):
         await doors.in_other_thread(fails)
+
+
+async def test_attempts_are_made_until_one_succeeds(doors: Door) -> None:
+    numbers = []
+    async for attempt in doors.attempts(retry=sessionkit.Retry(3, wait=0)):
+        async with attempt as session:
+            numbers.append(attempt.number)
+            session.add(User(name="ann"))
+            await session.flush()
+            if attempt.number < 3:
+                raise StaleDataError
+    assert numbers == [1, 2, 3]
+    assert await doors.rows("SELECT name FROM users") == [("ann",)]
+
+
+async def test_an_attempt_sees_where_the_code_of_the_body_goes_on(doors: Door) -> None:
+    async def goes_on_elsewhere() -> str:
+        async for attempt in doors.attempts(retry=sessionkit.Retry(3, wait=0)):
+            async with attempt:
+                fail(StaleDataError())
+            return "not what a retry may come to"
+        return "nor this"
+
+    with pytest.raises(StaleDataError):
+        await goes_on_elsewhere()
+
+
+async def test_a_scoped_session_is_neutral_too(doors: Door) -> None:
+    db = doors.scoped()
+    async with doors.scope() as session:
+        assert doors.same(db, session)
+        assert db() == session
+        db.add(User(name="ann"))
+        assert await db.scalar(select(User.name)) == "ann"
+    assert await db.scalar(select(User.name)) == "ann"
+    await db.remove()
 
 
 def test_a_facade_is_equal_to_what_it_stands_for() -> None:

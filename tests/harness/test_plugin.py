@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
+from tests.support.doors import KINDS
+from tests.support.plugin import chosen_backends, fitting
 from tests.support.subrun import run_pytest
 
 if TYPE_CHECKING:
@@ -83,43 +87,38 @@ SELECTION = """
 
 
 def test_marks_choose_the_doors_and_the_environment_deselects_a_backend(tmp_path: Path) -> None:
-    def collected(**environment: str) -> set[str]:
-        output = run_pytest(tmp_path, SELECTION, "--collect-only", "-q", **environment).output
-        return {line.rpartition("::")[2] for line in output.splitlines() if "::" in line}
-
-    sqlite = {
+    output = run_pytest(tmp_path, SELECTION, "--collect-only", "-q", SESSIONKIT_BACKENDS="sqlite").output
+    collected = {line.rpartition("::")[2] for line in output.splitlines() if "::" in line}
+    assert collected == {
         "test_all[sqlite-sync]",
         "test_all[sqlite-async]",
         "test_drivers[sqlite-async]",
+        "test_none",
     }
-    postgresql = {
-        "test_all[postgresql-sync]",
-        "test_all[postgresql-async]",
-        "test_all[postgresql-sync-psycopg2]",
-        "test_all[postgresql-async-psycopg]",
-        "test_some[postgresql-async]",
-        "test_some[postgresql-async-psycopg]",
-        "test_drivers[postgresql-sync-psycopg2]",
-        "test_server",
-    }
-    assert collected() == sqlite | postgresql | {"test_none"}
-    assert collected(SESSIONKIT_BACKENDS="sqlite") == sqlite | {"test_none"}
-    assert collected(SESSIONKIT_BACKENDS="postgresql") == postgresql | {"test_none"}
+    assert "/12 tests collected (8 deselected)" in output
 
 
-def test_a_backend_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
-    outcome = run_pytest(tmp_path, SELECTION, "--collect-only", SESSIONKIT_BACKENDS="oracle")
-    assert outcome.code != 0
-    assert "there are: sqlite, postgresql" in outcome.output
+def test_without_a_choice_a_run_covers_both_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SESSIONKIT_BACKENDS", raising=False)
+    assert chosen_backends() == ("sqlite", "postgresql")
+    monkeypatch.setenv("SESSIONKIT_BACKENDS", "postgresql, sqlite")
+    assert set(chosen_backends()) == {"sqlite", "postgresql"}
 
 
-def test_marks_that_no_door_fits_are_an_error(tmp_path: Path) -> None:
-    source = """
-        import pytest
+def test_a_backend_that_does_not_exist_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SESSIONKIT_BACKENDS", "oracle")
+    with pytest.raises(pytest.UsageError, match="there are: sqlite, postgresql"):
+        chosen_backends()
 
-        @pytest.mark.doors(backend="sqlite", driver="asyncpg")
-        def test_nowhere(doors): pass
-    """
-    outcome = run_pytest(tmp_path, source)
-    assert outcome.code != 0
-    assert "no door fits" in outcome.output
+
+def test_several_marks_are_all_obeyed() -> None:
+    def names(*marks: pytest.MarkDecorator) -> list[str]:
+        return [kind.name for kind in fitting(mark.mark for mark in marks)]
+
+    assert names() == [kind.name for kind in KINDS]
+    assert names(pytest.mark.doors(backend="sqlite"), pytest.mark.doors(colour="sync")) == ["sqlite-sync"]
+    assert names(pytest.mark.doors("sqlite-sync", "sqlite-async"), pytest.mark.doors(colour="async")) == [
+        "sqlite-async"
+    ]
+    # Which the plugin reports as an error of the test's.
+    assert names(pytest.mark.doors(backend="sqlite", driver="asyncpg")) == []

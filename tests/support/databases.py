@@ -1,9 +1,10 @@
 """A database in the state of the template for each test: cheap, and safe after whatever the test before did.
 
-PostgreSQL: each worker keeps one database and resets it before a test. TRUNCATE ... RESTART IDENTITY costs about 1 ms, a clone of the
-template and its drop 25 to 150 ms. What TRUNCATE cannot undo (tables a test made, columns it added, settings of the database) is seen by a
-fingerprint of the catalogue, and then the database is dropped and cloned anew; so are the databases of tests marked `own_database`. The
-reset comes before the test and not after it, so that a killed or failed test cannot spoil the next one.
+PostgreSQL: each worker keeps one database and resets it before a test. TRUNCATE ... RESTART IDENTITY costs about 1
+ms, a clone of the template and its drop 25 to 150 ms. What TRUNCATE cannot undo (tables a test made, columns it
+added, settings of the database) is seen by a fingerprint of the catalogue, and then the database is dropped and
+cloned anew; so are the databases of tests marked `own_database`. The reset comes before the test and not after it, so
+that a killed or failed test cannot spoil the next one.
 
 TRUNCATE and not DELETE: DELETE is faster on small tables, but leaves the pages of a bulk test to all that follow.
 Rolling back instead is out of the question: what these tests are about is COMMIT.
@@ -45,7 +46,8 @@ _FINGERPRINT = text("""
         UNION ALL SELECT 'trigger', oid, xmin FROM pg_trigger WHERE oid >= 16384
         UNION ALL SELECT 'schema', oid, xmin FROM pg_namespace WHERE oid >= 16384
         UNION ALL SELECT 'extension', oid, xmin FROM pg_extension WHERE oid >= 16384
-        UNION ALL SELECT 'setting', s.setrole, s.xmin FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
+        UNION ALL SELECT 'setting', s.setrole, s.xmin FROM pg_db_role_setting s JOIN pg_database d ON d.oid =
+        s.setdatabase
                   WHERE d.datname = current_database()
     ) AS written
 """)
@@ -141,7 +143,8 @@ class PostgresqlDatabase(Database):
 
     @cached_property
     def observer(self) -> Engine:
-        # AUTOCOMMIT: it holds no snapshot, so each read sees the latest commit. Two connections: `rows()` may run in several threads.
+        # AUTOCOMMIT: it holds no snapshot, so each read sees the latest commit. Two connections: `rows()` may run in
+        # several threads.
         return create_engine(
             self.url("psycopg"),
             isolation_level="AUTOCOMMIT",
@@ -181,7 +184,10 @@ class PostgresqlDatabase(Database):
         with self.observer.connect() as connection:
             # A backend whose client has just gone needs a moment to notice; a transaction that is held stays.
             for _ in range(10):
-                open_ = [f"backend {pid} is {state} after: {query}" for pid, state, query in connection.execute(looking, {"observer": OBSERVER})]
+                open_ = [
+                    f"backend {pid} is {state} after: {query}"
+                    for pid, state, query in connection.execute(looking, {"observer": OBSERVER})
+                ]
                 if not open_:
                     break
                 connection.exec_driver_sql("SELECT pg_sleep(0.05)")

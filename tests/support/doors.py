@@ -15,42 +15,50 @@ A test asks for `doors` and is `async def`; it runs once for each door:
     postgresql-sync-psycopg2      psycopg2                  as sqlite-sync                 (marked `drivers`)
     postgresql-async-psycopg      psycopg, asynchronous     as sqlite-async                (marked `drivers`)
 
-**Neutral objects.** In the async colours `session` is the AsyncSession itself. In the sync colours it is a facade with the interface of an
-AsyncSession over a plain Session (neutral.py); so the type that a body sees is AsyncSession. `doors.raw(x)` is the object that a user of
-sessionkit would hold, `doors.sync(x)` the sync Session inside in both colours, `doors.neutral(x)` the way back, `doors.same(a, b)` whether
-two of them are one session. A body awaits only what doors and neutral objects give; one that waits otherwise fails in the sync colours.
+**Neutral objects.** In the async colours `session` is the AsyncSession itself. In the sync colours it is a facade
+with the interface of an AsyncSession over a plain Session (neutral.py); so the type that a body sees is AsyncSession.
+`doors.raw(x)` is the object that a user of sessionkit would hold, `doors.sync(x)` the sync Session inside in both
+colours, `doors.neutral(x)` the way back, `doors.same(a, b)` whether two of them are one session. A body awaits only
+what doors and neutral objects give; one that waits otherwise fails in the sync colours.
 
 **What a door gives**
-    backend, colour, driver, name      "sqlite"/"postgresql", "sync"/"async", "psycopg"..., the first column above
-    engine, sync_engine                Engine or AsyncEngine; the Engine below it in both colours
-    make_engine(**kw)                  one more engine on the same database; other_engine(**kw): on another database (tables and all)
-    factory(engine_or_kw...)           sessionkit's sessionmaker or async_sessionmaker; plain_factory(...): SQLAlchemy's
-    Session                            a factory made once
-    scope(factory=None, **options)     `async with` around session_scope(factory or Session, **options)
-    session(factory=None)              `async with` around factory(): a session without a scope
-    connect()                          `async with` around engine.connect(), giving a neutral connection
-    enter(value)                       `async with` around whatever the colour enters: a scope value, an attempt, `factory.begin()`, ...
-    attempts(factory=None, **options)  `async for attempt in ...: async with attempt as session:`
-    decorate(body, factory=None, ...)  an `async def body(session, ...)` decorated by a scope; called with `await`
-    twin(sync_fn, async_fn)            the function of this colour, called with `await`: `insert = doors.twin(bulk.insert, bulk.async_insert)`
-    call(fn, *args)                    call a colourless function with neutral sessions: `doors.call(set_rollback_only, session)`
+    backend, colour, driver, name  "sqlite"/"postgresql", "sync"/"async", "psycopg"..., the first column above
+    engine, sync_engine            Engine or AsyncEngine; the Engine below it in both colours
+    make_engine(**kw)              one more engine on the same database
+    other_engine(**kw)             an engine on another database, with the same tables
+    factory(engine=None, **kw)     sessionkit's sessionmaker or async_sessionmaker; plain_factory(...): SQLAlchemy's
+    Session                        a factory made once
+    scope(factory=None, **options) `async with` around session_scope(factory or Session, **options)
+    session(factory=None)          `async with` around factory(): a session without a scope
+    scoped(factory=None)           a neutral scoped_session or async_scoped_session of sessionkit's
+    connect()                      `async with` around engine.connect(), giving a neutral connection
+    enter(value)                   `async with` around what this colour enters: a scope, an attempt, `factory.begin()`
+    attempts(factory=None, ...)    `async for attempt in ...: async with attempt as session:`
+    decorate(body, ...)            an `async def body(session, ...)` decorated by a scope; called with `await`
+    twin(sync_fn, async_fn)        the function of this colour, called with `await`:
+                                   `insert = doors.twin(bulk.insert, bulk.async_insert)`
+    call(fn, *args)                call a colourless function with neutral sessions:
+                                   `doors.call(set_rollback_only, session)`
 
 **What it sees from outside** (an engine of its own, no sessionkit)
-    await rows(sql_or_select), await scalar(...)     what is committed
-    statements()                       `with doors.statements() as sql:` collects what the engine sends, BEGIN and COMMIT included
-    checked_out()                      connections that the pool has lent
+    await rows(sql_or_select)      what is committed, as a list of tuples; await scalar(...): the one value
+    await write(statement)         change something and commit, as another user of the database would
+    statements()                   `with doors.statements() as sql:` collects what the engine sends, BEGIN to COMMIT
+    checked_out()                  how many connections the pool has lent
 
 **At the same time**
-    await together(*bodies)            threads or tasks; returns the results, raises the first failure and releases the others
-    barrier(n), event()                `await barrier.wait()`; `event.set()`, `await event.wait()`; both fail after 30 s
-    await in_other_thread(fn)          with an empty context; fn may be `async def` (in the async colours it gets a loop of its own)
+    await together(*bodies)        threads or tasks; returns the results, raises the first failure, releases the others
+    barrier(n), event()            `await barrier.wait()`; `event.set()`, `await event.wait()`; they fail after 30 s
+    await in_other_thread(fn)      with an empty context; fn may be `async def` (in the async colours with its own loop)
 
-**Which doors.** All, or those that match `@pytest.mark.doors(backend="postgresql")`, `(colour="async")`, `(driver="asyncpg")`,
-`("sqlite-sync", ...)`. `SESSIONKIT_BACKENDS=sqlite` deselects the others, so does `-m "not postgresql"` or `-m "not drivers"`; nothing is skipped.
-Each test starts with the tables of models.py, empty, on both backends with foreign keys enforced; what it does to the database is undone.
-`@pytest.mark.own_database`: a PostgreSQL database of its own.
+**Which doors.** All, or those that match `@pytest.mark.doors(backend="postgresql")`, `(colour="async")`,
+`(driver="asyncpg")`, `("sqlite-sync", ...)`. `SESSIONKIT_BACKENDS=sqlite` deselects the others, so does `-m "not
+postgresql"` or `-m "not drivers"`; nothing is skipped. Each test starts with the tables of models.py, empty, on both
+backends with foreign keys enforced; what it does to the database is undone. `@pytest.mark.own_database`: a PostgreSQL
+database of its own.
 
-**What every test asserts without saying so**: the pool has all its connections back, nothing is open in the database, no scope is ambient.
+**What every test asserts without saying so**: the pool has all its connections back, nothing is open in the database,
+no scope is ambient.
 """
 
 from __future__ import annotations
@@ -68,13 +76,14 @@ from sqlalchemy import Executable, create_engine, orm, text
 from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
-from tests.support import together
+from tests.support import together as together_
 from tests.support.databases import enforce_foreign_keys
+from tests.support.entering import Attempts, Entered
 from tests.support.neutral import awaitable, drive, neutral, raw, raw_arguments
 from tests.support.witness import Ledger, statements
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from sqlalchemy.engine import URL, Engine
 
@@ -118,7 +127,7 @@ class Door(ABC):
         self._other_database = other_database
         self._engines: list[Any] = []
         self._ledgers: list[Ledger] = []
-        self._meetings = together.Meetings()
+        self._meetings = together_.Meetings()
         self.engine: Any = self.make_engine()
 
     def __repr__(self) -> str:
@@ -126,9 +135,10 @@ class Door(ABC):
 
     # Engines and factories
 
-    def make_engine(self, *, foreign_keys: bool = True, **kw: Any) -> Any:
-        """Return one more engine on the test's database; it is disposed of with the door."""
-        return self._adopted(self._create_engine(self.database.url(self.driver), **kw), foreign_keys)
+    def make_engine(self, *, foreign_keys: bool = True, port: int | None = None, **kw: Any) -> Any:
+        """Return one more engine on the test's database; it is disposed of with the door. `port`: of a fault proxy."""
+        url = self.database.url(self.driver)
+        return self._adopted(self._create_engine(url if port is None else url.set(port=port), **kw), foreign_keys)
 
     def other_engine(self, *, foreign_keys: bool = True, **kw: Any) -> Any:
         """Return an engine on another database with the same tables."""
@@ -182,6 +192,13 @@ class Door(ABC):
         """Enter a session that no scope surrounds."""
         return self.enter((factory or self.Session)())
 
+    def scoped(self, factory: Any = None, *args: Any) -> Any:
+        """Return a neutral scoped session of sessionkit's over a factory."""
+        import sessionkit
+
+        made = sessionkit.scoped_session if self.colour == "sync" else sessionkit.async_scoped_session
+        return neutral(made(factory or self.Session, *args))
+
     def connect(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """Enter a connection of the door's engine."""
         return self.enter(self.engine.connect())
@@ -191,7 +208,7 @@ class Door(ABC):
         """Enter what this colour's users enter by `with` or `async with`."""
 
     @abstractmethod
-    def attempts(self, factory: Any = None, **options: Any) -> AsyncIterator[AbstractAsyncContextManager[AsyncSession]]:
+    def attempts(self, factory: Any = None, **options: Any) -> AsyncIterator[Any]:
         """Iterate over `factory.attempts(**options)`."""
 
     # Functions
@@ -207,8 +224,9 @@ class Door(ABC):
     ) -> Callable[..., Awaitable[T]]:
         """Decorate an `async def body(session, ...)` with a scope of `factory`, or of the door's.
 
-        `form="keyword"` turns the body's first parameter into `*, session=INJECTED` first. A body that has such a parameter is taken as
-        it is. `bare=True`: `@Session.scope` without the parentheses. What `decorate` returns takes and gives neutral sessions.
+        `form="keyword"` turns the body's first parameter into `*, session=INJECTED` first. A body that has such a
+        parameter is taken as it is. `bare=True`: `@Session.scope` without the parentheses. What `decorate` returns
+        takes and gives neutral sessions.
         """
         from sessionkit import session_scope
 
@@ -253,8 +271,9 @@ class Door(ABC):
     def sync(session: Any) -> orm.Session:
         """Return the sync Session that does the work in both colours."""
         session = raw(session)
-        # Whatever proxies a session (a scoped session too) says who it stands for.
-        return cast("orm.Session", getattr(session, "sync_session", session))
+        if isinstance(session, orm.scoped_session | sa_asyncio.async_scoped_session):
+            session = session()
+        return session.sync_session if isinstance(session, AsyncSession) else cast("orm.Session", session)
 
     def same(self, one: Any, other: Any) -> bool:
         """Tell whether both are one session."""
@@ -300,24 +319,24 @@ class Door(ABC):
 
     async def together(self, *bodies: Any, return_exceptions: bool = False) -> list[Any]:
         """Run `async def` functions or coroutines at the same time; return their results in order."""
-        return await self._run_together([together.Body(body) for body in bodies], return_exceptions)
+        return await self._run_together([together_.Body(body) for body in bodies], return_exceptions)
 
     @abstractmethod
-    async def _run_together(self, bodies: list[together.Body], return_exceptions: bool) -> list[Any]: ...
+    async def _run_together(self, bodies: list[together_.Body], return_exceptions: bool) -> list[Any]: ...
 
     @abstractmethod
     async def in_other_thread(self, fn: Callable[[], Any]) -> Any:
         """Call `fn` in another thread, which inherits no context."""
 
-    def barrier(self, parties: int) -> together.Meeting:
+    def barrier(self, parties: int) -> together_.Meeting:
         """Return a barrier for bodies that run together."""
-        barrier = together.ThreadBarrier(parties) if self.colour == "sync" else together.TaskBarrier(parties)
+        barrier = together_.ThreadBarrier(parties) if self.colour == "sync" else together_.TaskBarrier(parties)
         self._meetings.add(barrier)
         return barrier
 
-    def event(self) -> together.Event:
+    def event(self) -> together_.Event:
         """Return an event for bodies that run together."""
-        event: together.Event = together.ThreadEvent() if self.colour == "sync" else together.TaskEvent()
+        event: together_.Event = together_.ThreadEvent() if self.colour == "sync" else together_.TaskEvent()
         self._meetings.add(event)
         return event
 
@@ -354,7 +373,7 @@ class SyncDoor(Door):
     def enter(self, value: Any) -> AbstractAsyncContextManager[Any]:
         return Entered(raw(value))
 
-    def attempts(self, factory: Any = None, **options: Any) -> AsyncIterator[AbstractAsyncContextManager[AsyncSession]]:
+    def attempts(self, factory: Any = None, **options: Any) -> AsyncIterator[Any]:
         return Attempts((factory or self.Session).attempts(**options))
 
     def _coloured(self, body: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
@@ -370,11 +389,11 @@ class SyncDoor(Door):
     async def _outside(self, work: Callable[[], T]) -> T:
         return work()
 
-    async def _run_together(self, bodies: list[together.Body], return_exceptions: bool) -> list[Any]:
-        return together.in_threads(bodies, self._meetings, return_exceptions=return_exceptions)
+    async def _run_together(self, bodies: list[together_.Body], return_exceptions: bool) -> list[Any]:
+        return together_.in_threads(bodies, self._meetings, return_exceptions=return_exceptions)
 
     async def in_other_thread(self, fn: Callable[[], Any]) -> Any:
-        return together.call_in_thread(fn)
+        return together_.call_in_thread(fn)
 
     def run(self, body: Coroutine[Any, Any, None]) -> None:
         # In a copy of the context, so that a scope which a test leaves behind is not the next one's.
@@ -407,11 +426,8 @@ class AsyncDoor(Door):
     def enter(self, value: Any) -> AbstractAsyncContextManager[Any]:
         return cast(AbstractAsyncContextManager[Any], value)
 
-    def attempts(self, factory: Any = None, **options: Any) -> AsyncIterator[AbstractAsyncContextManager[AsyncSession]]:
-        return cast(
-            "AsyncIterator[AbstractAsyncContextManager[AsyncSession]]",
-            aiter((factory or self.Session).attempts(**options)),
-        )
+    def attempts(self, factory: Any = None, **options: Any) -> AsyncIterator[Any]:
+        return cast("AsyncIterator[Any]", aiter((factory or self.Session).attempts(**options)))
 
     def _coloured(self, body: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
         return body
@@ -423,11 +439,11 @@ class AsyncDoor(Door):
         # In a thread: should it wait for a lock that a task of this loop holds, the task can go on and release it.
         return await asyncio.to_thread(work)
 
-    async def _run_together(self, bodies: list[together.Body], return_exceptions: bool) -> list[Any]:
-        return await together.in_tasks(bodies, self._meetings, return_exceptions=return_exceptions)
+    async def _run_together(self, bodies: list[together_.Body], return_exceptions: bool) -> list[Any]:
+        return await together_.in_tasks(bodies, self._meetings, return_exceptions=return_exceptions)
 
     async def in_other_thread(self, fn: Callable[[], Any]) -> Any:
-        return await together.call_in_thread_from_a_task(fn)
+        return await together_.call_in_thread_from_a_task(fn)
 
     def run(self, body: Coroutine[Any, Any, None]) -> None:
         self._runner.run(_with_no_scope_left(body))
@@ -441,38 +457,6 @@ class AsyncDoor(Door):
             self._runner.run(dispose())
         finally:
             self._runner.close()
-
-
-class Entered:
-    """A sync context manager, entered by `async with`: its own `__enter__` and `__exit__` are what runs."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    async def __aenter__(self) -> Any:
-        return neutral(self._value.__enter__())
-
-    async def __aexit__(self, *error: Any) -> bool | None:
-        return cast("bool | None", self._value.__exit__(*error))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._value, name)
-
-
-class Attempts:
-    """A sync loop over attempts, written as `async for`."""
-
-    def __init__(self, attempts: Iterable[Any]) -> None:
-        self._attempts: Iterator[Any] = iter(attempts)
-
-    def __aiter__(self) -> Attempts:
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            return Entered(next(self._attempts))
-        except StopIteration:
-            raise StopAsyncIteration from None
 
 
 def _in_form(body: Callable[..., Any], form: Form) -> Callable[..., Any]:

@@ -1,8 +1,8 @@
 """The small schema that the contract tests share: plain SQLAlchemy, nothing of sessionkit.
 
-Each table is here for a law: `User.name` is unique (a flush that fails), `Account.balance` is checked (a statement that fails),
-`Pledge.account_id` is checked only at COMMIT (a commit that fails), `Shift` is the doctors on call (write skew), `Item` has defaults of
-every kind (bulk).
+Each table is here for a law: `User.name` is unique (a flush that fails), `Account.balance` is checked (a statement
+that fails), `Pledge.account_id` is checked only at COMMIT (a commit that fails), `Shift` is the doctors on call
+(write skew), `Item` has defaults of every kind (bulk).
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ class Item(Base):
 
 def load_postgresql(*, host: str, port: int, user: str, dbname: str, password: str | None, **_: Any) -> None:
     """Fill the template database; called by pytest-postgresql with an address in pieces."""
-    url = URL.create(
-        "postgresql+psycopg", username=user, password=password, host=host, port=int(port), database=dbname
-    )
+    url = URL.create("postgresql+psycopg", username=user, password=password, host=host, port=int(port), database=dbname)
     load(url)
 
 

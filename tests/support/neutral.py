@@ -1,12 +1,14 @@
-"""One body for both colours: the driver of a coroutine that never waits, and sync objects that answer as their async twins.
+"""One body for both colours: a driver for coroutines that never wait, sync objects that answer as their async twins.
 
-In the sync colours no event loop runs. The body is still `async def`, but everything it awaits is a sync call in an `async def` coat, so it
-runs to its end at the first `send(None)`. Nothing is hidden from the code under test: it is called from plain sync frames, without a loop.
+In the sync colours no event loop runs. The body is still `async def`, but everything it awaits is a sync call in an
+`async def` coat, so it runs to its end at the first `send(None)`. Nothing is hidden from the code under test: it is
+called from plain sync frames, without a loop.
 """
 
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -17,8 +19,9 @@ from sqlalchemy.ext.asyncio import (
     AsyncSession,
     AsyncSessionTransaction,
     AsyncTransaction,
+    async_scoped_session,
 )
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
@@ -38,16 +41,14 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
         waits_for = coroutine.send(None)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
-    try:
+    with suppress(StopIteration):
         # Thrown into it, and not raised here: so the traceback ends at the `await` that waited.
         coroutine.throw(
             SuspendedInSyncColour(
-                f"the body waits for {waits_for!r}, but this is a sync colour and no event loop runs. Await only what `doors` and its "
-                "neutral objects give (doors.together, doors.barrier, doors.event, ...)"
+                f"the body waits for {waits_for!r}, but this is a sync colour and no event loop runs. Await only what "
+                "`doors` and its neutral objects give (doors.together, doors.barrier, doors.event, ...)"
             )
         )
-    except StopIteration:
-        pass
     coroutine.close()
     raise SuspendedInSyncColour("the body swallowed the error which says that it waited in a sync colour")
 
@@ -55,11 +56,11 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
 class Facade(Generic[TargetT]):
     """A sync object with the interface of its async twin.
 
-    What is a coroutine function on the twin becomes one here; all else passes through. So the list of methods is SQLAlchemy's own,
-    in each of its versions, and not a copy of it.
+    What is a coroutine function on the twin becomes one here; all else passes through. So the list of methods is
+    SQLAlchemy's own, in each of its versions, and not a copy of it.
     """
 
-    twin: ClassVar[type]
+    twin: ClassVar[type[Any]]
     # What the twin has and the sync object has under another name, or not at all.
     renamed: ClassVar[dict[str, str]] = {}
 
@@ -117,7 +118,7 @@ class Beginning:
     async def __aenter__(self) -> Any:
         return await (await self._started()).__aenter__()
 
-    async def __aexit__(self, *error: Any) -> Any:
+    async def __aexit__(self, *error: object) -> Any:
         return await self._transaction.__aexit__(*error)
 
     def __getattr__(self, name: str) -> Any:
@@ -133,7 +134,7 @@ class NeutralSessionTransaction(Facade[SessionTransaction]):
 
 
 class NeutralSession(Facade[Session]):
-    twin = AsyncSession
+    twin: ClassVar[type[Any]] = AsyncSession
     renamed: ClassVar[dict[str, str]] = {"aclose": "close", "get_async_bind": "get_bind"}
 
     @property
@@ -154,6 +155,19 @@ class NeutralSession(Facade[Session]):
 
     async def stream_scalars(self, *args: Any, **kw: Any) -> Any:
         return NeutralResult(self._target.scalars(*args, **kw))
+
+
+class NeutralScopedSession(NeutralSession):
+    """A scoped session, which is called for its session and removed at the end."""
+
+    twin = async_scoped_session
+
+    @property
+    def sync_session(self) -> Session:
+        return self._target()  # type: ignore[no-any-return]
+
+    def __call__(self, **kw: Any) -> Any:
+        return neutral(self._target(**kw))
 
 
 class NeutralConnection(Facade[Connection]):
@@ -228,6 +242,7 @@ def awaitable(function: Callable[..., T]) -> Callable[..., Awaitable[T]]:
 
 _FACADES: list[tuple[type, Callable[[Any], Any]]] = [
     (Session, NeutralSession),
+    (scoped_session, NeutralScopedSession),
     (SessionTransaction, NeutralSessionTransaction),
     (Connection, NeutralConnection),
     (Transaction, NeutralTransaction),

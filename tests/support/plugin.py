@@ -1,24 +1,28 @@
-"""The harness as a pytest plugin: which tests run, on which server, through which door. (doors.py tells how to write one.)"""
+"""The harness as a pytest plugin: which tests run, through which door, on which server. How to write one: doors.py."""
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import secrets
-from itertools import count
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pytest_postgresql import factories
 
 from tests.support import models, postgres
-from tests.support.databases import Database, PostgresqlDatabases, SqliteDatabases
+from tests.support.databases import PostgresqlDatabases, SqliteDatabases
 from tests.support.doors import KINDS, Door, Kind, open_door
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
+    from pathlib import Path
 
     from pytest_postgresql.executors import NoopExecutor
+
+    from tests.support.databases import Database, PostgresqlDatabase
 
 BACKENDS = ("sqlite", "postgresql")
 BACKENDS_VARIABLE = "SESSIONKIT_BACKENDS"
@@ -46,10 +50,18 @@ def chosen_backends() -> tuple[str, ...]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "doors" not in metafunc.fixturenames:
         return
-    kinds = [kind for kind in KINDS if all(_fits(kind, mark) for mark in metafunc.definition.iter_markers("doors"))]
+    kinds = fitting(metafunc.definition.iter_markers("doors"))
     if not kinds:
         raise pytest.UsageError(f"no door fits the `doors` marks of {metafunc.definition.nodeid}")
-    metafunc.parametrize("doors", [pytest.param(kind, id=kind.name, marks=_marks(kind)) for kind in kinds], indirect=True)
+    metafunc.parametrize(
+        "doors", [pytest.param(kind, id=kind.name, marks=_marks(kind)) for kind in kinds], indirect=True
+    )
+
+
+def fitting(marks: Iterable[pytest.Mark]) -> list[Kind]:
+    """Return the doors that all the marks of a test allow."""
+    marks = list(marks)
+    return [kind for kind in KINDS if all(_fits(kind, mark) for mark in marks)]
 
 
 def _fits(kind: Kind, mark: pytest.Mark) -> bool:
@@ -67,7 +79,7 @@ def _marks(kind: Kind) -> list[pytest.MarkDecorator]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what belongs to a backend that this run does not cover. Deselected and not skipped: a skip looks like a lack."""
+    """Deselect what belongs to a backend that this run does not cover. (A skip would look like a lack.)"""
     others = set(BACKENDS) - set(chosen_backends())
     deselected = [item for item in items if any(item.get_closest_marker(backend) for backend in others)]
     if deselected:
@@ -87,13 +99,22 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
     door = pyfuncitem.funcargs.get("doors")
     if not isinstance(door, Door):
-        raise pytest.UsageError(f"{pyfuncitem.nodeid} is `async def`, but asks for no `doors`; a test of one colour runs its own loop")
+        raise pytest.UsageError(
+            f"{pyfuncitem.nodeid} is `async def`, but asks for no `doors`; a test of one colour runs its own loop"
+        )
     door.run(pyfuncitem.obj(**arguments))
     return True
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    if call.excinfo is not None:
+        # A task or a greenlet that the failed test has left suspended is destroyed now: Python 3.11 cannot parse
+        # source, which is what pytest is about to do for its report, while one is destroyed in the middle of it
+        # ("recursion depth mismatch").
+        gc.collect()
     report = yield
     if report.when == "call":
         item.stash[report_key] = report
@@ -104,39 +125,51 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
 def doors(request: pytest.FixtureRequest) -> Iterator[Door]:
     """A backend, a driver and a colour: see tests/support/doors.py."""
     kind: Kind = request.param
-    if kind.backend == "postgresql":
-        databases: PostgresqlDatabases = request.getfixturevalue("postgresql_databases")
-        own = request.node.get_closest_marker("own_database") is not None
-        others: list[Any] = []
+    databases = _postgresql_of_test(request) if kind.backend == "postgresql" else _sqlite_of_test(request)
+    with databases as (database, other):
+        door = open_door(kind, database, other)
+        left: list[str] = []
+        try:
+            yield door
+            report = request.node.stash.get(report_key, None)
+            # A test that failed has said what matters.
+            if report is not None and report.passed:
+                left = door.left_open()
+        finally:
+            door.dispose()
+        assert not left, f"the test left something open: {'; '.join(left)}"
 
-        def new() -> Database:
-            others.append(databases.new())
-            return others[-1]
 
-        door = open_door(kind, new() if own else databases.shared(), new)
-    else:
-        files: SqliteDatabases = request.getfixturevalue("sqlite_databases")
-        folder = request.getfixturevalue("tmp_path")
-        numbers = count(2)
-        others = []
+@contextmanager
+def _sqlite_of_test(request: pytest.FixtureRequest) -> Iterator[tuple[Database, Callable[[], Database]]]:
+    """Give a test its file, and a way to more of them."""
+    files: SqliteDatabases = request.getfixturevalue("sqlite_databases")
+    folder: Path = request.getfixturevalue("tmp_path")
+    made: list[Database] = []
 
-        def new() -> Database:
-            others.append(files.new(folder / f"door{next(numbers)}.db"))
-            return others[-1]
+    def new() -> Database:
+        made.append(files.new(folder / f"door{len(made) + 1}.db"))
+        return made[-1]
 
-        door = open_door(kind, files.new(folder / "door.db"), new)
-    yield door
-    left: list[str] = []
-    try:
-        report = request.node.stash.get(report_key, None)
-        # A test that failed has said what matters.
-        if report is not None and report.passed:
-            left = door.left_open()
-    finally:
-        door.dispose()
-        for database in others:
-            databases.drop(database) if kind.backend == "postgresql" else database.close()
-    assert not left, f"the test left something open: {'; '.join(left)}"
+    yield new(), new
+    for database in made:
+        database.close()
+
+
+@contextmanager
+def _postgresql_of_test(request: pytest.FixtureRequest) -> Iterator[tuple[Database, Callable[[], Database]]]:
+    """Give a test the worker's database, or one of its own if it is marked so, and a way to more of them."""
+    databases: PostgresqlDatabases = request.getfixturevalue("postgresql_databases")
+    made: list[PostgresqlDatabase] = []
+
+    def new() -> Database:
+        made.append(databases.new())
+        return made[-1]
+
+    own = request.node.get_closest_marker("own_database") is not None
+    yield new() if own else databases.shared(), new
+    for database in made:
+        databases.drop(database)
 
 
 @pytest.fixture(scope="session")
@@ -146,6 +179,12 @@ def sqlite_databases(tmp_path_factory: pytest.TempPathFactory) -> SqliteDatabase
 
 
 # The server
+
+
+def pytest_configure() -> None:
+    """Forget libpq's variables: the tests connect by URL, and a PGSSLMODE of somebody's shell would mix in."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")
@@ -182,7 +221,11 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     told = config.stash.get(told_key, None)
-    if told is None and (guard := config.stash.get(guard_key, None)) is not None and (answer := postgres.ask(guard.port, "report")):
+    if (
+        told is None
+        and (guard := config.stash.get(guard_key, None)) is not None
+        and (answer := postgres.ask(guard.port, "report"))
+    ):
         told = postgres.told(answer)
     if told is not None:
         terminalreporter.write_line(f"PostgreSQL: {told}")
@@ -199,7 +242,9 @@ postgresql_template = factories.postgresql_noproc(
 
 
 @pytest.fixture(scope="session")
-def postgresql_databases(postgresql_server: postgres.Server, postgresql_template: NoopExecutor) -> Iterator[PostgresqlDatabases]:
+def postgresql_databases(
+    postgresql_server: postgres.Server, postgresql_template: NoopExecutor
+) -> Iterator[PostgresqlDatabases]:
     """This worker's databases, cloned from the template that pytest-postgresql made."""
     databases = PostgresqlDatabases(postgresql_server, postgresql_template.template_dbname)
     yield databases

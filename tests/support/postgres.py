@@ -1,7 +1,8 @@
 """The PostgreSQL server that the tests use: asked for once a run, shared by all workers, never skipped.
 
-`SESSIONKIT_POSTGRESQL_URL` names a running server; otherwise the keeper (postgres_keeper.py) starts one when the first selected test wants
-it. Either way a server that cannot be had is an error of every test that wants it: a green run has seen PostgreSQL.
+`SESSIONKIT_POSTGRESQL_URL` names a running server; otherwise the keeper (postgres_keeper.py) starts one when the
+first selected test wants it. Either way a server that cannot be had is an error of every test that wants it: a green
+run has seen PostgreSQL.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class Guard:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise PostgresUnavailable("the process that keeps PostgreSQL did not start: python -m tests.support.postgres_keeper")
+            raise PostgresUnavailable(
+                "the process that keeps PostgreSQL did not start: python -m tests.support.postgres_keeper"
+            )
         self.port = int(line)
 
     def close(self) -> None:
@@ -111,7 +114,8 @@ def told(answer: dict[str, Any]) -> str:
     """Tell in one line which server the tests ran on."""
     if "error" in answer:
         return "could not be had"
-    return f"{answer['version']} from {answer['source']} ({answer['bin']}), run by {answer['runs_as']}, data in {answer['data']}"
+    place = f"{answer['source']} ({answer['bin']})"
+    return f"{answer['version']} from {place}, run by {answer['runs_as']}, data in {answer['data']}"
 
 
 def from_url(text: str) -> Server:
@@ -119,8 +123,8 @@ def from_url(text: str) -> Server:
     url = make_url(text)
     if url.get_backend_name() != "postgresql" or url.query:
         raise PostgresUnavailable(
-            f"{URL_VARIABLE} is {url.render_as_string()}, but should look like postgresql://user:password@host:port/database, "
-            "without driver arguments: six drivers share it"
+            f"{URL_VARIABLE} is {url.render_as_string()}, but should look like "
+            "postgresql://user:password@host:port/database, without driver arguments: several drivers share it"
         )
     server = Server(
         host=url.host or "127.0.0.1",

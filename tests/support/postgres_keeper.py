@@ -2,12 +2,13 @@
 
     python -m tests.support.postgres_keeper
 
-It prints a port and then waits for two things. Whoever connects to that port and says `want` is told the server's address; the first one
-makes the keeper start the server. And when the keeper's standard input ends, it stops the server by its process id and deletes the data.
+It prints a port and then waits for two things. Whoever connects to that port and says `want` is told the server's
+address; the first one makes the keeper start the server (`restart` makes it crash and come back). And when the keeper's standard input ends, it stops the
+server by its process id and deletes the data.
 
-Why a process of its own: standard input ends however pytest ends, by SIGKILL too, so nothing is left behind and there is no window between
-starting the server and arming a guard, because the guard starts it. Why a port: under xdist only the workers know whether a selected test
-wants PostgreSQL, and all of them must get the same server; they ask here.
+Why a process of its own: standard input ends however pytest ends, by SIGKILL too, so nothing is left behind and there
+is no window between starting the server and arming a guard, because the guard starts it. Why a port: under xdist only
+the workers know whether a selected test wants PostgreSQL, and all of them must get the same server; they ask here.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ import tempfile
 import threading
 import traceback
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from tests.support.postgres_binaries import Candidate, candidates, nothing_found
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 if sys.platform != "win32":
     import pwd
@@ -39,6 +44,10 @@ SETTINGS = {
     "full_page_writes": "off",
     "max_prepared_transactions": "20",
     "max_connections": "200",
+    # The data may be in memory: a query that runs away (generate_series() of a billion) must fail, and not fill the
+    # machine.
+    "temp_file_limit": "256MB",
+    "max_wal_size": "256MB",
     "listen_addresses": "127.0.0.1",
     # No socket file: its path would be as long as the temporary folder's, which on some machines is too long.
     "unix_socket_directories": "",
@@ -76,6 +85,7 @@ class Keeper:
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._answer: dict[str, Any] | None = None
+        self._launch_again: Callable[[], subprocess.Popen[bytes]] | None = None
 
     def want(self) -> dict[str, Any]:
         with self._lock:
@@ -91,6 +101,20 @@ class Keeper:
     def report(self) -> dict[str, Any]:
         """Tell about the server without starting it."""
         return self._answer or {}
+
+    def restart(self) -> dict[str, Any]:
+        """End the server as a crash would (an immediate shutdown: no checkpoint, recovery at the start); start it."""
+        with self._lock:
+            assert self._process is not None
+            assert self._launch_again is not None
+            assert self._answer is not None
+            self._process.send_signal(getattr(signal, "SIGQUIT", signal.SIGTERM))
+            self._process.wait(timeout=60)
+            process = self._launch_again()
+            if not _is_ready(process, Path(self._answer["data"])):
+                return {"error": "the server did not start again"}
+            self._answer["pid"] = process.pid
+            return self._answer
 
     def stop(self) -> None:
         with self._lock:
@@ -120,13 +144,13 @@ class Keeper:
             copy.mkdir()
             candidate = candidate.copied_to(copy) or candidate
         data = folder / "data"
-        account.run(
-            [candidate.program("initdb"), "-D", str(data), "-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C"]
-            + ["--no-sync"]
-        )
+        # UTF8 is said, because in a C locale initdb would choose an encoding in which the drivers cannot talk.
+        options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        account.run([candidate.program("initdb"), "-D", str(data), *options])
         for _ in range(3):  # somebody else may take the free port before the server does
             port = _free_port()
-            process = self._launch(candidate, account, data, port, folder / "log")
+            self._launch_again = partial(self._launch, candidate, account, data, port, folder / "log")
+            process = self._launch_again()
             if _is_ready(process, data):
                 break
             self._process = None
@@ -154,7 +178,8 @@ class Keeper:
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
         with log.open("ab") as output:
-            # The server is our child and not pg_ctl's grandchild: we see at once when it ends, and its process id is sure.
+            # The server is our child and not pg_ctl's grandchild: we see at once when it ends, and its process id is
+            # sure.
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **account.popen()
             )
@@ -207,8 +232,14 @@ class Account:
 
     def run(self, command: list[str]) -> str:
         try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False, text=True, **self.popen()
+            done: subprocess.CompletedProcess[str] = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=120,
+                check=False,
+                text=True,
+                **self.popen(),
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NoServer(f"as {self.name}: {error}") from error
@@ -281,8 +312,9 @@ def _serve(listener: socket.socket, keeper: Keeper) -> None:
 def _answer(connection: socket.socket, keeper: Keeper) -> None:
     stream: IO[str]
     with connection, connection.makefile("rw") as stream:
-        question = stream.readline().strip()
-        stream.write(json.dumps(keeper.want() if question == "want" else keeper.report()) + "\n")
+        answers = {"want": keeper.want, "restart": keeper.restart}
+        answer = answers.get(stream.readline().strip(), keeper.report)
+        stream.write(json.dumps(answer()) + "\n")
 
 
 def main() -> None:

@@ -33,21 +33,34 @@ def run_pytest(folder: Path, source: str, *arguments: str, **environment: str) -
     """Run a file of tests with this harness, in a process of its own."""
     file = folder / "test_inside.py"
     file.write_text(textwrap.dedent(source))
-    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-p", "tests.support.plugin", "-rA", "--color=no"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "-p",
+        "tests.support.plugin",
+        "-rA",
+        "--color=no",
+    ]
     # What the outer run was told is not for the inner one, nor is it one of the outer one's workers.
     inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("SESSIONKIT_", "PYTEST_", "COV_"))
+        name: value for name, value in os.environ.items() if not name.startswith(("SESSIONKIT_", "PYTEST_", "COV_"))
     }
-    done = subprocess.run(
-        [*command, *arguments, str(file)],
-        cwd=ROOT,
-        env={**inherited, "PYTHONPATH": str(ROOT), **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    return Outcome(done.returncode, done.stdout + done.stderr)
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # Into a file and not a pipe: workers whose controller was killed hold a pipe open until they notice, which takes
+    # seconds.
+    output = folder / "output.log"
+    with output.open("wb") as stream:
+        done = subprocess.run(
+            [*command, *arguments, str(file)],
+            cwd=ROOT,
+            env={**inherited, "PYTHONPATH": os.pathsep.join(path), **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            timeout=100,
+            check=False,
+        )
+    return Outcome(done.returncode, output.read_text())

@@ -1,12 +1,13 @@
 """Several bodies at the same time: threads in the sync colours, tasks in the async ones; and what they meet at.
 
-No body ever sleeps. Bodies order themselves by barriers and events, whose waits fail after `PATIENCE` seconds; when one body fails, the
-barriers and events of its test break, so that the others fail at once instead of waiting for it.
+No body ever sleeps. Bodies order themselves by barriers and events, whose waits fail after `PATIENCE` seconds; when
+one body fails, the barriers and events of its test break, so that the others fail at once instead of waiting for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import sys
 import threading
@@ -195,7 +196,8 @@ def in_threads(bodies: Sequence[Body], meetings: Meetings, *, return_exceptions:
 
     def run(number: int, body: Body) -> None:
         try:
-            outcomes.done(number, drive(body.coroutine))
+            # An empty context, which a thread of some builds of Python does not have by itself.
+            outcomes.done(number, contextvars.Context().run(drive, body.coroutine))
         except BaseException as error:  # noqa: BLE001 - handed to the test, which is the one to judge it
             outcomes.failed(number, error)
 
@@ -206,7 +208,11 @@ def in_threads(bodies: Sequence[Body], meetings: Meetings, *, return_exceptions:
     ]
     for thread in threads:
         thread.start()
-    join(threads)
+    try:
+        join(threads)
+    finally:
+        # If one hangs, the others are let go.
+        meetings.break_all()
     return outcomes.give(return_exceptions=return_exceptions)
 
 
@@ -254,13 +260,15 @@ def _where(waiting: Any) -> str:
     """Return the chain of awaits of a coroutine. (`Task.get_stack()` knows its first link only.)"""
     lines = []
     while (frame := getattr(waiting, "cr_frame", None)) is not None:
-        lines += traceback.format_list([traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)])
+        lines += traceback.format_list(
+            [traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)]
+        )
         waiting = waiting.cr_await
     return "".join(lines)
 
 
 def call_in_thread(fn: Callable[[], Any]) -> Any:
-    """Call a function, or drive an `async def`, in another thread with an empty context; return or raise what it does."""
+    """Call a function, or drive an `async def`, in another thread with an empty context."""
     return in_threads([Body(_as_coroutine(fn))], Meetings(), return_exceptions=False)[0]
 
 
@@ -268,9 +276,12 @@ async def call_in_thread_from_a_task(fn: Callable[[], Any]) -> Any:
     """Do the same from an event loop, which goes on meanwhile. An `async def` gets a loop of its own in its thread."""
     outcomes = Outcomes(1, Meetings())
 
+    def work() -> Any:
+        return asyncio.run(fn()) if inspect.iscoroutinefunction(fn) else fn()
+
     def run() -> None:
         try:
-            outcomes.done(0, asyncio.run(fn()) if inspect.iscoroutinefunction(fn) else fn())
+            outcomes.done(0, contextvars.Context().run(work))
         except BaseException as error:  # noqa: BLE001 - handed to the test, which is the one to judge it
             outcomes.failed(0, error)
 

@@ -40,8 +40,9 @@ def statements(engine: Engine) -> Iterator[list[str]]:
 
     def statement(connection: Any, _cursor: Any, text: str, *_: Any) -> None:
         line = re.sub(r"\s+", " ", text).strip()
-        before = last.get(id(connection))
-        # Who spells a boundary itself (BEGIN IMMEDIATE) does it in SQLAlchemy's event of that name: that is one BEGIN and not two.
+        before = last.get(id(connection), "")
+        # Who spells a boundary itself (BEGIN IMMEDIATE) does it in SQLAlchemy's event of that name: that is one BEGIN
+        # and not two.
         if before in _BOUNDARIES.values() and line.upper().startswith(before + " "):
             del seen[len(seen) - 1 - seen[::-1].index(before)]
         note(connection, line)
