@@ -3,8 +3,8 @@
     python -m tests.support.postgres_keeper
 
 It prints a port and then waits for two things. Whoever connects to that port and says `want` is told the server's
-address; the first one makes the keeper start the server (`restart` makes it crash and come back). And when the keeper's standard input ends, it stops the
-server by its process id and deletes the data.
+address; the first one makes the keeper start the server. And when the keeper's standard input ends, it stops the server
+by its process id and deletes the data.
 
 Why a process of its own: standard input ends however pytest ends, by SIGKILL too, so nothing is left behind and there
 is no window between starting the server and arming a guard, because the guard starts it. Why a port: under xdist only
