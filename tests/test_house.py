@@ -22,6 +22,7 @@ ROOMS: dict[str, str] = {
     "_twins": "",
     "_sqlstate": "",
     "_loops": "",
+    "_waiting": "",
     # what everybody may know
     "errors": "_sqlstate",
     "_dialects": "errors",
@@ -29,19 +30,25 @@ ROOMS: dict[str, str] = {
     "retry": "errors",
     "context": "errors",
     "commits": "errors _dialects",
+    # what works on a session that it is given; a conflict is found in any session, and ours tells of some more
+    "version": "_dialects _twins errors",
     # what happens inside a session: savepoints, failures, refusals
     "_savepoints": "",
     "_watch": "errors",
     "_watchdog": "_dialects",
-    "_session": "context errors",
-    "hooks": "_savepoints _session context errors",
+    "_session": "context errors version",
+    "hooks": "_savepoints _session _watch context errors",
     # the unit of work
     "_locking": "",
     "_verdict": "_savepoints _watch _dialects errors",
     "_routes": "_savepoints _watch _dialects isolation errors",
     "_restriction": "_savepoints _watch _dialects errors",
-    "_commit": "_savepoints _watch _watchdog _dialects commits isolation errors",
-    "_unit": "_commit _locking _routes _savepoints _session _verdict _watch _watchdog _dialects context isolation errors",
+    "_claims": "_watch _watchdog _dialects commits isolation",
+    "_twophase": "_claims _savepoints _dialects commits errors",
+    "_commit": "_claims _savepoints _twophase _verdict _waiting _watch _watchdog _dialects commits errors",
+    "_readers": "_waiting _dialects errors",
+    "_unit": "_commit _locking _readers _routes _savepoints _session _twophase _verdict _watch _watchdog _dialects context "
+    "isolation errors",
     # the scopes around it
     "_plan": "isolation retry errors",
     "_makers": "_plan _routes errors",
@@ -50,12 +57,11 @@ ROOMS: dict[str, str] = {
     "_decorate": "_attempts errors",
     "scope": "_decorate _inner _makers _plan _session _twins _unit context hooks errors",
     "_methods": "_attempts retry scope",
-    "factory": "_makers _methods _plan _session context errors",
-    "async_factory": "_makers _methods factory",
+    "factory": "_makers _methods _plan _readers _session context errors",
+    "async_factory": "_makers _methods _readers factory",
     # what works on a session that it is given
-    "version": "_dialects _twins errors",
     "bulk": "_dialects _twins _watch errors version",
-    "binding": "errors",
+    "binding": "_claims _makers _twophase context errors",
     "sqlite": "_dialects errors",
     # the front hall: names only, so it may know every public room
     "__init__": "*",

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import commits, errors, sqlite
+from . import bulk, commits, errors, sqlite
 from .context import current_session
-from .errors import SessionKitError
+from .errors import SessionKitError, VersionConflict
 from .factory import Session, scoped_session, sessionmaker
 from .hooks import on_commit, on_rollback, set_rollback_only
 from .isolation import (
@@ -26,6 +26,18 @@ from .isolation import (
 )
 from .retry import Retry
 from .scope import INJECTED, session_scope
+from .version import (
+    TimestampVersioned,
+    UUIDVersioned,
+    Versioned,
+    XminVersioned,
+    bump_version,
+    etag,
+    expect_etag,
+    expect_version,
+    update_versioned,
+    version_of,
+)
 
 if TYPE_CHECKING:
     from .async_factory import AsyncSession, async_scoped_session, async_sessionmaker
@@ -45,12 +57,22 @@ __all__ = [
     "Retry",
     "Session",
     "SessionKitError",
+    "TimestampVersioned",
+    "UUIDVersioned",
+    "VersionConflict",
+    "Versioned",
+    "XminVersioned",
     "async_scoped_session",
     "async_sessionmaker",
+    "bulk",
+    "bump_version",
     "commits",
     "current_session",
     "effective_isolation",
     "errors",
+    "etag",
+    "expect_etag",
+    "expect_version",
     "on_commit",
     "on_rollback",
     "scoped_session",
@@ -58,6 +80,8 @@ __all__ = [
     "sessionmaker",
     "set_rollback_only",
     "sqlite",
+    "update_versioned",
+    "version_of",
 ]
 
 __version__ = "0.1.0"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import orm
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from ._unit import Unit
 
-    _Base = orm.Session
+    _Base = orm.Session  # whose overloads the type checkers are to see
 else:
-    _Base = object
+    from .version import VersionAware as _Base
 
 
 class _Over:
@@ -32,7 +32,7 @@ class _Over:
     """
 
     ending = True
-    user = object()  # nobody
+    inside: ClassVar[dict[str, object]] = {}  # nobody
 
     def claim(self, owner: object, what: str) -> NoReturn:
         raise ScopeError(
@@ -142,7 +142,7 @@ def _one_at_a_time(name: str, finish: Callable[[Any], Any] | None = None) -> Cal
         if unit is None:
             return inherited(*args, **kwargs)
         owner = here()
-        if unit.user == owner:  # the session calls itself: a flush before a query, a query of a lazy load
+        if unit.inside.get("user") == owner:  # the session calls itself: a flush before a query, a query of a lazy load
             return inherited(*args, **kwargs)
         unit.claim(owner, name)
         try:

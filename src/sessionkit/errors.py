@@ -7,6 +7,8 @@
     │   ├── NoCurrentSession        there is no scope here (LookupError)
     │   ├── ConcurrentUse           two threads or tasks inside one session at once
     │   ├── ColourError             an async factory in `with`, a sync one in `async with` (TypeError)
+    │   ├── CommitTokenError        what was given as a commit token is none, or not of this cluster (ValueError)
+    │   ├── NoReader                no reader could serve a read-only scope
     │   └── OptionError             an option has a value that cannot be honoured here (ValueError)
     │       └── UnknownOptionError  an option of that name does not exist (TypeError)
     ├── BulkError                   a row of a bulk call was refused (and whatever SQLAlchemy would have raised)
@@ -15,6 +17,7 @@
     ├── VersionConflict             somebody else has changed or deleted the rows (sqlalchemy.orm.exc.StaleDataError)
     ├── UnexpectedRollback          the scope ended without an exception, yet nothing could be committed
     ├── CommitOutcomeUnknown        the connection was lost during COMMIT, and nobody can tell what became of it
+    ├── PartialCommit               of several databases that do not commit as one, not all have committed
     └── HookError                   on_commit or on_rollback callables failed; the transaction is settled
 
 A driver's error is never wrapped: it reaches the caller as SQLAlchemy raised it.
@@ -22,19 +25,19 @@ A driver's error is never wrapped: it reaches the caller as SQLAlchemy raised it
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.orm.exc import StaleDataError
 
 from . import _sqlstate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from sqlalchemy.engine import Engine
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
@@ -45,12 +48,15 @@ __all__ = [
     "Classification",
     "ColourError",
     "CommitOutcomeUnknown",
+    "CommitTokenError",
     "ConcurrentUse",
     "HookError",
     "MalformedETag",
     "NoCurrentSession",
+    "NoReader",
     "OptionError",
     "Outcome",
+    "PartialCommit",
     "ScopeError",
     "SessionKitError",
     "UnexpectedRollback",
@@ -83,6 +89,14 @@ class ConcurrentUse(ScopeError):
 
 class ColourError(ScopeError, TypeError):
     """An async factory was used in sync code, or a sync one in async code."""
+
+
+class CommitTokenError(ScopeError, ValueError):
+    """What was given as a commit token is none, or is of another cluster, or of a time before a promotion."""
+
+
+class NoReader(ScopeError):
+    """No reader could serve a read-only scope, and the factory was told ``no_reader="error"``."""
 
 
 class OptionError(ScopeError, ValueError):
@@ -213,6 +227,22 @@ class CommitOutcomeUnknown(SessionKitError):
         self.key = key
 
 
+class PartialCommit(SessionKitError):
+    """A unit wrote to several databases, and they did not end alike: some have committed, or may have, others have not.
+
+    Without ``twophase=True`` databases commit one after the other, and a failure at one of them cannot take back what
+    the ones before it have committed. It is never retried, and no hook runs. ``__cause__`` is the driver's error.
+
+    Attributes:
+        outcomes: for each engine that took part, as it was given to the factory (of an ``AsyncEngine`` its
+            ``sync_engine``), what became of its transaction; first those to which COMMIT was sent, in that order.
+    """
+
+    def __init__(self, message: str, outcomes: Mapping[Engine, Outcome]) -> None:
+        super().__init__(message)
+        self.outcomes = dict(outcomes)
+
+
 class HookError(SessionKitError):
     """One or more hooks failed after the transaction was settled.
 
@@ -316,8 +346,8 @@ def classify(error: BaseException) -> Classification:
 
     Args:
         error: an exception of psycopg, psycopg2, asyncpg, sqlite3, aiosqlite or a MySQL driver, in SQLAlchemy's
-        wrapping or
-            without it; anything else is ``"other"``. An `UnexpectedRollback` means what its first error means.
+            wrapping or without it; anything else is ``"other"``. What was raised ``from`` one of them means what that
+            means, and an `UnexpectedRollback` what its first error means.
 
     Emits no SQL. The tables and their sources are in ``sessionkit/_sqlstate.py``.
     """
@@ -330,25 +360,76 @@ def _meaning(error: BaseException) -> tuple[_sqlstate.Meaning, str | None]:
         return _meaning(error.__cause__) if error.__cause__ is not None else (_sqlstate.OTHER, None)
     if isinstance(error, StaleDataError):
         return _sqlstate.STALE_VERSION, None
-    if isinstance(error, SessionKitError):
+    if isinstance(error, SessionKitError) and not isinstance(error, DBAPIError):
         return _sqlstate.OTHER, None
-    seen: BaseException | None = error
-    for _ in range(4):  # SQLAlchemy's error, the adapter's, the driver's
-        if seen is None:
-            break
-        found = _sqlstate.look_up(seen)
+    chain = list(_chain(error))
+    for each in chain:
+        found = _sqlstate.look_up(each)
         if found is not None:
             return found.meaning, found.code
-        seen = getattr(seen, "orig", None) or seen.__cause__
-    if isinstance(error, DBAPIError):
-        if error.connection_invalidated:
-            return _sqlstate.CONNECTION_LOST, None
-        if error.statement is None:
-            # No statement and no code: the connection was not made. A COMMIT that fails has a code, or has lost it.
-            return _sqlstate.CANNOT_CONNECT, None
-    elif isinstance(error, ConnectionError):
-        return _sqlstate.CANNOT_CONNECT, None  # asyncpg: SQLAlchemy does not wrap what its connect() raises
+    for each in chain:
+        if isinstance(each, DBAPIError):
+            if each.connection_invalidated:
+                return _sqlstate.CONNECTION_LOST, None
+            if each.statement is None:
+                # No statement, no code: the connection was not made. A COMMIT that fails has a code, or has lost it.
+                return _sqlstate.CANNOT_CONNECT, None
+        elif isinstance(each, OSError) and _while_connecting(each):
+            return _sqlstate.CANNOT_CONNECT, None  # asyncpg: SQLAlchemy does not wrap what its connect() raises
     return _sqlstate.OTHER, None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it was made of: SQLAlchemy's, the adapter's, the driver's, and one around them."""
+    seen: BaseException | None = error
+    for _ in range(4):
+        if seen is None:
+            return
+        yield seen
+        seen = getattr(seen, "orig", None) or seen.__cause__
+
+
+_CONNECTING = {("asyncpg.connection", "connect"), ("sqlalchemy.pool.base", "__connect")}
+
+
+def _while_connecting(error: OSError) -> bool:
+    # An OSError can be anybody's: of a file, of a mail server. Only where it came from tells.
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if (frame.f_globals.get("__name__"), frame.f_code.co_name) in _CONNECTING:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def is_aftermath(error: BaseException) -> bool:
+    """Tell whether `error` only says that something has failed in the transaction before."""
+    return isinstance(error, PendingRollbackError) or classify(error).kind == "in_failed_sql_transaction"
+
+
+_FIRST = "_sessionkit_first"
+
+
+def set_first(error: BaseException, first: BaseException) -> None:
+    """Have an error that is the aftermath of another tell so."""
+    error.__dict__[_FIRST] = first
+    error.add_note(f"the first error in its transaction was {type(first).__name__}: {first}")
+
+
+def first_of(error: BaseException) -> BaseException:
+    """Return the error of which `error` is the aftermath, or itself."""
+    first: BaseException = error.__dict__.get(_FIRST, error)
+    return first
+
+
+KINDS = _sqlstate.KINDS
+"""Every ``kind`` of a `Classification`."""
+
+
+def is_lost(error: DBAPIError) -> bool:
+    """Tell whether an error came in the place of an answer, so that what was asked may have been done."""
+    return error.connection_invalidated or classify(error).ambiguous
 
 
 _OUTCOME = "_sessionkit_outcome"
@@ -356,8 +437,7 @@ _OUTCOME = "_sessionkit_outcome"
 
 def set_outcome(error: BaseException, outcome: Outcome) -> None:
     """Have `outcome_of` say `outcome` of an exception that leaves a scope."""
-    with suppress(AttributeError):  # a class of somebody's with __slots__
-        setattr(error, _OUTCOME, outcome)
+    error.__dict__[_OUTCOME] = outcome  # not setattr: an exception may be a frozen dataclass
 
 
 def outcome_of(error: BaseException) -> Outcome:
@@ -370,7 +450,7 @@ def outcome_of(error: BaseException) -> Outcome:
     Returns:
         ``"committed"``, ``"rolled back"`` or ``"unknown"``; of an exception that left no scope, ``"unknown"``.
     """
-    own: Outcome | None = getattr(error, _OUTCOME, None)
+    own: Outcome | None = error.__dict__.get(_OUTCOME)
     if own is not None:
         return own
     if isinstance(error, BaseExceptionGroup):

@@ -5,12 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import cockroachdb, mysql, postgresql, sqlite
-from ._base import Asked, Dialect
+from ._base import Asked, Dialect, deadline, root_of
+from ._replication import Position, Replication, Standing
+from ._two_phase import TwoPhase
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
-__all__ = ["Asked", "Dialect", "of", "of_name", "register"]
+__all__ = [
+    "Asked",
+    "Dialect",
+    "Position",
+    "Replication",
+    "Standing",
+    "TwoPhase",
+    "deadline",
+    "of",
+    "of_name",
+    "register",
+    "root_of",
+]
 
 _TABLE: dict[str, Dialect] = {
     entry.name: entry for entry in (postgresql.DIALECT, sqlite.DIALECT, mysql.MYSQL, mysql.MARIADB, cockroachdb.DIALECT)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import OptionError
 from ._bulk import Bulk
+from ._replication import Replication
+from ._two_phase import TwoPhase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Table
     from sqlalchemy.engine import Connection, Engine
+
+deadline: ContextVar[float | None] = ContextVar("sessionkit_deadline", default=None)
+"""When a unit that is talking to its database must be done, on the monotonic clock."""
 
 LEVELS = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 """Weakest first. Strings, because `isolation` stands on this room and not the other way round."""
@@ -88,6 +94,10 @@ def _cannot_cut(connection: Connection) -> None:
     """Do nothing: nobody knows how to interrupt this driver from outside."""
 
 
+def _as_ever(dialect: Any, cargs: Any, cparams: Any, seconds: float) -> Any:
+    """Return None, which has SQLAlchemy connect: nobody has looked whether this driver can hang."""
+
+
 def _unbounded(connection: Connection, seconds: float | None) -> None:
     if seconds is not None:
         raise OptionError(
@@ -128,7 +138,10 @@ class Dialect:
         insert_or_wait: an INSERT that does nothing where the row is there already, and waits for a transaction that has inserted
             it and is still open.
         cut: ends whatever a connection is waiting for, from another thread or task: who waits gets the driver's error.
+        connect_within: connects within so many seconds, or raises the driver's OperationalError; None: as ever.
         bound_commit: prepares for a COMMIT that is to be cut after so many seconds, where there is something to prepare.
+        two_phase: how several of its databases commit as one; None where they cannot.
+        replication: how its replicas tell how far they have come; None where nobody has looked.
         now: asks the server's clock: aware, in microseconds; None where nobody has looked what the server can do.
         later: SQL for a timestamp after the one in ``{column}``, the server's clock if that is later; None as above.
         new_uuid: SQL for a random UUID, as SQLAlchemy's type `Uuid` stores it; None as above.
@@ -147,8 +160,11 @@ class Dialect:
     conflict: Callable[[Connection, Engine, Asked], str | None] = _no_conflict
     insert_or_wait: Callable[[Table], Any] = _no_insert_or_wait
     cut: Callable[[Connection], None] = _cannot_cut
+    connect_within: Callable[[Any, Any, Any, float], Any] = _as_ever
     bound_commit: Callable[[Connection, float | None], None] = _unbounded
     bulk: Bulk = field(default_factory=Bulk)
+    two_phase: TwoPhase | None = None
+    replication: Replication | None = None
     now: Callable[[Connection], datetime] | None = None
     later: str | None = None
     new_uuid: str | None = None

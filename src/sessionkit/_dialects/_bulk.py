@@ -1,9 +1,10 @@
-"""What bulk has to know of a dialect: which ways there are, from how many rows on each is the fastest, whom to blame."""
+"""What bulk has to know of a dialect: which ways there are, from how many rows on each is the fastest, and more."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy.exc import DBAPIError, StatementError
 
@@ -57,13 +58,24 @@ def _not_asked(connection: Connection, table: Table) -> str:
     return f"sessionkit does not know the catalogue of {connection.dialect.name}"
 
 
-def _no_copy(connection: Connection, table: Any, columns: Sequence[str], data: bytes) -> NoReturn:
+def _no_copy(connection: Connection, table: Table | str, columns: Sequence[Column[Any] | str], data: bytes) -> None:
     raise NotImplementedError(f"{connection.dialect.name} has no COPY")
 
 
-def _a_list(connection: Connection, type_: Any, values: Sequence[Any], pack: Callable[[Any], bytes]) -> list[Any]:
-    process = type_._cached_bind_processor(connection.dialect)
-    return list(values) if process is None else [process(value) for value in values]
+def as_list(connection: Connection, type_: Any, values: Sequence[Any], absent: object) -> list[Any]:
+    """Return what a type makes of values for the driver; None for those that are `absent`."""
+    process = type_._cached_bind_processor(connection.dialect) or _unchanged
+    return [None if value is absent else process(value) for value in values]
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _a_list(
+    connection: Connection, type_: Any, values: Sequence[Any], absent: object, pack: Callable[[Any], bytes]
+) -> list[Any]:
+    return as_list(connection, type_, values, absent)
 
 
 def _unknown(error: BaseException, table: Table) -> str | None:
@@ -93,12 +105,13 @@ class Bulk:
         neutral: the dialect without a driver, whose types make plain Python values and nothing of a driver's.
         columns: what the catalogue says of the columns of a table; or, in words, why its rows must not be copied.
         copy_in: sends binary COPY data for columns of a table (or, by name, of a temporary one).
-        array: makes the parameter for all the values of a column: of a type, through the driver's own arrays or
-            packed by the function.
+        array: makes the parameter for all the values of a column: of a type; what is absent is NULL; through the
+            driver's own arrays, or packed by the function.
+        by_index: a block in which rows are found by the index, one after the other, whatever the planner thinks of it.
     """
 
-    ladders: Mapping[str, Ladder] = field(default_factory=dict)
-    forced: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ladders: Mapping[str, Ladder] = field(default_factory=dict[str, Ladder])
+    forced: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     begin: Callable[[Connection], None] = _begun
     blames_the_row: Callable[[BaseException], bool] = _blames_the_row
     column_of: Callable[[BaseException, Table], str | None] = _unknown
@@ -111,4 +124,5 @@ class Bulk:
     neutral: Callable[[Dialect], Dialect] = _same
     columns: Callable[[Connection, Table], dict[str, ColumnFacts] | str] = _not_asked
     copy_in: Callable[[Connection, Table | str, Sequence[Column[Any] | str], bytes], None] = _no_copy
-    array: Callable[[Connection, Any, Sequence[Any], Callable[[Any], bytes]], Any] = _a_list
+    array: Callable[[Connection, Any, Sequence[Any], object, Callable[[Any], bytes]], Any] = _a_list
+    by_index: Callable[[Connection], AbstractContextManager[object]] = nullcontext

@@ -67,14 +67,14 @@ def _reserve(connection: Connection, table: Table, count: int) -> list[int] | No
     prefix = f"{preparer.quote_schema(schema)}." if schema else ""
     name = (table.name,)
     # A trigger could insert into the same table.
-    triggers = f"SELECT count(*) FROM {prefix}sqlite_master WHERE type = 'trigger' AND tbl_name = ?"
+    triggers = f"SELECT count(*) FROM {prefix}sqlite_master WHERE type = 'trigger' AND tbl_name = ?"  # noqa: S608 - quoted
     if connection.exec_driver_sql(triggers, name).scalar_one():
         return None
-    last = connection.execute(select(func.coalesce(func.max(column), 0))).scalar_one()
+    last: int = connection.execute(select(func.coalesce(func.max(column), 0))).scalar_one()
     if table.dialect_options["sqlite"]["autoincrement"]:
-        sequence = f"SELECT seq FROM {prefix}sqlite_sequence WHERE name = ?"
+        sequence = f"SELECT seq FROM {prefix}sqlite_sequence WHERE name = ?"  # noqa: S608 - quoted
         last = max(last, connection.exec_driver_sql(sequence, name).scalar() or 0)
-    if not isinstance(last, int) or last < 0 or last + count >= 2**63:
+    if last < 0 or last + count >= 2**63:
         return None  # SQLite would look for a gap, at random
     return list(range(last + 1, last + 1 + count))
 
@@ -111,8 +111,8 @@ _EXPRESSIONS: dict[str, tuple[str, str | None]] = {
 
 
 BULK = Bulk(
-    ladders={verb: ((1, "executemany"),) for verb in ("insert", "update", "upsert", "delete")},
-    forced={verb: ("executemany",) for verb in ("insert", "update", "upsert", "delete")},
+    ladders=dict.fromkeys(("insert", "update", "upsert", "delete"), ((1, "executemany"),)),
+    forced=dict.fromkeys(("insert", "update", "upsert", "delete"), ("executemany",)),
     begin=_begin,
     blames_the_row=_blames_the_row,
     column_of=_column_of,

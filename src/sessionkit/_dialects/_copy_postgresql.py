@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
-from ._bulk import ColumnFacts
+from ._bulk import ColumnFacts, as_list
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -29,6 +29,7 @@ def neutral(dialect: Dialect) -> Dialect:
         found = _neutral[dialect] = PGDialect()  # type: ignore[no-untyped-call]
         for name in ("_json_serializer", "_json_deserializer"):
             setattr(found, name, getattr(dialect, name, None))
+        found.supports_native_decimal = True  # which SQLAlchemy says of the drivers and not of PostgreSQL
     return found
 
 
@@ -52,7 +53,8 @@ def table_name(connection: Connection, table: Table | str) -> str:
 
 _COLUMNS = text(
     """
-    SELECT a.attname, coalesce(b.typname, t.typname) AS type, coalesce(b.typtype, t.typtype)::text AS kind, e.typname AS element,
+    SELECT a.attname, coalesce(b.typname, t.typname) AS type, coalesce(b.typtype, t.typtype)::text AS kind,
+           e.typname AS element,
            a.attidentity = 'a' OR a.attgenerated <> '' AS generated,
            c.relkind IN ('r', 'p', 'f') AND NOT c.relhasrules AND NOT row_security_active(c.oid) AS plain
     FROM pg_class c
@@ -121,7 +123,7 @@ def copy_in(connection: Connection, table: Table | str, names: Sequence[Column[A
         dbapi = dialect.loaded_dbapi
         if not isinstance(error, dbapi.Error):
             raise
-        lost = dialect.is_disconnect(error, driver.dbapi_connection, None)  # type: ignore[arg-type]
+        lost = dialect.is_disconnect(error, driver.dbapi_connection, None)
         if lost:
             connection.invalidate(error)
         raise DBAPIError.instance(
@@ -206,18 +208,19 @@ class _Packed(bytes):
 _PREPARED = "sessionkit_packed"
 
 
-def array(connection: Connection, type_: Any, values: Sequence[Any], pack: Callable[[Any], bytes]) -> Any:
+def array(
+    connection: Connection, type_: Any, values: Sequence[Any], absent: object, pack: Callable[[Any], bytes]
+) -> Any:
     """Return a parameter for all the values of a column.
 
     psycopg takes bytes that are packed already; asyncpg packs lists by itself, as fast; psycopg2 sends text.
     """
-    if connection.dialect.driver.startswith("psycopg") and connection.dialect.driver != "psycopg2":
-        if _PREPARED not in connection.connection.info:
-            _teach_psycopg(connection.connection.driver_connection)
-            connection.connection.info[_PREPARED] = True
-        return _Packed(pack(values))
-    process = type_._cached_bind_processor(connection.dialect)
-    return list(values) if process is None else [process(value) for value in values]
+    if connection.dialect.driver not in {"psycopg", "psycopg_async"}:
+        return as_list(connection, type_, values, absent)
+    if _PREPARED not in connection.connection.info:
+        _teach_psycopg(connection.connection.driver_connection)
+        connection.connection.info[_PREPARED] = True
+    return _Packed(pack(values))
 
 
 def _teach_psycopg(driver: Any) -> None:

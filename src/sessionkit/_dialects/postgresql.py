@@ -20,6 +20,9 @@ from ..errors import OptionError
 from . import _asyncpg
 from ._base import Asked, Dialect, all_of, root_of
 from ._bulk_postgresql import BULK
+from ._connect import connect_within
+from ._replication_postgresql import REPLICATION
+from ._two_phase_postgresql import TWO_PHASE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -273,6 +276,8 @@ def _restrict(connection: Connection) -> None:
 
 def _cut(connection: Connection) -> None:
     driver: Any = connection.connection.driver_connection
+    # Should it come back to the pool all the same, it is replaced there.
+    connection.connection.invalidate(soft=True)
     if hasattr(driver, "terminate"):  # asyncpg, from within its event loop
         driver.terminate()
         return
@@ -312,8 +317,11 @@ DIALECT = Dialect(
     lift=_lift,
     insert_or_wait=lambda table: insert(table).on_conflict_do_nothing(),
     cut=_cut,
+    connect_within=connect_within,
     bound_commit=_bound_commit,
     bulk=BULK,
+    two_phase=TWO_PHASE,
+    replication=REPLICATION,
     now=_now,
     later="greatest(clock_timestamp(), {column} + interval '1 microsecond')",
     new_uuid="gen_random_uuid()",

@@ -23,7 +23,7 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from ..errors import OptionError, ScopeError
-from ._base import LEVELS, Asked, Dialect, all_of, refuse, root_of
+from ._base import LEVELS, Asked, Dialect, all_of, deadline, refuse, root_of
 from ._bulk_sqlite import BULK
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _UNDO = "sessionkit_undo"
 _UNDO_AT_END = "sessionkit_undo_at_end"
 _SET_UP = "sessionkit_set_up"
 _SEEN = "sessionkit_seen"
+_COMMITTING = "sessionkit_committing"
+_AUTOCOMMIT = "sessionkit_autocommit"
 _listening: WeakSet[Engine] = WeakSet()
 _undoing: WeakSet[Engine] = WeakSet()
 
@@ -51,11 +53,10 @@ class Config:
     begin: Literal["immediate", "deferred"] = "immediate"
 
     def pragmas(self) -> list[str]:
-        """Return what a new connection is told, in this order: the busy timeout first, the others may have to wait."""
+        """Return what a new connection is told, the busy timeout first: the others may have to wait."""
         return [
             f"PRAGMA busy_timeout={round(self.busy_timeout * 1000)}",
             f"PRAGMA foreign_keys={'ON' if self.foreign_keys else 'OFF'}",
-            *(["PRAGMA journal_mode=WAL"] if self.wal else []),
             f"PRAGMA synchronous={self.synchronous}",
         ]
 
@@ -82,22 +83,55 @@ def _set_up(config: Config, dbapi_connection: Any, record: Any) -> None:
         return
     driver = getattr(dbapi_connection, "driver_connection", dbapi_connection)
     # A driver that keeps a transaction open (autocommit=False, Python 3.12) would ignore the PRAGMAs in it.
-    keeps_open = _autocommit(driver) is False
+    keeps_open = _autocommit(record.info, driver) is False
     if driver.in_transaction and not keeps_open:
         return  # the one connection of an in-memory database, which somebody uses at this moment: next time
     cursor = dbapi_connection.cursor()
     try:
-        for statement in [*(["ROLLBACK"] if keeps_open else []), *config.pragmas(), *(["BEGIN"] if keeps_open else [])]:
-            cursor.execute(statement)
+        if keeps_open:
+            cursor.execute("ROLLBACK")
+        for pragma in config.pragmas():
+            cursor.execute(pragma)
             cursor.fetchall()
+        if config.wal:
+            _switch_to_wal(cursor, config.busy_timeout)
+        if keeps_open:
+            cursor.execute("BEGIN")
     finally:
         cursor.close()
     record.info[_SET_UP] = config
 
 
-def _autocommit(driver: Any) -> Any:
-    """Return the attribute that sqlite3 has from Python 3.12 on; aiosqlite keeps the connection that has it inside."""
-    return getattr(getattr(driver, "_conn", driver), "autocommit", None)
+def _switch_to_wal(cursor: Any, seconds: float) -> None:
+    # SQLite does not wait here, whatever the busy timeout: two first connections that switch together collide.
+    ends = time.monotonic() + seconds
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.fetchall()
+        except Exception as error:
+            if getattr(error, "sqlite_errorcode", _BUSY) & 0xFF != _BUSY or time.monotonic() > ends:
+                raise
+            cursor.execute("BEGIN EXCLUSIVE")  # this waits until all others are out
+            cursor.execute("ROLLBACK")
+        else:
+            return
+
+
+_BUSY = 5  # https://www.sqlite.org/rescode.html
+
+
+def _autocommit(info: dict[Any, Any], driver: Any) -> Any:
+    """Return the attribute that sqlite3 has from Python 3.12 on; asked once for each connection."""
+    if _AUTOCOMMIT not in info:
+        # aiosqlite keeps the connection inside, in whose thread alone it may be asked.
+        inner = getattr(driver, "_conn", None)
+        info[_AUTOCOMMIT] = (
+            getattr(driver, "autocommit", None)
+            if inner is None
+            else await_only(driver._execute(getattr, inner, "autocommit", None))
+        )
+    return info[_AUTOCOMMIT]
 
 
 class _Wanted(NamedTuple):
@@ -123,7 +157,7 @@ def _engine_for(engine: Engine, asked: Asked) -> Engine:
     _listen(root)
     if root not in _undoing:
         _undoing.add(root)
-        event.listen(root, "commit", _before_end)
+        event.listen(root, "commit", _before_commit)
         event.listen(root, "rollback", _before_end)
     config = _configs.get(root)
     deferred = asked.read_only or (config is not None and config.begin == "deferred")
@@ -163,7 +197,7 @@ def _begin_scope(connection: Connection, wanted: _Wanted) -> None:
     pooled = connection.connection
     seen: _Seen = pooled.info[_SEEN]
     driver: Any = pooled.driver_connection
-    autocommit = _autocommit(driver)
+    autocommit = _autocommit(pooled.info, driver)
     if autocommit is True:
         raise OptionError(
             f"a scope was opened on {connection.engine!r}, whose driver commits each statement by itself and ignores "
@@ -181,7 +215,7 @@ def _begin_scope(connection: Connection, wanted: _Wanted) -> None:
     if begun and (autocommit is False or (wanted.begin != "BEGIN" and driver.total_changes == seen.changes)):
         _say(connection, driver, "ROLLBACK")
         begun = False
-    if wanted.lock_timeout is not None or wanted.statement_timeout is not None:
+    if wanted.lock_timeout is not None or wanted.statement_timeout is not None or deadline.get() is not None:
         _limit_waiting(connection, driver, wanted)
     if wanted.query_only:
         _undo_at_end(connection, "PRAGMA query_only=OFF")
@@ -197,7 +231,7 @@ def _begin_configured(connection: Connection, config: Config) -> None:
     level = connection.get_execution_options().get("isolation_level")
     level = level or getattr(connection.dialect, "_on_connect_isolation_level", None)
     driver: Any = connection.connection.driver_connection
-    autocommit = _autocommit(driver)
+    autocommit = _autocommit(connection.connection.info, driver)
     if autocommit is True or str(level).upper() == "AUTOCOMMIT":
         return
     if autocommit is False:
@@ -236,17 +270,28 @@ def _undo_at_end(connection: Connection, undo: str | Callable[[Any], None]) -> N
     connection.connection.info.setdefault(_UNDO_AT_END, []).append(undo)
 
 
+def _before_commit(connection: Connection) -> None:
+    # Not for a COMMIT that is refused: whoever refuses it was there before us.
+    connection.connection.info[_COMMITTING] = True
+    _before_end(connection)
+
+
 def _before_end(connection: Connection) -> None:
-    # Not at a COMMIT that is refused: whoever refuses it was there before us.
-    if connection.get_execution_options().get(_OPTION) is not None and not connection.invalidated:
+    if not connection.invalidated:
         pooled = connection.connection
         _undo(pooled.dbapi_connection, pooled.info.pop(_UNDO_AT_END, ()))
 
 
 def _checkin(dbapi_connection: Any, record: Any) -> None:
     undo = [*record.info.pop(_UNDO, ()), *record.info.pop(_UNDO_AT_END, ())]
-    if dbapi_connection is not None:
-        _undo(dbapi_connection, undo)
+    committing = record.info.pop(_COMMITTING, False)
+    if dbapi_connection is None:
+        return
+    # A COMMIT that had to wait for a reader too long has failed and left the transaction open. SQLAlchemy takes it for
+    # ended and does not roll it back: it would be committed with the next one, or keep its lock.
+    if committing and getattr(dbapi_connection, "driver_connection", dbapi_connection).in_transaction:
+        dbapi_connection.rollback()
+    _undo(dbapi_connection, undo)
 
 
 def _undo(dbapi_connection: Any, steps: Sequence[str | Callable[[Any], None]]) -> None:
@@ -265,6 +310,8 @@ def _limit_waiting(connection: Connection, driver: Any, wanted: _Wanted) -> None
     waiting = before if wanted.lock_timeout is None else round(wanted.lock_timeout * 1000)
     if wanted.statement_timeout is not None:
         waiting = min(waiting, round(wanted.statement_timeout * 1000))
+    if (ends := deadline.get()) is not None:
+        waiting = min(waiting, max(0, round((ends - time.monotonic()) * 1000)))
     if waiting != before:
         _undo_later(connection, f"PRAGMA busy_timeout={before}")
         _say(connection, driver, f"PRAGMA busy_timeout={waiting}")

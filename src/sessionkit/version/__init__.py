@@ -1,0 +1,43 @@
+"""Optimistic concurrency: versions that no update slips past.
+
+Four classes to inherit (`Versioned`, `TimestampVersioned`, `UUIDVersioned`, `XminVersioned`), and functions that work
+on their objects in any SQLAlchemy session, sync or async: none of them opens, commits or waits.
+
+=================  ====================================================================================
+``_kinds``         what a version can be: values, their next ones, their SQL
+``_classes``       the classes, and what is refused of the attribute
+``_rows``          what is known of a row without asking the database
+``_write``         mapper events: expected, forced and missing versions, just before the row is written
+``_parents``       ``__version_parents__``
+``_attempt``       which rows of a flush or bulk statement did not match
+``_conflict``      what is told of them, and how changes are carried over
+``_flush``         session events, which bring all of that together
+``_functions``     the functions on objects and statements; ``_etag`` those for HTTP
+``_session``       for sessionkit's Session: the methods around which SQLAlchemy has no event
+=================  ====================================================================================
+"""
+
+from . import _flush as _flush  # its listeners
+from ._classes import TimestampVersioned, UUIDVersioned, Versioned, XminVersioned
+from ._conflict import Conflict, Conflicts, Policy, PolicyName
+from ._etag import etag, expect_etag
+from ._functions import bump_version, expect_version, update_versioned, version_of
+from ._session import VersionAware
+
+__all__ = [
+    "Conflict",
+    "Conflicts",
+    "Policy",
+    "PolicyName",
+    "TimestampVersioned",
+    "UUIDVersioned",
+    "VersionAware",
+    "Versioned",
+    "XminVersioned",
+    "bump_version",
+    "etag",
+    "expect_etag",
+    "expect_version",
+    "update_versioned",
+    "version_of",
+]

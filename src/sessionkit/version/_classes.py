@@ -1,0 +1,202 @@
+"""The classes that a mapped class inherits to become versioned, and what is refused of their attribute."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from uuid import UUID, uuid4
+
+from sqlalchemy import FetchedValue, Integer, Uuid, event
+from sqlalchemy.orm import Mapped, declared_attr, mapped_column
+from sqlalchemy.orm.attributes import instance_state
+
+from ..errors import VersionError
+from ._kinds import COUNT, MOMENT, UUID4, XMIN, Kind, Moment, Xmin, first_moment
+from ._rows import OURS, name_of
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column
+    from sqlalchemy.orm import Mapper
+
+_MARK = "sessionkit_version"
+
+
+class Base:
+    """What the kinds share. Mapping a class that inherits it wires the version column, whatever the class says else.
+
+    The attributes are not annotated for SQLAlchemy: an annotation would make them fields of a mapped dataclass, and
+    those must come from dataclasses; see test_every_shape_of_class_is_versioned_and_finds_a_lost_update.
+    """
+
+    __version_kind__: ClassVar[Kind]
+    __version_column__: ClassVar[str]
+
+
+class Versioned(Base):
+    """A mapped class whose rows count their changes.
+
+    Adds ``version_id``, an integer, NOT NULL: 1 in the INSERT, one more in each UPDATE. The UPDATE and the DELETE of
+    a row hold in their WHERE the version that was read; a row that somebody else has changed or deleted since does
+    not match, and the flush raises `VersionConflict`.
+
+    ::
+
+        class Order(Versioned, Base):
+            __tablename__ = "orders"
+            __version_column__ = "lock_version"  # the column's name, where it is not "version_id"
+
+    Raises (at the definition of the class):
+        VersionError: the class or one it inherits has a version already, or defines ``version_id`` itself; it shares
+            the table of a class that is not versioned; it has ``confirm_deleted_rows=False``.
+
+    SQL::
+
+        UPDATE orders SET name=?, version_id=4 WHERE orders.id = 7 AND orders.version_id = 3
+        DELETE FROM orders WHERE orders.id = 7 AND orders.version_id = 3
+
+    Source: SQLAlchemy, "Configuring a Version Counter".
+    """
+
+    __version_kind__ = COUNT
+    __version_column__ = "version_id"
+
+    if TYPE_CHECKING:
+        version_id: Mapped[int]
+    else:
+
+        @declared_attr
+        def version_id(cls):  # noqa: N805
+            # The default is for a Core INSERT, which the mapper does not see.
+            return mapped_column(cls.__version_column__, Integer, nullable=False, default=1, info={_MARK: COUNT})
+
+
+class TimestampVersioned(Base):
+    """A mapped class whose rows tell when they were changed last, to the microsecond, and use that as their version.
+
+    Adds ``updated_at``, an aware ``datetime`` in UTC, NOT NULL. It is the server's clock, asked once for a flush
+    (``SELECT clock_timestamp()`` on PostgreSQL; SQLite has the clock of its process). For one row it strictly
+    increases: where the clock stands still or goes back, the next version is one microsecond after the last.
+
+    Everything else is as with `Versioned`.
+    """
+
+    __version_kind__ = MOMENT
+    __version_column__ = "updated_at"
+
+    if TYPE_CHECKING:
+        updated_at: Mapped[datetime]
+    else:
+
+        @declared_attr
+        def updated_at(cls):  # noqa: N805
+            return mapped_column(
+                cls.__version_column__, Moment(), nullable=False, default=first_moment, info={_MARK: MOMENT}
+            )
+
+
+class UUIDVersioned(Base):
+    """A mapped class whose rows get a new random UUID with each change.
+
+    Adds ``version_id``, a ``uuid.UUID``, NOT NULL. A version never comes back, even if a row is deleted and inserted
+    again with the same key, which a count cannot tell. Everything else is as with `Versioned`.
+    """
+
+    __version_kind__ = UUID4
+    __version_column__ = "version_id"
+
+    if TYPE_CHECKING:
+        version_id: Mapped[UUID]
+    else:
+
+        @declared_attr
+        def version_id(cls):  # noqa: N805
+            return mapped_column(cls.__version_column__, Uuid(), nullable=False, default=uuid4, info={_MARK: UUID4})
+
+
+class XminVersioned(Base):
+    """A mapped class that uses PostgreSQL's system column ``xmin`` as the version: no column is added.
+
+    ``version_id`` is the id of the transaction that wrote the row last. It sees every UPDATE, whoever makes it, an
+    UPDATE that changes nothing included. Within one transaction it does not change. The counter has 32 bits and goes
+    round: a version must not be kept for more than two billion transactions. The value comes back by RETURNING.
+
+    Raises (when a statement is compiled, before it is sent):
+        VersionError: the backend is not PostgreSQL.
+
+    Source: PostgreSQL manual, 5.6 "System Columns".
+    """
+
+    __version_kind__ = XMIN
+    __version_column__ = "xmin"
+
+    if TYPE_CHECKING:
+        version_id: Mapped[int]
+    else:
+
+        @declared_attr
+        def version_id(cls):  # noqa: N805
+            return mapped_column(
+                cls.__version_column__, Xmin(), system=True, server_default=FetchedValue(), info={_MARK: XMIN}
+            )
+
+
+# Wiring: an event and not __mapper_args__, which a class with mapper arguments of its own would hide unnoticed;
+# see test_a_class_with_mapper_arguments_of_its_own_is_versioned.
+@event.listens_for(Base, "after_mapper_constructed", propagate=True)
+def _wire(mapper: Mapper[Any], cls: type[Base]) -> None:
+    kind = cls.__version_kind__
+    column: Column[Any] | None = mapper.columns.get(kind.attribute)
+    inherited = mapper.inherits.version_id_col if mapper.inherits is not None and not mapper.concrete else None
+    if column is not None and inherited is column and column.info.get(_MARK) is kind:
+        return
+    if mapper.version_id_col is not None:
+        raise VersionError(
+            f"{cls.__name__} was to be {kind.name}, but its mapper uses {mapper.version_id_col} as the version "
+            f"already; take version_id_col out of its __mapper_args__, or {kind.name} out of its bases"
+        )
+    if column is None or column.info.get(_MARK) is not kind:
+        raise VersionError(
+            f"{cls.__name__} was to be {kind.name}, but defines {kind.attribute!r} itself; remove that (and write "
+            f'__version_column__ = "..." if the column has another name), or use version_id_col without {kind.name}'
+        )
+    if mapper.single:
+        raise VersionError(
+            f"{cls.__name__} was to be {kind.name}, but shares the table {mapper.local_table} with "
+            f"{mapper.inherits and mapper.inherits.class_.__name__}, whose rows would have no version; "
+            f"put {kind.name} on the class that has the table"
+        )
+    if mapper.base_mapper.confirm_deleted_rows is False:
+        raise VersionError(
+            f"{cls.__name__} was to be {kind.name}, but confirm_deleted_rows=False has SQLAlchemy trust every DELETE; "
+            "take it out of its __mapper_args__"
+        )
+    mapper.version_id_col = column
+    mapper.version_id_generator = kind.following or False
+    attribute = getattr(cls, kind.attribute)
+    event.listen(attribute, "set", _refuse_set, propagate=True, active_history=True)
+    event.listen(attribute, "remove", _refuse_remove, propagate=True)
+    event.listen(attribute, "modified", _refuse_flag, propagate=True)
+
+
+def _refuse_set(target: Base, value: Any, old: Any, initiator: Any) -> None:
+    if initiator is OURS or not instance_state(target).has_identity or value == old:
+        return
+    kind = target.__version_kind__
+    if kind.ordered and isinstance(value, kind.type) and isinstance(old, kind.type) and value > old:
+        return
+    raise VersionError(
+        f"{name_of(instance_state(target))} is at version {old!r}, and {value!r} was assigned to {kind.attribute}, "
+        f"which would write it and check nothing; if {value!r} is what a client saw, use expect_version(obj, {value!r})"
+        + ("" if kind.ordered else "; to force a new version, call bump_version(obj)")
+    )
+
+
+def _refuse_remove(target: Base, value: Any, initiator: Any) -> NoReturn:
+    raise VersionError(f"{target.__version_kind__.attribute} of {name_of(instance_state(target))} cannot be deleted")
+
+
+def _refuse_flag(target: Base, initiator: Any) -> NoReturn:
+    raise VersionError(
+        f"flag_modified() on {target.__version_kind__.attribute} of {name_of(instance_state(target))} would forget "
+        "the version that was read, so that nothing could be checked; to force a new version, call bump_version(obj)"
+    )

@@ -1,0 +1,115 @@
+"""What is known of versioned classes and their rows without asking a database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, inspect, or_
+from sqlalchemy.orm import InstanceState, Mapper, PassiveFlag, attributes
+
+from ..errors import VersionError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.orm.attributes import History, InstrumentedAttribute
+
+    from ._kinds import Kind
+
+Identity = tuple[Any, ...]
+
+
+class _Token:
+    """Stands in an attribute event for: sessionkit itself has set the version."""
+
+
+OURS: Any = _Token()
+
+
+def kind_of(mapper: Mapper[Any]) -> Kind | None:
+    """Return the kind of version that a mapped class has from us; None if it has none."""
+    return getattr(mapper.class_, "__version_kind__", None)
+
+
+def versioned(obj: object) -> tuple[InstanceState[Any], Kind]:
+    """Return the state of a versioned object, and of what kind its version is.
+
+    Raises:
+        VersionError: it is no object of a versioned class.
+    """
+    state: InstanceState[Any] | None = inspect(obj, raiseerr=False)
+    kind = kind_of(state.mapper) if isinstance(state, InstanceState) else None
+    if state is None or kind is None:
+        what = f"an object of {type(obj).__name__}" if isinstance(state, InstanceState) else repr(obj)
+        raise VersionError(
+            f"{what} has no version; it wants an object of a mapped class that inherits Versioned, "
+            "TimestampVersioned, UUIDVersioned or XminVersioned"
+        )
+    return state, kind
+
+
+def stored(obj: object, what: str) -> tuple[InstanceState[Any], Kind]:
+    """Do as `versioned`, and refuse an object that has no row in the database.
+
+    Raises:
+        VersionError: it has none.
+    """
+    state, kind = versioned(obj)
+    if not state.has_identity:
+        raise VersionError(
+            f"{what} wants a row that is in the database, and this {type(obj).__name__} was never flushed; "
+            "its INSERT gives it the first version"
+        )
+    return state, kind
+
+
+def name_of(state: InstanceState[Any]) -> str:
+    """Name a row for a message: ``Order 7``."""
+    return row_name(state.mapper, state.identity)
+
+
+def row_name(mapper: Mapper[Any], identity: Identity | None) -> str:
+    """Name a row by its class and key."""
+    if identity is None:
+        return f"a new {mapper.class_.__name__}"
+    return f"{mapper.class_.__name__} {identity[0] if len(identity) == 1 else identity}"
+
+
+def version_read(state: InstanceState[Any], kind: Kind) -> Any:
+    """Return the version with which a row was read, whatever was assigned to the attribute since."""
+    history = attributes.get_history(state.obj(), kind.attribute, PassiveFlag.PASSIVE_OFF)
+    read = history.deleted or history.unchanged
+    return read[0] if read else None
+
+
+def key_columns(mapper: Mapper[Any]) -> tuple[ColumnElement[Any], ...]:
+    """Return the primary key of the table that holds the version, in the order of an identity."""
+    assert mapper.version_id_col is not None
+    table = mapper.version_id_col.table
+    return tuple(
+        next((same for same in mapper.get_property_by_column(column).columns if same.table is table), column)
+        for column in mapper.primary_key
+    )
+
+
+def is_any_of(
+    columns: Sequence[ColumnElement[Any] | InstrumentedAttribute[Any]], identities: Collection[Identity]
+) -> ColumnElement[bool]:
+    """Return SQL for: the key in `columns` is one of `identities`."""
+    if len(columns) == 1:
+        return columns[0].in_([identity[0] for identity in identities])
+    return or_(*(and_(*(c == v for c, v in zip(columns, identity, strict=True))) for identity in identities))
+
+
+def changes(state: InstanceState[Any]) -> dict[str, History]:
+    """Return the net changes of columns by attribute, the version included."""
+    columns = state.mapper.column_attrs
+    found = {key: state.attrs[key].history for key in list(state.committed_state) if key in columns}
+    return {key: history for key, history in found.items() if history.has_changes()}
+
+
+def values_read(state: InstanceState[Any]) -> dict[str, Any]:
+    """Return the values of the columns as they were read, as far as they were."""
+    histories = {prop.key: state.attrs[prop.key].history for prop in state.mapper.column_attrs}
+    return {key: old[0] for key, history in histories.items() if (old := history.deleted or history.unchanged)}

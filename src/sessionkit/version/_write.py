@@ -1,0 +1,227 @@
+"""What happens to the version of a row when a flush is about to write it: mapper events, so in any session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from sqlalchemy import event
+from sqlalchemy.orm import object_session
+from sqlalchemy.orm.attributes import flag_dirty, flag_modified, instance_state, set_attribute, set_committed_value
+
+from ..errors import VersionError
+from ._attempt import Attempt, Row, running
+from ._classes import Base
+from ._rows import OURS, changes, name_of, version_read
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction
+
+    from ._kinds import Kind
+
+_BUMP = "sessionkit_version_bump"
+_EXPECTED = "sessionkit_version_expected"
+_WRITTEN = "sessionkit_version_written"
+
+_undone: WeakSet[SessionTransaction] = WeakSet()
+
+
+def bump(state: InstanceState[Any]) -> None:
+    """Have the next flush write a new version, whatever else has changed."""
+    state.info[_BUMP] = True
+    flag_dirty(state.obj())
+
+
+def expect(state: InstanceState[Any], version: Any) -> None:
+    """Have the next flushes compare with `version` instead of what was read."""
+    state.info[_EXPECTED] = version
+    # Dirty even if nothing changes: whether it was the version that the client saw is to be told in any case.
+    flag_dirty(state.obj())
+
+
+def _running(connection: Connection) -> Attempt | None:
+    """Return the attempt that runs, told the server whose clock it is to ask."""
+    attempt = running.get()
+    if attempt is not None:
+        attempt.connection = lambda: connection
+    return attempt
+
+
+def _meets(state: InstanceState[Any], version: Any) -> bool:
+    """Tell whether a version is the one that the client saw, or one that we have made of it in this transaction."""
+    if version == state.info.get(_EXPECTED, version):
+        return True
+    session = state.session
+    assert session is not None
+    # That it equals one of ours is not enough: a rival counts in the same steps. So nothing that we wrote counts once
+    # it was rolled back; see test_an_expectation_outlives_the_savepoint_that_was_rolled_back.
+    root = session.get_transaction()
+    return any(
+        version == ours and written[-1] is root and _undone.isdisjoint(written)
+        for ours, written in session.info.get(_WRITTEN, {}).get(state, ())
+    )
+
+
+def _note(session: Session, state: InstanceState[Any], version: Any) -> None:
+    """Remember which version we have made of what the client saw, and in which savepoints and transaction."""
+    transactions: list[SessionTransaction] = []
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    while transaction is not None:
+        transactions.append(transaction)
+        transaction = transaction.parent
+    session.info.setdefault(_WRITTEN, WeakKeyDictionary()).setdefault(state, []).append((version, transactions))
+
+
+def undo(transaction: SessionTransaction) -> None:
+    """Hear that a transaction or savepoint was rolled back."""
+    _undone.add(transaction)
+
+
+def forget_expectations(session: Session) -> None:
+    """End the expectations that flushes of the committed transaction have met."""
+    for state in session.info.pop(_WRITTEN, ()):
+        state.info.pop(_EXPECTED, None)
+
+
+@event.listens_for(Base, "before_update", propagate=True)
+def _before_update(mapper: Mapper[Any], connection: Connection, target: Base) -> None:
+    state = instance_state(target)
+    kind = target.__version_kind__
+    forced = state.info.pop(_BUMP, False)
+    writes = changes(state)
+    attempt = _running(connection)
+    if not (writes or forced or _EXPECTED in state.info):
+        return
+    version = _version(state, kind, connection)
+    if not _meets(state, version):
+        # This forgets what was assigned by hand, so it is to be forced on.
+        version, forced = state.info[_EXPECTED], True
+        set_committed_value(target, kind.attribute, version)
+    if not (writes or forced):
+        return
+    touched: list[str] = []
+    if kind.following is not None:
+        if forced:
+            set_attribute(target, kind.attribute, kind.following(version), OURS)
+    elif not any(_is_beside_version(mapper, key) for key in writes):
+        touched = [_touch(state)]
+    if attempt is not None:
+        attempt.arm(connection, state, version, changes=writes, unsaid=(kind.attribute, *touched), forced=forced)
+
+
+@event.listens_for(Base, "before_insert", propagate=True)
+def _before_insert(mapper: Mapper[Any], connection: Connection, target: Base) -> None:
+    """See to a new object that takes the place of a deleted one: SQLAlchemy makes one UPDATE of the two."""
+    attempt = _running(connection)
+    session = object_session(target)
+    if session is None or not session.deleted:
+        return
+    replaced = session.identity_map.get(mapper.identity_key_from_instance(target))
+    if replaced is None or replaced not in session.deleted:
+        return
+    state, kind = instance_state(replaced), target.__version_kind__
+    version = _expected_in_where(state, kind, connection)
+    if kind.following is not None:
+        set_attribute(target, kind.attribute, kind.following(version), OURS)
+    if attempt is not None:
+        given = instance_state(target).dict
+        values = {prop.key: given[prop.key] for prop in mapper.column_attrs if prop.key in given}
+        values.pop(kind.attribute, None)
+        attempt.add(Row(state.mapper, state.identity or (), version, connection, values=values))
+
+
+@event.listens_for(Base, "after_insert", propagate=True)
+def _after_insert(mapper: Mapper[Any], connection: Connection, target: Base) -> None:
+    if (attempt := running.get()) is not None and attempt.rows:
+        attempt.wrote(mapper, tuple(mapper.primary_key_from_instance(target)))
+
+
+@event.listens_for(Base, "before_delete", propagate=True)
+def _before_delete(mapper: Mapper[Any], connection: Connection, target: Base) -> None:
+    state = instance_state(target)
+    kind = target.__version_kind__
+    version = _expected_in_where(state, kind, connection)
+    if (attempt := running.get()) is not None:
+        attempt.arm(connection, state, version, unsaid=(kind.attribute,), deleting=True)
+
+
+@event.listens_for(Base, "after_delete", propagate=True)
+@event.listens_for(Base, "after_update", propagate=True)
+def _after_write(mapper: Mapper[Any], connection: Connection, target: Base) -> None:
+    state = instance_state(target)
+    if (attempt := running.get()) is not None:
+        attempt.wrote(state.mapper, state.identity)
+    if _EXPECTED in state.info and state.session is not None:
+        _note(state.session, state, state.dict.get(target.__version_kind__.attribute))
+
+
+def _expected_in_where(state: InstanceState[Any], kind: Kind, connection: Connection) -> Any:
+    """Return the version that a DELETE is to compare, and have it compared."""
+    version = _version(state, kind, connection)
+    if not _meets(state, version):
+        version = state.info[_EXPECTED]
+        set_committed_value(state.obj(), kind.attribute, version)
+    return version
+
+
+def trust(connection: Connection, what: str) -> None:
+    """Refuse a driver that does not count matched rows.
+
+    Raises:
+        VersionError: SQLAlchemy says that the driver does not; it would only warn, and the update would be lost.
+    """
+    if not connection.dialect.supports_sane_rowcount:
+        raise VersionError(
+            f"{what} is versioned, but the driver {connection.dialect.driver!r} of {connection.dialect.name} does "
+            "not tell how many rows an UPDATE has matched, so that a lost update could not be seen; use another driver"
+        )
+
+
+def _version(state: InstanceState[Any], kind: Kind, connection: Connection) -> Any:
+    """Return the version with which the row was read, checked to be of use.
+
+    Raises:
+        VersionError: it is not: there is none, it was left out of the reading, or the driver counts no rows.
+    """
+    trust(connection, name_of(state))
+    if kind.attribute not in state.dict and kind.attribute not in state.expired_attributes:
+        # SQLAlchemy would read it now, as it is after the rival's commit, and find that it matches;
+        # see test_an_object_that_was_read_without_its_version_is_not_written.
+        raise VersionError(
+            f"{name_of(state)} was read without {kind.attribute!r} (load_only(), defer()), so nothing can tell "
+            "whether it has changed since; read the version together with what is decided upon"
+        )
+    version = version_read(state, kind)
+    if version is None:
+        column: Any = state.mapper.version_id_col
+        migration = f"UPDATE {column.table} SET {column.name} = {kind.backfill} WHERE {column.name} IS NULL"  # noqa: S608
+        raise VersionError(
+            f"{name_of(state)} has NULL in its version column {column}, as a row from before the column was added; "
+            f"migrate: {migration}, and then make the column NOT NULL"
+        )
+    return version
+
+
+def _touch(state: InstanceState[Any]) -> str:
+    """Have the version's table written where the database makes the version: one column, as it is; return which."""
+    mapper = state.mapper
+    key = next((prop.key for prop in mapper.column_attrs if _is_beside_version(mapper, prop.key)), None)
+    if key is None:
+        raise VersionError(
+            f"{name_of(state)} cannot be given a new version: {mapper.local_table} has no column besides its key "
+            "that an UPDATE could set"
+        )
+    getattr(state.obj(), key)  # it must have been loaded to be flagged
+    flag_modified(state.obj(), key)
+    return key
+
+
+def _is_beside_version(mapper: Mapper[Any], key: str) -> bool:
+    """Tell whether an attribute is a column of the version's table that an UPDATE can set."""
+    column, version = mapper.column_attrs[key].columns[0], mapper.version_id_col
+    assert version is not None
+    table = getattr(column, "table", None)
+    return (
+        table is getattr(version, "table", None) and column is not version and not getattr(column, "primary_key", True)
+    )

@@ -1,0 +1,281 @@
+"""What type checkers must understand. Checked, not run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, assert_type
+
+from sqlalchemy import orm
+from sqlalchemy.ext import asyncio as sa_asyncio
+
+import sessionkit
+from sessionkit import (
+    bulk,
+    INJECTED,
+    TimestampVersioned,
+    VersionConflict,
+    Versioned,
+    async_scoped_session,
+    async_sessionmaker,
+    bump_version,
+    current_session,
+    etag,
+    expect_etag,
+    expect_version,
+    on_commit,
+    on_rollback,
+    scoped_session,
+    session_scope,
+    sessionmaker,
+    set_rollback_only,
+    update_versioned,
+    version_of,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import Update
+    from sqlalchemy.engine import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+class Own(orm.Session):
+    """A class of the user's."""
+
+
+class AsyncOwn(sa_asyncio.AsyncSession):
+    """Another."""
+
+
+def factories(engine: Engine, async_engine: AsyncEngine) -> None:
+    assert_type(sessionmaker(engine), sessionmaker[sessionkit.Session])
+    assert_type(sessionmaker(engine, class_=Own), sessionmaker[Own])
+    assert_type(sessionmaker(engine, propagation="savepoint", name="x"), sessionmaker[sessionkit.Session])
+    assert_type(sessionmaker(engine)(), sessionkit.Session)
+    assert_type(async_sessionmaker(async_engine), async_sessionmaker[sessionkit.AsyncSession])
+    assert_type(async_sessionmaker(async_engine, class_=AsyncOwn), async_sessionmaker[AsyncOwn])
+    assert_type(async_sessionmaker(async_engine)(), sessionkit.AsyncSession)
+    assert_type(scoped_session(sessionmaker(engine))(), sessionkit.Session)
+    assert_type(async_scoped_session(async_sessionmaker(async_engine))(), sessionkit.AsyncSession)
+    # Each can stand where SQLAlchemy's is wanted.
+    plain: orm.sessionmaker[sessionkit.Session] = sessionmaker(engine)
+    plain_async: sa_asyncio.async_sessionmaker[sessionkit.AsyncSession] = async_sessionmaker(async_engine)
+    session: orm.Session = plain()
+    async_session: sa_asyncio.AsyncSession = plain_async()
+    del session, async_session
+
+
+def scopes(engine: Engine) -> None:
+    Session = sessionmaker(engine)
+    with Session.scope() as session:
+        assert_type(session, sessionkit.Session)
+    with Session.scope(propagation="new", name="x") as session:
+        assert_type(session, sessionkit.Session)
+    with session_scope(Session) as session:
+        assert_type(session, sessionkit.Session)
+    with session_scope(orm.sessionmaker(engine)) as plain:
+        assert_type(plain, orm.Session)
+    with session_scope(sessionmaker(engine, class_=Own)) as own:
+        assert_type(own, Own)
+    with session_scope(scoped_session(Session), propagation="savepoint") as session:
+        assert_type(session, sessionkit.Session)
+    with scoped_session(Session).scope() as session:
+        assert_type(session, sessionkit.Session)
+    session_scope_of_mine = Session.scope
+    with session_scope_of_mine() as session:
+        assert_type(session, sessionkit.Session)
+
+
+async def async_scopes(engine: AsyncEngine) -> None:
+    Session = async_sessionmaker(engine)
+    async with Session.scope() as session:
+        assert_type(session, sessionkit.AsyncSession)
+    async with session_scope(Session, propagation="require") as session:
+        assert_type(session, sessionkit.AsyncSession)
+    async with session_scope(sa_asyncio.async_sessionmaker(engine)) as plain:
+        assert_type(plain, sa_asyncio.AsyncSession)
+    async with session_scope(async_sessionmaker(engine, class_=AsyncOwn)) as own:
+        assert_type(own, AsyncOwn)
+    async with session_scope(async_scoped_session(Session, None)) as session:
+        assert_type(session, sessionkit.AsyncSession)
+    async with async_scoped_session(Session).scope() as session:
+        assert_type(session, sessionkit.AsyncSession)
+
+
+def what_runs_after_a_scope_is_reached(engine: Engine) -> int:
+    """A scope swallows no exception, and type checkers know it: no `missing return`."""
+    with sessionmaker(engine).scope() as session:
+        return len(session.new)
+
+
+async def what_runs_after_an_async_scope_is_reached(engine: AsyncEngine) -> int:
+    async with async_sessionmaker(engine).scope() as session:
+        return len(session.new)
+
+
+def current(engine: Engine, async_engine: AsyncEngine) -> None:
+    assert_type(current_session(sessionmaker(engine)), sessionkit.Session)
+    assert_type(current_session(orm.sessionmaker(engine)), orm.Session)
+    assert_type(current_session(sessionmaker(engine, class_=Own)), Own)
+    assert_type(current_session(scoped_session(sessionmaker(engine))), sessionkit.Session)
+    assert_type(current_session(async_sessionmaker(async_engine)), sessionkit.AsyncSession)
+    assert_type(current_session(sa_asyncio.async_sessionmaker(async_engine)), sa_asyncio.AsyncSession)
+    assert_type(current_session(), Any)
+
+
+def decorators(engine: Engine) -> None:
+    Session = sessionmaker(engine)
+
+    @Session.scope
+    def bare(session: orm.Session, user_id: int, *, name: str = "") -> str:
+        return name
+
+    @Session.scope(propagation="savepoint")
+    def called(session: sessionkit.Session, user_id: int, *, name: str = "") -> str:
+        return name
+
+    @session_scope(orm.sessionmaker(engine))
+    def of_any_factory(session: orm.Session, user_id: int) -> list[int]:
+        return [user_id]
+
+    @Session.scope
+    def keyword(user_id: int, *, session: orm.Session = INJECTED) -> str:
+        return str(user_id)
+
+    assert_type(bare(1, name="x"), str)
+    assert_type(called(1), str)
+    assert_type(of_any_factory(1), list[int])
+    assert_type(keyword(1), str)
+    assert_type(keyword(1, session=Session()), str)
+    as_callable: Callable[[int], str] = bare
+    del as_callable
+
+
+class Service:
+    Session = sessionmaker()
+
+    @Session.scope
+    def method(self, user_id: int, *, session: orm.Session = INJECTED) -> str:
+        return str(user_id)
+
+    @Session.scope(name="x")
+    def called(self, user_id: int, *, session: orm.Session = INJECTED) -> str:
+        return str(user_id)
+
+    @staticmethod
+    @Session.scope
+    def static(session: orm.Session, user_id: int) -> str:  # noqa: ARG004
+        return str(user_id)
+
+    @classmethod
+    @Session.scope
+    def of_class(cls, user_id: int, *, session: orm.Session = INJECTED) -> str:  # noqa: ARG003
+        return str(user_id)
+
+
+def methods(service: Service) -> None:
+    assert_type(service.method(1), str)
+    assert_type(service.called(1), str)
+    assert_type(service.method(1, session=orm.Session()), str)
+    assert_type(service.static(1), str)
+    assert_type(Service.of_class(1), str)
+
+
+async def async_decorators(engine: AsyncEngine) -> None:
+    Session = async_sessionmaker(engine)
+
+    @Session.scope
+    async def bare(session: sa_asyncio.AsyncSession, user_id: int) -> str:
+        return str(user_id)
+
+    @Session.scope(propagation="new")
+    async def called(session: sessionkit.AsyncSession, user_id: int) -> str:
+        return str(user_id)
+
+    @session_scope(sa_asyncio.async_sessionmaker(engine))
+    async def of_any_factory(session: sa_asyncio.AsyncSession, user_id: int) -> list[int]:
+        return [user_id]
+
+    @Session.scope
+    async def keyword(user_id: int, *, session: sa_asyncio.AsyncSession = INJECTED) -> str:
+        return str(user_id)
+
+    coroutine: Coroutine[Any, Any, str] = bare(1)
+    assert_type(await coroutine, str)
+    assert_type(await called(1), str)
+    assert_type(await of_any_factory(1), list[int])
+    assert_type(await keyword(1, session=Session()), str)
+
+
+def hooks(engine: Engine) -> None:
+    @on_commit
+    def hook() -> None: ...
+
+    assert_type(hook(), None)
+
+    async def later() -> int:
+        return 1
+
+    same: Callable[[], Coroutine[Any, Any, int]] = on_commit(later)
+    del same
+    on_rollback(lambda: 1, session=orm.Session(), robust=True)
+    set_rollback_only()
+    set_rollback_only(sessionmaker(engine)())
+
+
+class Base(orm.DeclarativeBase):
+    """A user's models."""
+
+
+class Order(Versioned, Base):
+    """A user's versioned class."""
+
+    __tablename__ = "orders"
+    __version_column__ = "lock_version"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+
+
+class Doc(TimestampVersioned, Base):
+    """Another."""
+
+    __tablename__ = "docs"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+
+
+def versions(order: Order, doc: Doc, statement: Update) -> None:
+    assert_type(order.version_id, int)
+    assert_type(doc.updated_at, datetime)
+    assert_type(etag(order), str)
+    expect_version(order, version_of(order))
+    expect_version(doc, "2026-01-01T00:00:00+00:00")
+    expect_etag(order, '"3"')
+    bump_version(order)
+    assert_type(update_versioned(statement), Update)
+
+
+def conflicts(error: VersionConflict, session: orm.Session) -> None:
+    conflict = error.load(session)[0]
+    assert_type(conflict.identity, tuple[Any, ...])
+    assert_type(conflict.deleted, bool | None)
+    assert_type(error.resolve(session, "merge"), list[Any])
+    error.resolve(session, lambda conflict: {"state": conflict.original["state"]}, partial=True)
+    error.resolve(session, lambda conflict: "merge" if conflict.deleted else "client_wins")
+
+
+async def async_conflicts(error: VersionConflict, session: sa_asyncio.AsyncSession) -> None:
+    assert_type((await error.async_load(session))[0].expected, Any)
+    assert_type(await error.async_resolve(session, "database_wins"), list[Any])
+
+
+def bulk_writes(session: orm.Session) -> None:
+    result = bulk.insert(session, Order, ({"state": "new"} for _ in range(3)), returning=[Order.version_id], chunk=2)
+    assert_type(result, bulk.BulkResult)
+    assert_type(result.rejected, list[bulk.Rejected])
+    bulk.update(session, Order, [{"id": 1}], missing="ignore", check=True, on_error="collect")
+    bulk.upsert(session, Order, [], match=["id"], where=lambda new: new.id > 3, status=True)
+    bulk.delete(session, Order, [1, 2], method="sqlalchemy")
+    assert_type(bulk.get(session, Order, [1, 2]), list[Order | None])
+
+
+async def async_bulk_writes(session: sa_asyncio.AsyncSession) -> None:
+    assert_type(await bulk.async_insert(session, Order, [{"state": "new"}], progress=True), bulk.BulkResult)

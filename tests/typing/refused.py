@@ -1,0 +1,151 @@
+"""What type checkers must refuse: an ignored error that is none is an error itself. Checked, not run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import orm, select
+from sqlalchemy.ext import asyncio as sa_asyncio
+
+import sessionkit
+from sessionkit import (
+    INJECTED,
+    VersionConflict,
+    Versioned,
+    async_sessionmaker,
+    current_session,
+    expect_etag,
+    expect_version,
+    on_commit,
+    session_scope,
+    sessionmaker,
+    update_versioned,
+    version_of,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+def the_wrong_colour(engine: Engine, async_engine: AsyncEngine) -> None:
+    with async_sessionmaker(async_engine).scope():  # type: ignore[attr-defined]
+        pass
+    with session_scope(async_sessionmaker(async_engine)):  # type: ignore[attr-defined]
+        pass
+
+
+async def the_wrong_colour_in_async_code(engine: Engine) -> None:
+    async with sessionmaker(engine).scope():  # type: ignore[attr-defined]
+        pass
+    async with session_scope(orm.sessionmaker(engine)):  # type: ignore[attr-defined]
+        pass
+
+
+def what_is_no_factory(engine: Engine, session: orm.Session) -> None:
+    session_scope(engine)  # type: ignore[call-overload]
+    session_scope(session)  # type: ignore[call-overload]
+    session_scope(None)  # type: ignore[call-overload]
+    current_session(engine)  # type: ignore[call-overload]
+
+
+def options(engine: Engine) -> None:
+    Session = sessionmaker(engine)
+    Session.scope(propagation="joyn")  # type: ignore[call-overload]
+    Session.scope(propogation="join")  # type: ignore[call-overload]
+    Session.scope("SERIALIZABLE")  # type: ignore[call-overload]
+    session_scope(Session, propagation="joyn")  # type: ignore[call-overload]
+    session_scope(Session, "new")  # type: ignore[call-overload]
+    async_sessionmaker().scope(propagation="joyn")  # type: ignore[call-overload]
+
+
+def what_the_caller_of_a_decorated_function_passes(engine: Engine) -> None:
+    Session = sessionmaker(engine)
+
+    @Session.scope
+    def first(session: orm.Session, user_id: int) -> str:
+        return str(user_id)
+
+    @Session.scope(name="x")
+    def called(session: orm.Session, user_id: int) -> str:
+        return str(user_id)
+
+    @Session.scope
+    def keyword(user_id: int, *, session: orm.Session = INJECTED) -> str:
+        return str(user_id)
+
+    first(Session(), 1)  # type: ignore[call-arg, arg-type]
+    first("1")  # type: ignore[arg-type]
+    first()  # type: ignore[call-arg]
+    called("1")  # type: ignore[arg-type]
+    called(1, name="x")  # type: ignore[call-arg]
+    keyword("1")  # type: ignore[arg-type]
+    keyword(1, session="s")  # type: ignore[arg-type]
+    number: int = first(1)  # type: ignore[assignment]
+    del number
+
+
+async def what_the_caller_of_a_decorated_async_function_passes(engine: AsyncEngine) -> None:
+    Session = async_sessionmaker(engine)
+
+    @Session.scope
+    async def first(session: sa_asyncio.AsyncSession, user_id: int) -> str:
+        return str(user_id)
+
+    await first("1")  # type: ignore[arg-type]
+    number: int = await first(1)  # type: ignore[assignment]
+    del number
+
+
+def a_function_of_the_other_colour(async_engine: AsyncEngine) -> None:
+    Session = async_sessionmaker(async_engine)
+
+    @Session.scope  # type: ignore[arg-type]
+    def plain(session: sessionkit.AsyncSession) -> None: ...
+
+
+def hooks() -> None:
+    on_commit("not a function")  # type: ignore[type-var]
+    on_commit(lambda session: None)  # type: ignore[type-var] # noqa: ARG005
+
+
+class Base(orm.DeclarativeBase):
+    """A user's models."""
+
+
+class Plain(Base):
+    """One without a version."""
+
+    __tablename__ = "plain"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+
+
+class Order(Versioned, Base):
+    """One with a version."""
+
+    __tablename__ = "orders"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+
+
+def versions(plain: Plain, order: Order) -> None:
+    version_of(plain)  # type: ignore[arg-type]
+    expect_version(plain, 1)  # type: ignore[arg-type]
+    expect_version(order, None)  # type: ignore[arg-type]
+    expect_etag(order, None)  # type: ignore[arg-type]
+    update_versioned(select(Order))  # type: ignore[arg-type]
+    wrong: str = order.version_id  # type: ignore[assignment]
+    del wrong
+
+
+async def conflicts(error: VersionConflict, session: orm.Session, async_session: sa_asyncio.AsyncSession) -> None:
+    error.load(async_session)  # type: ignore[arg-type]
+    await error.async_load(session)  # type: ignore[arg-type]
+    error.resolve(session, "mine")  # type: ignore[arg-type]
+
+
+async def bulk_writes(session: orm.Session, async_session: sa_asyncio.AsyncSession) -> None:
+    bulk.insert(async_session, Order, [])  # type: ignore[arg-type]
+    await bulk.async_insert(session, Order, [])  # type: ignore[arg-type]
+    bulk.insert(session, Order, [], method="fast")  # type: ignore[arg-type]
+    bulk.insert(session, Order, [], chunks=3)  # type: ignore[call-arg]
+    bulk.update(session, Order, [], missing="skip")  # type: ignore[arg-type]
