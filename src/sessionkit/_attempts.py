@@ -9,15 +9,16 @@ import asyncio
 import inspect
 import sys
 import time
-from types import CodeType
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from ._loops import goes_back
-from .errors import ScopeError
-from .retry import Attempt, Attempts, Retry
+from ._loops import Place, goes_back
+from .errors import ScopeError, set_outcome
+from .retry import Attempt, Attempts, Retry, add_note
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from .scope import AsyncScope, Scope
 
@@ -53,6 +54,8 @@ class _Bound(Attempt, Generic[S]):
         self._entered = False
 
     def _run(self) -> Run | None:
+        if self._entered:
+            raise ScopeError("an attempt was entered twice; the `for` makes a new one for each run of its body")
         self._entered = True
         attempts = self._attempts
         return None if attempts is None else Run(attempts.deadline, attempts.policy.lock_on_retry and self.number > 1)
@@ -61,13 +64,13 @@ class _Bound(Attempt, Generic[S]):
         """Decide whether `error` is swallowed, because the loop comes to its next attempt."""
         if self._attempts is None or not self._attempts.failed(self, error, time.monotonic()):
             return False
-        if self._loops or goes_back(*place):
+        if self._loops or goes_back(place, self):
             return True
         self.delay = None
-        error.add_note(
+        add_note(
+            error,
             "it was not retried, because the code does not go on with the next attempt from here: let `with attempt` "
-            "be the last "
-            "statement in the body of the `for`, and put `return` after the loop"
+            "be the last statement in the body of the `for`, and put `return` after the loop",
         )
         return False
 
@@ -123,13 +126,21 @@ class AsyncAttempt(_Bound[S]):
         return error is not None and self._goes_on(error, place)
 
 
-Place = tuple[CodeType, int]
-"""Where a frame is in its code: it has moved on by the time that the answer is needed."""
-
-
 def _place() -> Place:
     frame = sys._getframe(2)  # of who leaves the attempt
-    return frame.f_code, frame.f_lasti
+    return Place(frame, frame.f_lasti)
+
+
+@contextmanager
+def _between(attempt: Attempt) -> Iterator[None]:
+    """Have an exception that ends the wait for the next attempt, such as a cancellation, tell of the failed one."""
+    try:
+        yield
+    except BaseException as error:
+        set_outcome(error, "rolled back")
+        if error.__context__ is None and error is not attempt.error:
+            error.__context__ = attempt.error
+        raise
 
 
 def attempts(scope: Scope[Any], policy: Retry, loops: bool = False) -> Iterator[SyncAttempt[Any]]:
@@ -146,13 +157,14 @@ def attempts(scope: Scope[Any], policy: Retry, loops: bool = False) -> Iterator[
         attempt._check_entered()
         if attempt.delay is None:
             return
-        if policy.before_retry is not None:
-            result = policy.before_retry(attempt)
-            if inspect.isawaitable(result):
-                if inspect.iscoroutine(result):
-                    result.close()
-                raise ScopeError("before_retry is async, but its scope is sync and cannot await it")
-        time.sleep(attempt.delay)
+        with _between(attempt):
+            if policy.before_retry is not None:
+                result = policy.before_retry(attempt)
+                if inspect.isawaitable(result):
+                    if inspect.iscoroutine(result):
+                        result.close()
+                    raise ScopeError("before_retry is async, but its scope is sync and cannot await it")
+            time.sleep(attempt.delay)
 
 
 async def async_attempts(
@@ -171,11 +183,12 @@ async def async_attempts(
         attempt._check_entered()
         if attempt.delay is None:
             return
-        if policy.before_retry is not None:
-            result = policy.before_retry(attempt)
-            if inspect.isawaitable(result):
-                await result
-        await asyncio.sleep(attempt.delay)
+        with _between(attempt):
+            if policy.before_retry is not None:
+                result = policy.before_retry(attempt)
+                if inspect.isawaitable(result):
+                    await result
+            await asyncio.sleep(attempt.delay)
 
 
 def call(scope: Scope[Any], policy: Retry, body: Callable[[Any], R]) -> R:

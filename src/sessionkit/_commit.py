@@ -6,24 +6,39 @@ Three outcomes exist: committed, rolled back, and unknown, where the connection 
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.util import await_only
 
 from . import _dialects, commits
-from ._savepoints import connections
-from ._watch import SCOPED, commit_was_sent, committing
+from ._claims import claim
+from ._savepoints import commit_in_order, connections
+from ._twophase import Ballot
+from ._verdict import obstacle_on
+from ._waiting import sleep
+from ._watch import committing
 from ._watchdog import Watchdog
-from .errors import CommitOutcomeUnknown, OptionError, Outcome, ScopeError, classify
-from .isolation import Preset
+from .errors import (
+    CommitOutcomeUnknown,
+    OptionError,
+    Outcome,
+    PartialCommit,
+    ScopeError,
+    UnexpectedRollback,
+    is_lost,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.orm import Session
 
     from ._unit import Unit
 
@@ -38,74 +53,141 @@ def commit(unit: Unit) -> None:
 
     Raises:
         CommitOutcomeUnknown: the answer was lost, and nobody was asked or nobody could tell.
+        PartialCommit: some databases have committed, or may have, and others have not.
         Exception: what COMMIT raised, if it is certain that nothing was committed.
     """
+    session = unit.session
+    session.expire_on_commit = False  # it is closed at once: what the body returns stays readable
+    _prepare_session(unit)
     held = connections(unit.transaction)
-    key = _mark(unit, held)
-    unit.session.expire_on_commit = False  # it is closed at once: what the body returns stays readable
-    permitted = committing.set(True)
+    ballot = _ballot(unit, held)
+    key = _mark(unit, held) if ballot is None else unit.key
+    sent: list[Connection] = []
+    permitted = committing.set(sent)
     try:
-        if unit.request.commit_timeout is None:
-            unit.session._end_commit()
-        else:
-            _bounded_commit(unit, held, unit.request.commit_timeout)
+        with _bounded(unit, held):
+            if ballot is not None:
+                ballot.commit()
+            elif len(held) > 1:
+                commit_in_order(unit.transaction)
+            session._end_commit()
         unit.outcome = "committed"
     except BaseException as error:
-        unit.outcome = _outcome_after(unit, error)
+        if ballot is not None:
+            unit.outcome = ballot.outcome
+        elif _has_committed(unit):
+            unit.outcome = "committed"  # a listener of after_commit has failed
+        else:
+            outcomes = _outcomes(unit, held, error, sent)
+            ends = set(outcomes.values())
+            unit.outcome = "unknown" if len(ends) > 1 else ends.pop() if ends else "rolled back"
+            if unit.outcome == "unknown" and len(held) > 1:
+                _refuse_partial(unit, error, {unit.routes.given(c.engine): end for c, end in outcomes.items()})
         if unit.outcome != "unknown" or not isinstance(error, Exception):
             raise
-        _resolve(unit, held, key, error)
+        _resolve(unit, held, key, error, ballot)
     finally:
         committing.reset(permitted)
 
 
-def _bounded_commit(unit: Unit, held: list[Connection], seconds: float) -> None:
+def _prepare_session(unit: Unit) -> None:
+    """Call the listeners of before_commit and flush, as SQLAlchemy does before COMMIT, and look once more."""
+    transaction = unit.transaction
+    transaction._prepare_impl()
+    found = obstacle_on(transaction, unit)
+    if found is not None:
+        why, error = found
+        raise UnexpectedRollback(f"nothing of {unit} was committed: {why}") from error
+
+
+def _ballot(unit: Unit, held: list[Connection]) -> Ballot | None:
+    # One database commits as one by itself, and what has only read has nothing to tear.
+    if not unit.twophase or len(held) < 2 or unit.preset.read_only:
+        return None
+    unit.key = commits.new_key()
+    return Ballot(unit.transaction, unit.routes.given, unit.key, unit.asynchronous)
+
+
+@contextmanager
+def _bounded(unit: Unit, held: list[Connection]) -> Iterator[None]:
+    seconds = unit.request.commit_timeout
+    if seconds is None:
+        yield
+        return
     for connection in held:
         _dialects.of(connection).bound_commit(connection, seconds)
     with Watchdog(seconds, lambda: held, unit.asynchronous):
-        unit.session._end_commit()
+        yield
 
 
 def _mark(unit: Unit, held: list[Connection]) -> str | None:
-    if unit.request.verify_commit is not True or not held or unit.preset.read_only:
+    if not unit.request.verify_commit or not held or unit.preset.read_only:
         return None
     if len(held) > 1:
         raise ScopeError(
-            f"verify_commit=True was asked for, but {unit} has written to {len(held)} databases, which do not commit "
-            f"as one; "
-            "use twophase=True, or a unit for each"
+            f"verify_commit= was asked for, but {unit} has written to {len(held)} databases, which do not commit as "
+            "one; use twophase=True, or a unit for each"
         )
+    if unit.request.verify_commit is not True:
+        return None
     unit.key = commits.new_key()
     commits.mark(held[0], unit.key)
     return unit.key
 
 
-def _outcome_after(unit: Unit, error: BaseException) -> Outcome:
+def _has_committed(unit: Unit) -> bool:
     state: Any = getattr(unit.transaction, "_state", None)
-    if getattr(state, "name", None) == "COMMITTED":
-        return "committed"  # a listener of after_commit has failed
-    sent = [connection for connection in connections(unit.transaction) if commit_was_sent(connection)]
+    return getattr(state, "name", None) == "COMMITTED"
+
+
+def _outcomes(
+    unit: Unit, held: list[Connection], error: BaseException, sent: list[Connection]
+) -> dict[Connection, Outcome]:
+    """Return what became on each connection of a commit that has ended with `error`, first where COMMIT was sent."""
+    sent = [connection for connection in sent if connection in held]
     if not sent or unit.preset.read_only:
-        return "rolled back"
-    if isinstance(error, DBAPIError) and not error.connection_invalidated and not classify(error).ambiguous:
-        return "rolled back"  # the server has answered, with an error
-    return "unknown"
+        return dict.fromkeys(held, "rolled back")
+    answered = isinstance(error, DBAPIError) and not is_lost(error)
+    outcomes: dict[Connection, Outcome] = dict.fromkeys(sent, "committed")
+    outcomes[sent[-1]] = "rolled back" if answered else "unknown"
+    return outcomes | dict.fromkeys([connection for connection in held if connection not in sent], "rolled back")
 
 
-def _resolve(unit: Unit, held: list[Connection], key: str | None, error: Exception) -> None:
+def _refuse_partial(unit: Unit, error: BaseException, outcomes: dict[Engine, Outcome]) -> None:
+    told = ", ".join(f"{engine.url!r} is {outcome}" for engine, outcome in outcomes.items())
+    message = (
+        f"the databases of {unit} did not end alike: {told}; it is not retried. With twophase=True they commit as one"
+    )
+    if isinstance(error, Exception):
+        raise PartialCommit(message, outcomes) from error
+    error.add_note(message)
+
+
+def _resolve(unit: Unit, held: list[Connection], key: str | None, error: Exception, ballot: Ballot | None) -> None:
     """Find out what became of a COMMIT without an answer; return if it was committed."""
     engines = [connection.engine for connection in held]
     unit.give_up_connection()
     verify = unit.request.verify_commit
-    if key is not None:
-        verdict = _ask(unit, lambda left: _claim(unit, engines[0], key, left))
+    if ballot is not None and verify:
+        verdict = _ask(unit, lambda left: ballot.ask(max(left, 0.05)))
+        if verdict is not None:
+            ballot.finish(verdict)
+    elif ballot is None and key is not None:
+        verdict = _ask(unit, lambda left: claim(engines[0], key, max(left, 0.05), unit.asynchronous))
     elif callable(verify):
-        verdict = _ask(unit, lambda _: _ask_application(unit, verify))
+        try:
+            verdict = _ask(unit, lambda left: _ask_application(unit, verify, left))
+        except Exception as failure:
+            # What the caller must learn is that the outcome is unknown; why nobody could tell comes second.
+            error.add_note(f"besides, the function of verify_commit= failed: {type(failure).__name__}: {failure}")
+            logger.exception("the function of verify_commit= failed")
+            verdict = None
     else:
         raise CommitOutcomeUnknown(
             f"the connection of {unit} was lost during COMMIT, so it may have been committed or not; it is not "
             f"retried. "
-            "With verify_commit=True the scope finds out"
+            "With verify_commit=True the scope finds out",
+            key,
         ) from error
     if verdict is None:
         raise CommitOutcomeUnknown(
@@ -122,11 +204,12 @@ def _ask(unit: Unit, question: Any) -> commits.Verdict | None:
     """Put the question until it is answered or the time is over."""
     now = time.monotonic()
     ends = now + VERIFY_TIMEOUT if unit.deadline is None else max(unit.deadline, now + 0.5)
+    _dialects.deadline.set(ends)
     delay = 0.02
     while True:
         try:
             verdict: commits.Verdict | None = question(ends - time.monotonic())
-        except (DBAPIError, OSError) as error:
+        except (DBAPIError, PoolTimeout, OSError) as error:
             logger.info("asking what became of a COMMIT failed, trying again", exc_info=error)
         else:
             return verdict
@@ -137,30 +220,21 @@ def _ask(unit: Unit, question: Any) -> commits.Verdict | None:
         delay = min(delay * 2, 1.0)
 
 
-def sleep(seconds: float, asynchronous: bool) -> None:
-    """Wait, in the colour of the unit."""
-    if asynchronous:
-        await_only(asyncio.sleep(seconds))
-    else:
-        time.sleep(seconds)
-
-
-def _claim(unit: Unit, engine: Engine, key: str, left: float) -> commits.Verdict:
-    bound = max(left, 0.05)
-    # The engine is the unit's, whose transactions are scopes': the claim is one more of them.
-    bounded = _dialects.of(engine).engine_for(engine, Preset(lock_timeout=bound)).execution_options(**{SCOPED: False})
-    with bounded.connect() as connection, Watchdog(bound, lambda: [connection], unit.asynchronous), connection.begin():
-        return commits.claim(connection, key)
-
-
-def _ask_application(unit: Unit, verify: Any) -> commits.Verdict | None:
+def _ask_application(unit: Unit, verify: Any, left: float) -> commits.Verdict | None:
     session = unit.factory()
+    sync_session: Session = session.sync_session if unit.asynchronous else session
+
+    def held() -> list[Connection]:
+        transaction = sync_session.get_transaction()
+        return [] if transaction is None else connections(transaction)
+
     try:
-        answer = verify(session)
-        if inspect.isawaitable(answer):
-            answer = await_only(answer)
+        with Watchdog(max(left, 0.05), held, unit.asynchronous):
+            answer = verify(session)
+            if inspect.isawaitable(answer):
+                answer = await_only(answer)
     finally:
-        (session.sync_session if unit.asynchronous else session).close()
+        sync_session.close()
     if answer is not None and not isinstance(answer, bool):
         raise OptionError(
             f"the function of verify_commit= returned {answer!r}; it returns True (committed), False, or None"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select
+from sqlalchemy import Alias, Join, Select, Table
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Mapper
+from sqlalchemy.orm.util import AliasedInsp
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from sqlalchemy.orm import ORMExecuteState
+    from sqlalchemy.sql import FromClause
 
 
 def lock_entities(state: ORMExecuteState) -> None:
@@ -23,12 +27,39 @@ def lock_entities(state: ORMExecuteState) -> None:
         return
     if statement._for_update_arg is not None or statement._group_by_clauses or statement._distinct:
         return
-    mappers: list[Mapper[object]] = []
+    tables: list[FromClause] = []
     for description in statement.column_descriptions:
-        mapper = sa_inspect(description["expr"], raiseerr=False)
-        if not isinstance(mapper, Mapper):
+        found = _tables(sa_inspect(description["expr"], raiseerr=False))
+        if not found:
             return
-        mappers.append(mapper)
-    # Only the entities: the nullable side of an outer join, as a joined eager load makes one, cannot be locked.
-    state.statement = statement.with_for_update(of=mappers)
-    state.update_execution_options(populate_existing=True)
+        tables += found
+    # Only the entities' own, and not on the nullable side of an outer join (as an eager load makes one): the database
+    # refuses to lock a row that may not be there.
+    nullable = set(_nullable(statement.get_final_froms()))
+    tables = [table for table in tables if table not in nullable]
+    if not tables:
+        return
+    state.statement = statement.with_for_update(of=tables)
+    # What was read without a lock is stale. Changes that nothing flushes before the SELECT are not to be overwritten.
+    flushes = state.session.autoflush and state.execution_options.get("autoflush", True)
+    if flushes or not state.session.dirty:
+        state.update_execution_options(populate_existing=True)
+
+
+def _tables(entity: Any) -> list[FromClause]:
+    """Return the tables of an entity, or nothing where it is not made of tables alone."""
+    if isinstance(entity, Mapper):
+        return [table for table in entity.tables if isinstance(table, Table)]
+    if isinstance(entity, AliasedInsp):
+        alias = entity.selectable
+        return [alias] if type(alias) is Alias and isinstance(alias.element, Table) else []
+    return []
+
+
+def _nullable(froms: Iterable[FromClause], inside: bool = False) -> Iterator[FromClause]:
+    for each in froms:
+        if isinstance(each, Join):
+            yield from _nullable([each.left], inside or each.full)
+            yield from _nullable([each.right], inside or each.isouter or each.full)
+        elif inside:
+            yield each

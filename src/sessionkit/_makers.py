@@ -13,19 +13,23 @@ from ._routes import Routes
 from .errors import ScopeError
 
 if TYPE_CHECKING:
+    from ._readers import Readers
     from .isolation import Preset
 
 
 class Maker:
     """A factory as its scopes see it, one record per factory. It does not keep the factory alive."""
 
-    __slots__ = ("_routes", "asynchronous", "defaults")
+    __slots__ = ("_routes", "asynchronous", "defaults", "readers")
 
     _of_others: ClassVar[WeakKeyDictionary[Any, Maker]] = WeakKeyDictionary()
 
-    def __init__(self, asynchronous: bool, defaults: Request | None = None) -> None:
+    def __init__(
+        self, asynchronous: bool, defaults: Request | None = None, readers: Readers | None = None
+    ) -> None:
         self.asynchronous = asynchronous
         self.defaults = defaults or Request()
+        self.readers = readers
         self._routes: dict[Preset, Routes] = {}
 
     def routes(self, preset: Preset) -> Routes:

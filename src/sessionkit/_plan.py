@@ -58,9 +58,16 @@ class Request:
     name: str | None = None
     preset: Preset = field(default_factory=Preset)
     retry: Retry | None = None
-    retry_given: bool = False  # on this scope, and not as its factory's default
     verify_commit: VerifyCommit = False
     commit_timeout: float | None = None
+    # What was written on the scope itself: where it joins, a default accepts what runs, and what was asked for does not.
+    given: frozenset[str] = frozenset()
+    given_preset: Preset = field(default_factory=Preset)
+
+    @property
+    def retry_given(self) -> bool:
+        """Whether retry was asked for on the scope itself."""
+        return "retry" in self.given and self.retry is not None
 
     def but(self, options: Options | dict[str, Any], where: str, *, defaults: bool = False) -> Request:
         """Return this request with `options` put over it.
@@ -90,15 +97,24 @@ class Request:
                 f"verify_commit={verify!r} was given to {where}; it is True, False or a function of a session"
             )
         seconds: Any = options.get("commit_timeout", self.commit_timeout)
-        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0):
+        if seconds is not None and not _is_time(seconds):
             raise OptionError(
                 f"commit_timeout={seconds!r} was given to {where}; it is a number of seconds above 0, or None"
             )
-        retry, given = self.retry, self.retry_given
+        retry = self.retry
         if "retry" in options:
             asked = options["retry"]
-            retry, given = (None if asked is None else as_retry(asked, where)), asked is not None and not defaults
-        return Request(propagation, name, _preset(self.preset, options, where), retry, given, verify, seconds)
+            retry = None if asked is None else as_retry(asked, where)
+        given, given_preset = self.given, self.given_preset
+        if not defaults:
+            given, given_preset = given | options.keys(), _preset(given_preset, options, where)
+        return Request(
+            propagation, name, _preset(self.preset, options, where), retry, verify, seconds, given, given_preset
+        )
+
+
+def _is_time(seconds: object) -> bool:
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < float("inf")
 
 
 def _preset(base: Preset, options: Options | dict[str, Any], where: str) -> Preset:
@@ -117,6 +133,8 @@ class Running(Protocol):
     def preset(self) -> Preset: ...
     @property
     def level(self) -> Isolation: ...
+    @property
+    def read_only(self) -> bool: ...
     @property
     def retried(self) -> bool: ...
     @property
@@ -152,9 +170,9 @@ def plan(running: Running | None, request: Request) -> Step:
     if request.retry_given and (propagation == "savepoint" or not running.retried):
         raise OptionError(_no_retry(running, propagation))
     _check_commit(running.request, request, running)
-    if request.preset != NOTHING_ASKED:
-        check_joined(running, request.preset)
-        if request.preset.read_only and not running.preset.read_only:
+    if request.given_preset != NOTHING_ASKED:
+        check_joined(running, request.given_preset)
+        if request.given_preset.read_only and not running.read_only:
             return Step.SAVEPOINT_READ_ONLY if propagation == "savepoint" else Step.JOIN_READ_ONLY
     return Step.SAVEPOINT if propagation == "savepoint" else Step.JOIN
 
@@ -171,9 +189,10 @@ def _no_retry(running: Running, propagation: str) -> str:
 
 
 def _check_commit(runs: Request, asked: Request, running: Running) -> None:
-    if asked.verify_commit and not runs.verify_commit:
+    if "verify_commit" in asked.given and asked.verify_commit and not runs.verify_commit:
         raise OptionError(f"verify_commit= was asked for, but {running}, whose COMMIT it is, runs without; {_WAY_OUT}")
-    wanted, has = asked.commit_timeout, runs.commit_timeout
+    wanted = asked.commit_timeout if "commit_timeout" in asked.given else None
+    has = runs.commit_timeout
     if wanted is not None and (has is None or has > wanted):
         found = "none of its own" if has is None else f"{has} s"
         raise OptionError(
@@ -196,7 +215,7 @@ def check_joined(running: Running, asked: Preset) -> None:
             f"isolation {asked.isolation} was asked for, but {running} already runs {running.level}; {_WAY_OUT}"
         )
     has = running.preset
-    if asked.read_only is False and has.read_only:
+    if asked.read_only is False and running.read_only:
         raise OptionError(f"read_only=False was asked for, but {running} already runs read-only; {_WAY_OUT}")
     if asked.deferrable and not has.deferrable:
         raise OptionError(f"deferrable=True was asked for, but {running} already runs, not deferrable; {_WAY_OUT}")
@@ -231,15 +250,15 @@ def plan_passed(running: Running | None, request: Request) -> Step:
             "cannot be "
             "retried; leave the session out, or have the caller's unit retried"
         )
-    if request.verify_commit or request.commit_timeout is not None:
+    if request.given & {"verify_commit", "commit_timeout"} and (request.verify_commit or request.commit_timeout):
         raise OptionError(
             "verify_commit= or commit_timeout= was asked for, but a session was passed in, and its COMMIT is the "
             "caller's; "
             "leave the session out"
         )
-    if request.preset != NOTHING_ASKED:
+    if request.given_preset != NOTHING_ASKED:
         raise OptionError(
-            f"{request.preset} was asked for, but the session that was passed in belongs to no scope, and its "
+            f"{request.given_preset} was asked for, but the session that was passed in belongs to no scope, and its "
             "transaction may have begun otherwise; leave the session out, or pass that of a scope with these options"
         )
     return Step.SAVEPOINT if request.propagation == "savepoint" else Step.JOIN

@@ -15,7 +15,7 @@ from sqlalchemy.exc import UnboundExecutionError
 
 from . import _dialects
 from ._savepoints import connections
-from ._watch import failure_log
+from ._watch import SCOPED, failure_log
 from .errors import UnexpectedRollback
 
 if TYPE_CHECKING:
@@ -39,8 +39,13 @@ class Restriction:
         # With binds= only, the connections that the unit has are restricted, and it gets no others meanwhile.
         with suppress(UnboundExecutionError):
             session.connection()
+        held = connections(unit.transaction)
+        for connection in held:
+            # The session sets its own savepoint on a connection at its first use inside; it must enclose ours.
+            scoped = connection.get_execution_options().get(SCOPED)
+            session.connection(bind_arguments={"bind": connection.engine if scoped else connection})
         try:
-            for connection in connections(unit.transaction):
+            for connection in held:
                 # Not session.begin_nested(): its rollback would expire objects and drop hooks, and nothing is undone
                 # here.
                 self._held.append((connection, connection.begin_nested()))

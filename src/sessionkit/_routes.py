@@ -6,6 +6,7 @@ that takes part in a unit, on SQLAlchemy 2.0 as on 2.1, and nothing of it is lef
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection, Engine
@@ -13,6 +14,7 @@ from sqlalchemy.engine import Connection, Engine
 from . import _dialects
 from ._savepoints import connections
 from ._watch import for_scopes, watch
+from ._watchdog import bound_connecting
 from .errors import OptionError, ScopeError
 from .isolation import Preset
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ._unit import Unit
 
 _NOTHING_ASKED = Preset()
+_making = threading.Lock()
 
 
 class Routes:
@@ -48,14 +51,24 @@ class Routes:
                     "scope's to begin; bind the factory to an engine, or leave the options out"
                 )
             return bind
-        engine = self._known.get(bind)
-        if engine is None:
-            _refuse_autocommit(bind)
-            dialect = _dialects.of(bind)
-            watch(bind)  # first: it refuses a COMMIT by hand before the dialect takes it for the end
-            engine = for_scopes(dialect.engine_for(bind, self._preset), dialect.follow)
-            self._known[bind] = self._known[engine] = engine
-        return engine
+        return self._known.get(bind) or self._make(bind)
+
+    def _make(self, bind: Engine) -> Engine:
+        # One thread at a time: a unit whose statements went to two engines would be two transactions.
+        with _making:
+            engine = self._known.get(bind)
+            if engine is None:
+                _refuse_autocommit(bind)
+                dialect = _dialects.of(bind)
+                bound_connecting(bind)
+                watch(bind)  # first: it refuses a COMMIT by hand before the dialect takes it for the end
+                engine = for_scopes(dialect.engine_for(bind, self._preset), dialect.follow)
+                self._known[bind] = self._known[engine] = engine
+            return engine
+
+    def given(self, engine: Engine) -> Engine:
+        """Return the user's engine for the one that was derived from it."""
+        return next((bind for bind, derived in list(self._known.items()) if derived is engine is not bind), engine)
 
 
 def _refuse_autocommit(engine: Engine) -> None:

@@ -56,6 +56,32 @@ def core_transactions(transaction: SessionTransaction) -> list[tuple[Connection,
     return [(entry[0], entry[1]) for key, entry in held.items() if key is entry[0]]
 
 
+def commit_in_order(transaction: SessionTransaction) -> None:
+    """COMMIT on each connection, in the order in which they were used first. (SQLAlchemy has none.)"""
+    held: dict[Any, tuple[Any, ...]] = transaction._connections
+    done: list[Connection] = []
+    try:
+        for connection, core in core_transactions(transaction):
+            if held[connection][2]:  # it is the session's to commit
+                core.commit()
+                done.append(connection)
+    except BaseException:
+        for connection in done:  # what has committed has no part in the rollback of the others
+            autoclose = held.pop(connection)[3]
+            del held[connection.engine]
+            if autoclose:
+                connection.close()
+        raise
+    settle(transaction)
+
+
+def settle(transaction: SessionTransaction) -> None:
+    """Have SQLAlchemy's session leave the transactions of its connections alone: they have been ended already."""
+    held: dict[Any, tuple[Any, ...]] = transaction._connections
+    for key, (connection, core, _, autoclose) in held.items():
+        held[key] = (connection, core, False, autoclose)
+
+
 def connections(transaction: SessionTransaction) -> list[Connection]:
     """Return the connections that a session's transaction, or one of its savepoints, has used so far.
 

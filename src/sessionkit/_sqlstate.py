@@ -106,6 +106,21 @@ MYSQL = {
 }
 """By error number, of MySQL and MariaDB. From their documentation; not in the test matrix."""
 
+KINDS = frozenset(
+    meaning.kind
+    for meaning in (
+        OTHER,
+        STALE_VERSION,
+        *SQLSTATE.values(),
+        *SQLSTATE_CLASS.values(),
+        *SQLITE.values(),
+        *MYSQL.values(),
+        CONNECTION_LOST,
+        CANNOT_CONNECT,
+    )
+)
+"""All that `errors.classify` can say."""
+
 _MYSQL_DRIVERS = frozenset({"pymysql", "MySQLdb", "mysql", "asyncmy", "aiomysql", "mariadb"})
 
 

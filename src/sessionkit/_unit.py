@@ -13,28 +13,34 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.engine import Connection, Engine
 
 from . import _dialects
 from ._commit import commit
+from ._dialects import deadline
 from ._locking import lock_entities
+from ._readers import NEVER, replication_of
 from ._routes import bound_engines, check_route
 from ._savepoints import Savepoints, connections
 from ._session import OVER
-from ._verdict import RollbackAsked, obstacle
+from ._twophase import admit_begun, two_phase_of
+from ._verdict import RollbackAsked, first_failure, obstacle, swallowed
 from ._watch import Failure
 from ._watchdog import Watchdog
 from .context import describe, here
-from .errors import ConcurrentUse, Outcome, ScopeError, UnexpectedRollback
+from .errors import ConcurrentUse, OptionError, Outcome, ScopeError, UnexpectedRollback, is_aftermath, set_first
 from .isolation import Isolation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.orm import SessionTransaction
 
     from ._attempts import Run
+    from ._dialects import Position
     from ._plan import Request
+    from ._readers import Readers
     from ._routes import Routes
     from ._session import ScopeAware
     from .hooks import Hook
@@ -56,10 +62,13 @@ class Unit:
         "factory",
         "hooks",
         "idle",
+        "inside",
         "key",
-        "lock",
         "outcome",
         "over",
+        "position",
+        "reader",
+        "readers",
         "request",
         "restrictions",
         "retried",
@@ -68,7 +77,7 @@ class Unit:
         "savepoints",
         "session",
         "transaction",
-        "user",
+        "twophase",
         "watchdog",
     )
 
@@ -81,6 +90,7 @@ class Unit:
         enclosing: list[Unit],
         factory: Callable[[], Any],
         run: Run | None,
+        readers: Readers | None,
     ) -> None:
         self.session = session
         self.asynchronous = asynchronous
@@ -88,13 +98,15 @@ class Unit:
         self.routes = routes
         self.enclosing = enclosing  # the units of the same thread or task that wait until this one is done
         self.restrictions = 0
+        self.readers = readers
+        self.reader: Engine | None = None  # what stands for the primary in the whole transaction, once it is chosen
+        self.position: Position | None = None  # after its commit, in the log of the primary
         self.factory = factory
         self.retried = run is not None  # it is run again as a whole where that can help
-        self.deadline = None if run is None else run.deadline
+        self.deadline = _earliest(None if run is None else run.deadline, *[unit.deadline for unit in enclosing])
         self.watchdog: Watchdog | None = None
         self.key: str | None = None  # of the commit marker
-        self.user: object | None = None  # who is inside the session at this moment
-        self.lock = threading.Lock()
+        self.inside: dict[str, object] = {}  # "user": who is inside the session at this moment
         self.ending = False
         self.over = False
         self.idle: Callable[[], None] | None = None
@@ -103,18 +115,29 @@ class Unit:
         self.savepoints: Savepoints | None = None
         self.rollback_only = False
         self.outcome: Outcome = "rolled back"
-        self.transaction = session.begin()
+        # The transactions begin as any others; whether they are prepared is decided when it is known how many they are.
+        self.twophase = session.twophase
+        session.twophase = False
+        self._check_enclosing()
+        self.transaction: SessionTransaction = session.begin()
         session._sessionkit_unit = self
-        if run is not None:
-            self._begin_run(run)
-
-    def _begin_run(self, run: Run) -> None:
-        if run.deadline is not None:
-            left = run.deadline - time.monotonic()
-            self.watchdog = Watchdog(left, lambda: connections(self.transaction), self.asynchronous)
+        if self.twophase:
+            event.listen(session, "after_begin", admit_begun)
+        if self.deadline is not None:
+            left = self.deadline - time.monotonic()
+            self.watchdog = Watchdog(left, lambda: connections(self.transaction), asynchronous)
             self.watchdog.__enter__()
-        if run.lock and not self.preset.read_only:
-            event.listen(self.session, "do_orm_execute", lock_entities)
+        if run is not None and run.lock and not self.preset.read_only:
+            event.listen(session, "do_orm_execute", lock_entities)
+
+    def _check_enclosing(self) -> None:
+        for outer in self.enclosing:
+            if outer.twophase and self.request.propagation != "new":
+                raise ScopeError(
+                    f"a scope of another factory was opened inside {outer}, whose databases commit as one, but this one "
+                    "would not take part: have one factory with binds= for all of them, or ask for propagation='new' "
+                    "if it is to commit by itself"
+                )
 
     def __str__(self) -> str:
         """What a message calls this unit's scope."""
@@ -124,6 +147,11 @@ class Unit:
     def preset(self) -> Preset:
         """What the transaction was asked to be."""
         return self.request.preset
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the database refuses writes now."""
+        return bool(self.preset.read_only) or self.restrictions > 0
 
     @property
     def level(self) -> Isolation:
@@ -144,10 +172,49 @@ class Unit:
 
     def route(self, bind: Engine | Connection) -> Engine | Connection:
         """Return what the unit talks to where its session is bound to `bind`."""
-        engine = self.routes(bind)
+        engine = self.routes(bind if self.readers is None else self._read_from(bind))
+        if self.twophase:
+            two_phase_of(engine)
+            if isinstance(engine, Connection):
+                raise OptionError(
+                    f"twophase=True was asked for, but the session is bound to {engine!r}, whose transaction is not the "
+                    "scope's to prepare; bind the factory to an engine"
+                )
         if self.enclosing or self.restrictions:
             check_route(self, engine)
         return engine
+
+    def _read_from(self, bind: Engine | Connection) -> Engine | Connection:
+        """Return the reader in the place of the primary, if the unit is one that a reader can serve."""
+        if bind is not self.session.bind or not self.request.preset.read_only or self.twophase or self.readers is None:
+            return bind
+        if self.reader is None:
+            if not self.inside:
+                return bind  # somebody only asks, nothing is to be sent, and in async code nothing can be
+            asked = self.preset.isolation
+            if asked is not None and asked in replication_of(bind.engine).refused:
+                return bind
+            self.reader = self.readers.choose(self.asynchronous) or bind.engine
+        return self.reader
+
+    def _note_position(self) -> None:
+        """Ask for the place of the commit in the primary's log; while it is not known, no reader will do."""
+        primary, readers = self.session.bind, self.readers
+        if readers is None or self.outcome == "rolled back" or self.preset.read_only or not readers.tracks:
+            return
+        if not isinstance(primary, Engine):
+            return
+        used = [self.routes.given(connection.engine) for connection in connections(self.transaction)]
+        if self.outcome == "unknown":
+            self.position = NEVER
+        elif primary in used:
+            self.position = NEVER  # should what follows be interrupted
+            self.position = readers.after_commit(primary)
+
+    def remember(self) -> None:
+        """Have the context of the caller know the position; that of the commit may have been another one."""
+        if self.position is not None and self.readers is not None:
+            self.readers.position.set(self.position)
 
     # -- one user at a time -------------------------------------------------------------------------------------
 
@@ -155,29 +222,40 @@ class Unit:
         """Take the session for `owner`, or raise an error that names who has it."""
         if self.ending:
             raise ScopeError(f"session.{what}() was called by {describe(owner)} while {self} is ending")
-        if self.lock.acquire(blocking=False):
-            self.user = owner
-            return
-        raise ConcurrentUse(
-            f"session.{what}() was called by {describe(owner)} while {describe(self.user)} was inside the same "
-            f"session; "
-            "give each thread and task a scope of its own, or let one finish before the other begins"
-        )
+        # Atomic, and no lock: an interrupt may arrive between any two lines, and nobody is to wait for ever then.
+        user = self.inside.setdefault("user", owner)
+        if user != owner:
+            raise ConcurrentUse(
+                f"session.{what}() was called by {describe(owner)} while {describe(user)} was inside the same session; "
+                "give each thread and task a scope of its own, or let one finish before the other begins"
+            )
+        if self.deadline is not None:
+            deadline.set(self.deadline)
 
     def release(self) -> None:
         """Give the session free."""
-        self.user = None
-        self.lock.release()
+        if self.deadline is not None:
+            deadline.set(None)
+        self.inside.pop("user", None)
         if self.idle is not None:
             self.idle()
 
-    async def quiet(self) -> None:
-        """Wait, in async code, until no other task is inside the session; nobody gets in any more."""
+    async def quiet(self, owner: object) -> None:
+        """Wait, in async code, until no task but `owner` is inside the session; nobody gets in any more."""
         self.ending = True
-        if self.lock.locked():
+        if self.inside.get("user", owner) != owner:
             free = asyncio.get_running_loop().create_future()
             self.idle = partial(_set, free)
             await free
+
+    def _quiet(self, owner: object) -> None:
+        """Wait, in sync code, until no thread but `owner` is inside the session; nobody gets in any more."""
+        self.ending = True
+        if self.inside.get("user", owner) != owner:
+            free = threading.Event()
+            self.idle = free.set
+            if self.inside.get("user", owner) != owner:
+                free.wait()
 
     # -- what went wrong inside ---------------------------------------------------------------------------------
 
@@ -209,41 +287,72 @@ class Unit:
             UnexpectedRollback: the body raised nothing, yet nothing can be committed.
             Exception: what the flush or COMMIT raised.
         """
-        self.ending = True
-        self.lock.acquire()  # another thread may be inside the session still: its statement ends, then we end
-        self.user = here()
+        owner = here()
+        if not self.asynchronous:
+            self._quiet(owner)
+        self.inside["user"] = owner
         session = self.session
+        deadline.set(self.deadline)
         try:
             if error is None and not self.rollback_only:
                 self._commit()
             else:
+                self._blame_first(error)
                 self.give_up_connection()
         finally:
-            if self.watchdog is not None:
-                self.watchdog.__exit__(None, None, None)
             try:
-                session._end_close()
-            except Exception:
-                logger.warning("closing the session of %s failed", self, exc_info=True)
-            session._sessionkit_unit = OVER
-            self.over = True
-            self.user = None
-            self.lock.release()
+                if self.watchdog is not None:
+                    self.watchdog.__exit__(None, None, None)
+                self._close()
+                self._note_position()
+            finally:
+                deadline.set(None)
+                session._sessionkit_unit = OVER
+                self.over = True
+                self.inside.clear()
+
+    def _close(self) -> None:
+        try:
+            self.session._end_close()
+        except Exception:
+            logger.warning("closing the session of %s failed", self, exc_info=True)
 
     def _commit(self) -> None:
         session = self.session
         try:
             if self.transaction.is_active:
-                session._end_flush()
+                self._flush()
             found = obstacle(self)
             if found is not None:
                 why, error = found
                 raise UnexpectedRollback(f"nothing of {self} was committed: {why}") from error
+            if self.watchdog is not None and self.watchdog.fired:
+                raise UnexpectedRollback(f"nothing of {self} was committed: its body ended when its time was over")
             commit(self)
         except BaseException:
             if self.outcome != "committed":
                 self.give_up_connection()
             raise
+
+    def _flush(self) -> None:
+        try:
+            self.session._end_flush()
+        except (DBAPIError, PendingRollbackError) as error:
+            # What the server refuses because something failed before is no failure of its own.
+            first = self._blame_first(error)
+            if first is None:
+                raise
+            raise UnexpectedRollback(f"nothing of {self} was committed: {swallowed(first)}") from first
+
+    def _blame_first(self, error: BaseException | None) -> BaseException | None:
+        """Return the failure because of which the server has refused a statement with `error`, if that is how it was."""
+        if not isinstance(error, DBAPIError | PendingRollbackError) or not is_aftermath(error):
+            return None
+        first = first_failure(self.transaction, self)
+        if first is None or first is error:
+            return None
+        set_first(error, first)
+        return first
 
     def give_up_connection(self) -> None:
         """ROLLBACK, as far as it can be had; a connection that is lost goes out of the pool."""
@@ -252,6 +361,10 @@ class Unit:
         except Exception:
             # What the caller must see is the error that led here; the pool drops a connection that cannot roll back.
             logger.warning("ROLLBACK failed in %s", self, exc_info=True)
+
+
+def _earliest(*deadlines: float | None) -> float | None:
+    return min((each for each in deadlines if each is not None), default=None)
 
 
 def _set(future: asyncio.Future[None]) -> None:

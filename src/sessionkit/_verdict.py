@@ -61,6 +61,16 @@ def obstacle(unit: Unit) -> tuple[str, BaseException | None] | None:
         return swallowed(error), error
     if not transaction.is_active:
         return "its transaction was rolled back inside it", None
+    return _lost_on(transaction)
+
+
+def obstacle_on(transaction: SessionTransaction, unit: Unit) -> tuple[str, BaseException | None] | None:
+    """Do as `obstacle`, for a transaction whose session is about to commit: look at its connections once more."""
+    error = first_failure(transaction, unit)
+    return _lost_on(transaction) if error is None else (swallowed(error), error)
+
+
+def _lost_on(transaction: SessionTransaction) -> tuple[str, BaseException | None] | None:
     for connection, core in core_transactions(transaction):
         if connection.invalidated:
             return "its connection was invalidated inside it", None

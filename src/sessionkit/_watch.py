@@ -18,7 +18,7 @@ from sqlalchemy import event
 from .errors import ScopeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy.engine import Connection, Engine, ExceptionContext
 
@@ -39,11 +39,12 @@ class Failure(NamedTuple):
 class FailureLog:
     """The failures of one transaction that no savepoint has undone. Pure: names and errors go in."""
 
-    __slots__ = ("_failures", "_savepoints")
+    __slots__ = ("_failures", "_marks", "_savepoints")
 
     def __init__(self) -> None:
         self._savepoints: list[str | None] = []  # None: set, but its name is not known yet
         self._failures: list[tuple[int, Failure]] = []  # (how many savepoints enclosed it, what)
+        self._marks: list[tuple[int, object]] = []
 
     def failed(self, error: BaseException) -> None:
         """Note that a statement failed where the transaction stands now."""
@@ -51,6 +52,14 @@ class FailureLog:
             del self._savepoints[-1]  # still without a name: it was SAVEPOINT that failed
         if not self._failures or self._failures[-1][1].error is not error:
             self._failures.append((len(self._savepoints), Failure.now(error)))
+
+    def mark(self, what: object) -> None:
+        """Note `what` where the transaction stands now: it `holds` until a savepoint around it is rolled back."""
+        self._marks.append((len(self._savepoints), what))
+
+    def holds(self, what: object) -> bool:
+        """Tell whether `what`, which was marked, has not been rolled back."""
+        return any(each is what for _, each in self._marks)
 
     def set(self) -> None:
         """SAVEPOINT: its name becomes known later, see `named`."""
@@ -66,6 +75,7 @@ class FailureLog:
         depth = self._depth(name)
         if depth is not None:
             self._failures = [f for f in self._failures if f[0] <= depth]
+            self._marks = [m for m in self._marks if m[0] <= depth]
             del self._savepoints[depth:]
 
     def released(self, name: str) -> None:
@@ -73,6 +83,7 @@ class FailureLog:
         depth = self._depth(name)
         if depth is not None:
             self._failures = [(min(f[0], depth), f[1]) for f in self._failures]
+            self._marks = [(min(m[0], depth), m[1]) for m in self._marks]
             del self._savepoints[depth:]
 
     def _depth(self, name: str) -> int | None:
@@ -94,19 +105,19 @@ class FailureLog:
 
 _logs: WeakKeyDictionary[Connection, FailureLog] = WeakKeyDictionary()
 _watched: WeakSet[Engine] = WeakSet()
-_commit_sent: WeakSet[Connection] = WeakSet()
 
 
 SCOPED = "sessionkit_scope"
 """The execution option of the connections whose transactions belong to a scope."""
 
-committing: ContextVar[bool] = ContextVar("sessionkit_committing", default=False)
-"""Whether it is a scope that is committing."""
+committing: ContextVar[list[Connection] | None] = ContextVar("sessionkit_committing", default=None)
+"""While a scope commits: the connections to which COMMIT was sent so far, in order. Otherwise None."""
 
 # Not those that work on savepoints or on prepared transactions.
 _ENDS_TRANSACTION = re.compile(
-    r"\s*(?:COMMIT|END|ABORT|ROLLBACK|PREPARE\s+TRANSACTION)\b(?!\s+(?:PREPARED|(?:(?:WORK|TRANSACTION)\s+)?TO)\b)",
-    re.IGNORECASE,
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(COMMIT|END|ABORT|ROLLBACK|PREPARE\s+TRANSACTION)\b"
+    r"(?!\s+(?:PREPARED|(?:(?:WORK|TRANSACTION)\s+)?TO)\b)",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -120,10 +131,10 @@ def for_scopes(engine: Engine, follow: Callable[[Connection], None]) -> Engine:
 
 def _refuse_end(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
     # A two-phase commit is sent as SQL by some of SQLAlchemy's dialects.
-    if _ENDS_TRANSACTION.match(statement) and not committing.get():
+    if (match := _ENDS_TRANSACTION.match(statement)) is not None and committing.get() is None:
         raise ScopeError(
-            f"{statement.split(maxsplit=1)[0].upper()} was sent as SQL inside a scope, which decides when its transaction "
-            "ends; to have nothing committed, raise an exception or call set_rollback_only(session)"
+            f"{match[1].upper()} was sent as SQL inside a scope, which decides when its transaction ends; to have "
+            "nothing committed, raise an exception or call set_rollback_only(session)"
         )
 
 
@@ -132,9 +143,15 @@ def failure_log(connection: Connection) -> FailureLog | None:
     return _logs.get(connection)
 
 
-def commit_was_sent(connection: Connection) -> bool:
-    """Tell whether COMMIT is being sent, or was sent, for the connection's last transaction."""
-    return connection in _commit_sent
+def mark(connections: Iterable[Connection], what: object) -> list[FailureLog]:
+    """Note `what` on those of the connections that have a savepoint set, and return the logs that hold it.
+
+    The session knows its own savepoints; those that were set on a connection by hand are known here only.
+    """
+    logs = [_log(connection) for connection in connections if connection.in_nested_transaction()]
+    for log in logs:
+        log.mark(what)
+    return logs
 
 
 def note_failure(connection: Connection, error: BaseException) -> None:
@@ -163,17 +180,18 @@ def watch(engine: Engine) -> None:
 
 def _on_begin(connection: Connection) -> None:
     _logs.pop(connection, None)
-    _commit_sent.discard(connection)
 
 
 def _on_commit(connection: Connection, *_: Any) -> None:
-    if connection.get_execution_options().get(SCOPED) and not committing.get():
+    sent = committing.get()
+    if sent is not None:
+        sent.append(connection)
+    elif connection.get_execution_options().get(SCOPED):
         raise ScopeError(
             "COMMIT was asked for on a connection or transaction inside a scope, which decides when its transaction "
             "ends: it "
             "commits when its block ends; for a transaction of your own, open a scope with propagation='new'"
         )
-    _commit_sent.add(connection)
 
 
 def _on_savepoint(connection: Connection, _: str | None) -> None:

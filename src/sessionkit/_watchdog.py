@@ -9,7 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import TYPE_CHECKING, Self
+import time
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
+
+from sqlalchemy import event
 
 from . import _dialects
 
@@ -17,13 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Engine
 
 logger = logging.getLogger("sessionkit")
 
+AGAIN = 0.1
+"""How long after a cut the next one comes, in seconds: the first may have found no connection yet."""
+
 
 class Watchdog:
-    """Cuts connections after `seconds`, unless it is left before. None: never.
+    """Cuts connections after `seconds`, and what follows them, until it is left. None: never.
 
     Args:
         seconds: from entering on.
@@ -31,13 +38,14 @@ class Watchdog:
         asynchronous: wait in the event loop, not in a thread.
     """
 
-    __slots__ = ("_asynchronous", "_held", "_lock", "_seconds", "_timer", "fired")
+    __slots__ = ("_asynchronous", "_held", "_left", "_lock", "_seconds", "_timer", "fired")
 
     def __init__(self, seconds: float | None, held: Callable[[], list[Connection]], asynchronous: bool) -> None:
         self._seconds = seconds
         self._held = held
         self._asynchronous = asynchronous
-        self._timer: asyncio.TimerHandle | threading.Timer | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._left = threading.Event()
         self._lock = threading.Lock()
         self.fired = False
 
@@ -45,30 +53,65 @@ class Watchdog:
         if self._seconds is not None:
             seconds = max(0.0, self._seconds)
             if self._asynchronous:
-                self._timer = asyncio.get_running_loop().call_later(seconds, self._fire)
+                self._timer = asyncio.get_running_loop().call_later(seconds, self._bark)
             else:
-                self._timer = threading.Timer(seconds, self._fire)
-                self._timer.daemon = True
-                self._timer.start()
+                threading.Thread(target=self._wait, args=(seconds,), name="sessionkit-watchdog", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._lock:  # a connection that is on its way back to the pool must not be cut for its next user
-            timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
+            self._left.set()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self, seconds: float) -> None:
+        while not self._left.wait(seconds):
+            self._fire()
+            seconds = AGAIN
+
+    def _bark(self) -> None:
+        if not self._left.is_set():
+            self._fire()
+            self._timer = asyncio.get_running_loop().call_later(AGAIN, self._bark)
 
     def _fire(self) -> None:
         with self._lock:
-            if self._timer is None:
+            if self._left.is_set():
                 return
             self.fired = True
-            for connection in self._held():
-                try:
+            try:
+                for connection in self._held():
                     if not connection.invalidated and not connection.closed:
                         _dialects.of(connection).cut(connection)
-                except Exception:
-                    # It was lost at the same moment, which is all that was wanted.
-                    logger.debug("cutting a connection failed", exc_info=True)
+            except Exception:
+                # It was lost or given back at the same moment; if something is left, the next round gets it.
+                logger.debug("cutting a connection failed", exc_info=True)
+
+
+_bounded: WeakSet[Any] = WeakSet()
+
+
+def bound_connecting(engine: Engine) -> None:
+    """Have a unit that has a deadline not wait for a connection beyond it. Once per engine."""
+    dialect = engine.dialect
+    if dialect not in _bounded:
+        _bounded.add(dialect)
+        event.listen(_dialects.root_of(engine), "do_connect", _connect)
+
+
+def _connect(dialect: Any, record: Any, cargs: Any, cparams: Any) -> Any:
+    ends = _dialects.deadline.get()
+    connect_within = _dialects.of_name(dialect.name).connect_within
+    if ends is None or connect_within is None:
+        return None
+    # The first listener that returns a connection is the last that is asked: those of the user's come before us.
+    after_us = False
+    for listener in dialect.dispatch.do_connect:
+        if after_us:
+            connection = listener(dialect, record, cargs, cparams)
+            if connection is not None:
+                return connection
+        after_us = after_us or listener is _connect
+    return connect_within(dialect, cargs, cparams, max(0.0, ends - time.monotonic()))

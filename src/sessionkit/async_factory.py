@@ -11,6 +11,7 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 
 from ._makers import Maker
 from ._methods import AsyncScopeMethods
+from ._readers import split_readers
 from .factory import ContextRegistry, Session, split_options
 
 if TYPE_CHECKING:
@@ -67,13 +68,17 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
     ) -> None: ...
     def __init__(self, bind: Any = None, *, class_: type[Any] = AsyncSession, **kw: Any) -> None:
         defaults = split_options(kw, "async_sessionmaker()")
+        readers = split_readers(kw, bind, None, "async_sessionmaker()")
         super().__init__(bind, class_=class_, **kw)
-        self._sessionkit_maker = Maker(True, defaults)
+        self._sessionkit_maker = Maker(True, defaults, readers)
 
     def configure(self, **new_kw: Any) -> None:
         """Change the arguments of sessions and the defaults of scopes that are made from now on."""
         maker = self._sessionkit_maker
-        maker.defaults = split_options(new_kw, "async_sessionmaker.configure()", maker.defaults)
+        where = "async_sessionmaker.configure()"
+        defaults = split_options(new_kw, where, maker.defaults)
+        maker.readers = split_readers(new_kw, new_kw.get("bind", self.kw.get("bind")), maker.readers, where)
+        maker.defaults = defaults
         super().configure(**new_kw)
 
 

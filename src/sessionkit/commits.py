@@ -67,7 +67,8 @@ def prune(engine: Engine, *, older_than: float = 86_400.0) -> int:
 
     Args:
         engine: where the table is.
-        older_than: the age in seconds from which a marker goes; longer than any unit may take to be resolved.
+        older_than: the age in seconds from which a marker goes; longer than any unit may take to be resolved, and
+            than any transaction of a two-phase commit may be left prepared: without its marker it is rolled back.
 
     Returns:
         How many went.
@@ -109,7 +110,7 @@ def mark(connection: Connection, key: str) -> None:
         connection.execute(insert(_table).values(key=key, state="C"))
     except DBAPIError as error:
         error.add_note(
-            "this was the commit marker of verify_commit=True; its table is made by "
+            "this was the commit marker of verify_commit=True or twophase=True; its table is made by "
             "sessionkit.commits.create_table(engine)"
         )
         raise

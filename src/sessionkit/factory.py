@@ -16,6 +16,7 @@ from sqlalchemy.util import ScopedRegistry
 from ._makers import Maker
 from ._methods import ScopeMethods
 from ._plan import Options, Request
+from ._readers import split_readers
 from ._session import ScopeAware
 from .context import factory_key, here, innermost
 from .errors import OptionError
@@ -91,13 +92,17 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
     ) -> None: ...
     def __init__(self, bind: Any = None, *, class_: type[Any] = Session, **kw: Any) -> None:
         defaults = split_options(kw, "sessionmaker()")
+        readers = split_readers(kw, bind, None, "sessionmaker()")
         super().__init__(bind, class_=class_, **kw)
-        self._sessionkit_maker = Maker(False, defaults)
+        self._sessionkit_maker = Maker(False, defaults, readers)
 
     def configure(self, **new_kw: Any) -> None:
         """Change the arguments of sessions and the defaults of scopes that are made from now on."""
         maker = self._sessionkit_maker
-        maker.defaults = split_options(new_kw, "sessionmaker.configure()", maker.defaults)
+        where = "sessionmaker.configure()"
+        defaults = split_options(new_kw, where, maker.defaults)
+        maker.readers = split_readers(new_kw, new_kw.get("bind", self.kw.get("bind")), maker.readers, where)
+        maker.defaults = defaults
         super().configure(**new_kw)
 
 

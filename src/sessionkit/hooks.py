@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from sqlalchemy import event
 
-from ._savepoints import Savepoints
+from ._savepoints import Savepoints, connections
 from ._session import unit_of
+from ._watch import FailureLog, mark
 from .context import Entry, here, require, sync_session_of, top
 from .errors import HookError, Outcome, ScopeError, set_outcome
 
@@ -33,13 +34,18 @@ F = TypeVar("F", bound=HookFunction)
 class Hook:
     """A callable that waits for the outcome of the transaction."""
 
-    __slots__ = ("after", "fn", "level", "robust")
+    __slots__ = ("after", "fn", "level", "marked", "robust")
 
     def __init__(self, fn: HookFunction, after: Outcome, level: SessionTransaction | None, robust: bool) -> None:
         self.fn = fn
         self.after = after
         self.level = level
         self.robust = robust
+        self.marked: list[FailureLog] = []
+
+    def survives(self, savepoints: Savepoints | None) -> bool:
+        """Tell whether no savepoint in which it was registered has been rolled back."""
+        return (savepoints is None or savepoints.survives(self.level)) and all(log.holds(self) for log in self.marked)
 
     def __repr__(self) -> str:
         name = getattr(self.fn, "__qualname__", None) or repr(self.fn)
@@ -50,10 +56,8 @@ def due(hooks: Iterable[Hook], outcome: Outcome, savepoints: Savepoints | None) 
     """Return the hooks that run after `outcome`, in order. After an unknown outcome none does."""
     if outcome == "unknown":
         return []
-    if savepoints is None:
-        return [hook for hook in hooks if hook.after == outcome]
     undone: Outcome = "rolled back"
-    return [hook for hook in hooks if hook.after == (outcome if savepoints.survives(hook.level) else undone)]
+    return [hook for hook in hooks if hook.after == (outcome if hook.survives(savepoints) else undone)]
 
 
 class Run:
@@ -170,7 +174,9 @@ def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
     if unit is not None:
         nested = target.in_nested_transaction()
         level = unit.levels().current() if nested else None
-        unit.hooks.append(Hook(fn, after, level, robust))
+        hook = Hook(fn, after, level, robust)
+        hook.marked = mark(connections(unit.transaction), hook)
+        unit.hooks.append(hook)
         return fn
     if not target.in_transaction():
         target.begin()

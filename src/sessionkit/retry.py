@@ -7,11 +7,13 @@ failure can arrive at COMMIT, and after any failure what was read before is wort
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
-from .errors import OptionError, classify, outcome_of
+from .errors import KINDS, OptionError, classify, first_of, outcome_of
 
 __all__ = ["Attempt", "Retry"]
 
@@ -47,11 +49,11 @@ class Retry:
             exponential-backoff-and-jitter/), so that units that failed together do not meet again.
         timeout: the longest that all runs and waits may take together, in seconds; a statement that hangs is cut then.
         on: run again after these instead of the default: an exception class, a tuple of them, or a predicate.
-        also: kinds of `errors.classify` to run again after besides the default, such as ``("lock_not_available",)``.
+        also: kinds of `errors.classify` to run again after besides the default, such as ``("lock_not_available",)``;
+            not together with `on`.
         before_retry: called with the failed `Attempt` before the wait; in async code it may be async.
         lock_on_retry: from the second run on, the unit's ORM SELECTs of entities lock their rows (``FOR UPDATE``),
-        which on a
-            contended row ends the contest instead of repeating it.
+            which on a contended row ends the contest instead of repeating it.
 
     By default a unit is run again after a serialization failure, a deadlock, SQLite's BUSY and LOCKED, a stale
     version, and a connection that was lost before COMMIT was sent. A unit whose outcome is unknown is never run again.
@@ -86,12 +88,7 @@ class Retry:
             raise OptionError("timeout=0 was asked for; it would allow no attempt at all")
         if self.on is not None:
             _check_on(self.on)
-        also: Any = self.also
-        if isinstance(also, str) or not all(isinstance(kind, str) for kind in also):
-            raise OptionError(
-                f"also={self.also!r} was asked for; it is a tuple of kinds, such as ('lock_not_available',)"
-            )
-        object.__setattr__(self, "also", tuple(also))
+        object.__setattr__(self, "also", _check_also(self.also, self.on))
         if self.before_retry is not None and not callable(self.before_retry):
             raise OptionError(f"before_retry={self.before_retry!r} was asked for; it is called with the failed Attempt")
 
@@ -103,7 +100,7 @@ class Retry:
             rng: the dice for the jitter; default: the process's.
         """
         # 2.0 ** 1024 overflows, and long before that the cap holds.
-        longest = min(self.wait_max, self.wait * 2.0 ** min(attempt - 1, 64))
+        longest = min(self.wait_max, self.wait * 2.0 ** min(attempt - 1, 1000))
         return (rng or random).uniform(0.0, longest) if self.jitter else longest
 
     def retries(self, error: BaseException) -> bool:
@@ -112,7 +109,7 @@ class Retry:
         if not isinstance(error, Exception) or outcome_of(error) != "rolled back":
             return False
         if self.on is None:
-            meaning = classify(error)
+            meaning = classify(first_of(error))
             return meaning.retryable or meaning.kind in self.also
         if isinstance(self.on, type | tuple):
             return isinstance(error, self.on)
@@ -132,6 +129,22 @@ def _check_on(on: object) -> None:
             raise OptionError(f"on={on!r} was asked for; it is an exception class, a tuple of them, or a predicate")
 
 
+def _check_also(also: object, on: object) -> tuple[str, ...]:
+    if isinstance(also, str) or not isinstance(also, Iterable):
+        raise OptionError(f"also={also!r} was asked for; it is a tuple of kinds, such as ('lock_not_available',)")
+    kinds = tuple(also)
+    for kind in kinds:
+        if kind not in KINDS:
+            near = get_close_matches(str(kind), KINDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the kinds are {', '.join(sorted(KINDS))}"
+            raise OptionError(f"also={also!r} was asked for, but errors.classify() knows no kind {kind!r}; {hint}")
+    if kinds and on is not None:
+        raise OptionError(
+            f"also={also!r} was asked for together with on={on!r}; `also` adds to the default, which `on` replaces"
+        )
+    return kinds
+
+
 def as_retry(retry: object, where: str) -> Retry:
     """Return what ``retry=`` means: a number is a number of attempts.
 
@@ -143,6 +156,12 @@ def as_retry(retry: object, where: str) -> Retry:
     if isinstance(retry, int) and not isinstance(retry, bool):
         return Retry(retry)
     raise OptionError(f"retry={retry!r} was given to {where}; it is a Retry, or a number of attempts")
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception; one that cannot be changed, such as a frozen dataclass, goes without."""
+    with suppress(AttributeError):
+        error.add_note(note)
 
 
 class Attempts:
@@ -170,16 +189,15 @@ class Attempts:
             self._errors.append(error)
         if not self.policy.retries(error):
             if attempt.number > 1:
-                error.add_note(f"this was attempt {attempt.number}; {self._before()}")
+                add_note(error, f"this was attempt {attempt.number}; {self._before()}")
             return False
         delay = self.policy.delay_after(attempt.number, self._rng)
         if attempt.number >= self.policy.attempts:
-            error.add_note(f"gave up after {attempt.number} attempts; {self._before()}")
+            add_note(error, f"gave up after {_counted(attempt.number)}; {self._before()}")
             return False
         if self.deadline is not None and now + delay >= self.deadline:
-            error.add_note(
-                f"gave up after {attempt.number} attempts, at the timeout of {self.policy.timeout} s; {self._before()}"
-            )
+            limit = f"at the timeout of {self.policy.timeout} s"
+            add_note(error, f"gave up after {_counted(attempt.number)}, {limit}; {self._before()}")
             return False
         attempt.delay = delay
         return True
@@ -187,3 +205,7 @@ class Attempts:
     def _before(self) -> str:
         earlier = [f"{type(e).__name__} ({classify(e).code or classify(e).kind})" for e in self._errors[:-1]]
         return f"the attempts before failed with {', '.join(earlier)}" if earlier else "there was none before"
+
+
+def _counted(attempts: int) -> str:
+    return "1 attempt" if attempts == 1 else f"{attempts} attempts"

@@ -92,8 +92,17 @@ class _Scope(Generic[H]):
         handed = self._factory()
         session = make_aware(handed.sync_session if maker.asynchronous else handed)
         try:
-            unit = Unit(session, maker.asynchronous, self._request, self._routes, _enclosing(owner), self._factory, run)
-            if self._request.preset != NOTHING_ASKED:
+            unit = Unit(
+                session,
+                maker.asynchronous,
+                self._request,
+                self._routes,
+                _enclosing(owner),
+                self._factory,
+                run,
+                maker.readers,
+            )
+            if unit.twophase or self._request.preset != NOTHING_ASKED:
                 unit.check_options()
         except BaseException:
             session._sessionkit_unit = None  # it never was in use
@@ -188,7 +197,10 @@ class Scope(_Scope[S]):
             finish_inner(None if entry.inner is NO_INNER else sync_session_of(entry.handed, "a scope"), entry, error)
             return
         try:
-            unit.finish(error)
+            try:
+                unit.finish(error)
+            finally:
+                unit.remember()
         except BaseException as failure:
             set_outcome(failure, unit.outcome)
             hooks.run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, failure)
@@ -268,7 +280,10 @@ class AsyncScope(_Scope[AS]):
             await _async_finish_inner(entry, error)
             return
         try:
-            _, cancelled = await to_completion(_async_finish(entry.handed, unit, error))
+            try:
+                _, cancelled = await to_completion(_async_finish(entry.handed, unit, error, here()))
+            finally:
+                unit.remember()
         except BaseException as failure:
             set_outcome(failure, unit.outcome)
             await hooks.async_run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, failure)
@@ -323,8 +338,10 @@ class AsyncPassed:
         await _async_finish_inner(self.scope._leave(), error)
 
 
-async def _async_finish(session: sa_asyncio.AsyncSession, unit: Unit, error: BaseException | None) -> None:
-    await unit.quiet()
+async def _async_finish(
+    session: sa_asyncio.AsyncSession, unit: Unit, error: BaseException | None, owner: object
+) -> None:
+    await unit.quiet(owner)
     await session.run_sync(lambda _: unit.finish(error))
 
 

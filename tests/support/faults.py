@@ -121,8 +121,12 @@ class FaultProxy:
 
     def refuse(self) -> None:
         """Reset every link, and refuse new ones."""
-        self._run(self._stop_listening())
+        self.stop_listening()
         self.reset()
+
+    def stop_listening(self) -> None:
+        """Refuse new links; those that there are stay."""
+        self._run(self._stop_listening())
 
     def heal(self) -> None:
         """Reset what hangs, and let everything pass again."""
@@ -175,8 +179,7 @@ class FaultProxy:
             with suppress(OSError, asyncio.CancelledError, asyncio.IncompleteReadError):
                 await link.run(*self._target)
         finally:
-            if link not in {fault.held[0] for fault in self._faults if fault.held}:
-                link.close()
+            link.close()
             self._links.discard(link)
             self._tasks.discard(task)
 
@@ -196,7 +199,8 @@ class _Link:
         self._reader = reader
         self._client = writer
         self._server: asyncio.StreamWriter | None = None
-        self._silent = False
+        self._silent = False  # nothing passes
+        self._mute = False  # nothing passes to the client; what belongs to the message still arrives
         self.on_answer: Callable[[], None] | None = None
 
     async def run(self, host: str, port: int) -> None:
@@ -247,7 +251,6 @@ class _Link:
                 self.close()
             case Fault.LOSE_REPLY:
                 self.on_answer = self.close
-                self._silent = True
                 self.send_to_server(message)
             case Fault.LATE:
                 fault.held = (self, message)
@@ -256,7 +259,7 @@ class _Link:
             case Fault.SWALLOW:
                 self._silent = True
             case Fault.SWALLOW_REPLY:
-                self._silent = True
+                self._mute = True
                 self.send_to_server(message)
         fault.strike()
         return fault.fault not in (Fault.LOSE, Fault.LATE)
@@ -266,10 +269,13 @@ class _Link:
             while data := await answers.read(65536):
                 if self.on_answer is not None:
                     self.on_answer()
-                elif not self._silent and not self._proxy.deaf:
+                elif self._is_heard():
                     self._client.write(data)
-        if not self._silent and not self._proxy.deaf:
+        if self._is_heard():
             self._client.close()
+
+    def _is_heard(self) -> bool:
+        return not (self._silent or self._mute or self._proxy.deaf)
 
     def send_to_server(self, message: bytes) -> None:
         assert self._server is not None

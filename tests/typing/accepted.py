@@ -11,13 +11,13 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 
 import sessionkit
 from sessionkit import (
-    bulk,
     INJECTED,
     TimestampVersioned,
     VersionConflict,
     Versioned,
     async_scoped_session,
     async_sessionmaker,
+    bulk,
     bump_version,
     current_session,
     etag,

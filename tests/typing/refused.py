@@ -13,6 +13,7 @@ from sessionkit import (
     VersionConflict,
     Versioned,
     async_sessionmaker,
+    bulk,
     current_session,
     expect_etag,
     expect_version,

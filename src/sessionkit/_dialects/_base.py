@@ -94,10 +94,6 @@ def _cannot_cut(connection: Connection) -> None:
     """Do nothing: nobody knows how to interrupt this driver from outside."""
 
 
-def _as_ever(dialect: Any, cargs: Any, cparams: Any, seconds: float) -> Any:
-    """Return None, which has SQLAlchemy connect: nobody has looked whether this driver can hang."""
-
-
 def _unbounded(connection: Connection, seconds: float | None) -> None:
     if seconds is not None:
         raise OptionError(
@@ -138,7 +134,8 @@ class Dialect:
         insert_or_wait: an INSERT that does nothing where the row is there already, and waits for a transaction that has inserted
             it and is still open.
         cut: ends whatever a connection is waiting for, from another thread or task: who waits gets the driver's error.
-        connect_within: connects within so many seconds, or raises the driver's OperationalError; None: as ever.
+        connect_within: connects within so many seconds, or raises the driver's OperationalError; None where it cannot hang,
+            or nobody has looked.
         bound_commit: prepares for a COMMIT that is to be cut after so many seconds, where there is something to prepare.
         two_phase: how several of its databases commit as one; None where they cannot.
         replication: how its replicas tell how far they have come; None where nobody has looked.
@@ -160,7 +157,7 @@ class Dialect:
     conflict: Callable[[Connection, Engine, Asked], str | None] = _no_conflict
     insert_or_wait: Callable[[Table], Any] = _no_insert_or_wait
     cut: Callable[[Connection], None] = _cannot_cut
-    connect_within: Callable[[Any, Any, Any, float], Any] = _as_ever
+    connect_within: Callable[[Any, Any, Any, float], Any] | None = None
     bound_commit: Callable[[Connection, float | None], None] = _unbounded
     bulk: Bulk = field(default_factory=Bulk)
     two_phase: TwoPhase | None = None

@@ -42,6 +42,10 @@ def _blames_the_row(error: BaseException) -> bool:
     return isinstance(error, StatementError) and not (isinstance(error, DBAPIError) and error.connection_invalidated)
 
 
+def _no_better(column: Any, type_: Any, values: list[Any]) -> ColumnElement[bool] | None:
+    return None
+
+
 def _none_reserved(connection: Connection, table: Table, count: int) -> list[int] | None:
     return None
 
@@ -97,7 +101,7 @@ class Bulk:
         is_new: in RETURNING of an upsert, tells whether the row is new; None where the database cannot tell.
         locks_rows: SELECT ... FOR UPDATE exists.
         any_of: ``column = any of these values``, all of them as one parameter; None where there is nothing better
-            than IN.
+            than IN for these.
         reserve: makes that many keys for new rows of a table, ascending, which nobody else gets; None where the table
             does not allow to tell them in advance.
         stored_as: an expression that brings a value of a type (``{}``) into the form that the driver stores, and the
@@ -118,7 +122,7 @@ class Bulk:
     upsert: Callable[[Table], Any] | None = None
     is_new: ColumnElement[bool] | None = None
     locks_rows: bool = True
-    any_of: Callable[[Any, Any, list[Any]], ColumnElement[bool]] | None = None
+    any_of: Callable[[Any, Any, list[Any]], ColumnElement[bool] | None] = _no_better
     reserve: Callable[[Connection, Table, int], list[int] | None] = _none_reserved
     stored_as: Callable[[Any, Any], tuple[str, dict[str, Any]] | None] = _only_the_type
     neutral: Callable[[Dialect], Dialect] = _same

@@ -12,7 +12,7 @@ from . import _copy_postgresql
 from ._bulk import Bulk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from sqlalchemy import ColumnElement, Constraint, Table
     from sqlalchemy.engine import Connection
@@ -98,7 +98,7 @@ _TURN_BACK = text(
 
 
 @contextmanager
-def _by_index(connection: Connection) -> Iterator[None]:
+def _by_index(connection: Connection) -> Generator[None]:
     # Past some percent of a table the planner joins by a hash of all of it, which takes half as long again, and locks
     # the rows in the order of the heap: two callers can then wait for each other.
     before = connection.execute(_TURN_OFF).one()

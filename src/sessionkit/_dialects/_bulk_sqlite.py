@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, false, func, select
+from sqlalchemy import JSON, Enum, Integer, String, delete, false, func, select
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from ._bulk import Bulk
 
 if TYPE_CHECKING:
-    from sqlalchemy import Table
+    from sqlalchemy import ColumnElement, Table
     from sqlalchemy.engine import Connection
 
 # https://www.sqlite.org/rescode.html, primary codes: TOOBIG, CONSTRAINT, MISMATCH, RANGE.
@@ -79,7 +80,28 @@ def _reserve(connection: Connection, table: Table, count: int) -> list[int] | No
     return list(range(last + 1, last + 1 + count))
 
 
+_JSON_KEYS = frozenset({int, str})
+
+
+def _any_of(column: Any, type_: Any, values: list[Any]) -> ColumnElement[bool] | None:
+    # What JSON tells as SQLite stores it, and the type leaves as it is; the list is then one parameter, however long.
+    if (
+        not isinstance(type_, Integer | String)
+        or isinstance(type_, Enum)
+        or not _JSON_KEYS.issuperset(map(type, values))
+    ):
+        return None
+    listed = func.json_each(json.dumps(values)).table_valued("value")
+    result: ColumnElement[bool] = column.in_(select(listed.c.value))
+    return result
+
+
 _BOOLS = {"BOOLS": {True: 1, False: 0}}
+
+
+def _plain_json(type_: Any) -> bool:
+    base: Any = JSON
+    return bool(type(type_).bind_processor is base.bind_processor)
 
 
 def _stored_as(type_: Any, dialect: Any) -> tuple[str, dict[str, Any]] | None:
@@ -88,6 +110,10 @@ def _stored_as(type_: Any, dialect: Any) -> tuple[str, dict[str, Any]] | None:
     impl = type_.dialect_impl(dialect)
     if not type(impl).__module__.startswith("sqlalchemy.") or getattr(dialect, "native_datetime", False):
         return None
+    if isinstance(type_, JSON) and _plain_json(type_):
+        # As SQLAlchemy's processor does it, without what stands around; JSON.NULL and the like make it raise.
+        dumps = getattr(dialect, "_json_serializer", None) or json.dumps
+        return ("dumps({})", {"dumps": dumps}) if type_.none_as_null else None
     found = _EXPRESSIONS.get(type(impl).__name__)
     if found is None or getattr(impl, "_storage_format", None) != found[1]:
         return None
@@ -118,6 +144,7 @@ BULK = Bulk(
     column_of=_column_of,
     upsert=_upsert,
     locks_rows=False,
+    any_of=_any_of,
     reserve=_reserve,
     stored_as=_stored_as,
 )

@@ -79,7 +79,7 @@ def columns(connection: Connection, table: Table) -> dict[str, ColumnFacts] | st
 
 _RESERVE = text(
     """
-    WITH found AS (
+    WITH found AS MATERIALIZED (
         SELECT s.seq FROM (SELECT to_regclass(pg_get_serial_sequence(:table, :column)) AS seq) s
         JOIN pg_attribute a ON a.attrelid = to_regclass(:table) AND a.attname = :column
         LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum

@@ -1,0 +1,29 @@
+"""Claiming a commit marker on a connection of its own, within a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import _dialects, commits
+from ._watch import SCOPED
+from ._watchdog import Watchdog
+from .isolation import Preset
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+
+def claim(engine: Engine, key: str, seconds: float, asynchronous: bool) -> commits.Verdict:
+    """Find out on a new connection what became of the unit with the marker `key`, and make sure that it stays so.
+
+    Raises:
+        DBAPIError: no answer could be had within `seconds`; a unit that is still open keeps it from being had.
+    """
+    # The engine may be a unit's, whose transactions are scopes': the claim is one more of them.
+    bounded = _dialects.of(engine).engine_for(engine, Preset(lock_timeout=seconds)).execution_options(**{SCOPED: False})
+    with (
+        bounded.connect() as connection,
+        Watchdog(seconds + 0.5, lambda: [connection], asynchronous),  # should the server not keep its own time
+        connection.begin(),
+    ):
+        return commits.claim(connection, key)

@@ -1,0 +1,282 @@
+"""Readers: on which replica a read-only scope runs, and whether that has seen what was written here before.
+
+After a commit on the primary the place in its log is remembered in the context. A reader serves a scope of that context
+only once it has replayed as far: it is asked, for a while, and else the primary serves.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from contextvars import ContextVar
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from sqlalchemy import Engine, event
+
+from . import _dialects
+from ._dialects import Position, Replication
+from ._waiting import sleep
+from .errors import CommitTokenError, NoReader, OptionError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import ExceptionContext
+
+    from ._dialects import Standing
+
+logger = logging.getLogger("sessionkit")
+
+FRESH = 1.0
+"""For how long what a reader has told is believed, in seconds."""
+PENALTY = 1.0
+"""For how long a reader that is down, or lags too far, is left alone, in seconds."""
+
+NEVER = Position(0, 0, 2**64 - 1)
+"""After everything: what was written cannot be told, so no reader is known to have it."""
+
+NoReaderPolicy = Literal["primary", "error"]
+
+
+class Settings(NamedTuple):
+    """The arguments of a factory that are about readers."""
+
+    readers: tuple[Any, ...] = ()
+    read_your_writes: bool = True
+    reader_wait: float = 0.5
+    max_lag: float | None = None
+    allow_writable_readers: bool = False
+    no_reader: NoReaderPolicy = "primary"
+
+
+class _Reader:
+    """One reader, and what is known of it."""
+
+    __slots__ = ("engine", "looked", "seen_recovering", "skip_until", "standing")
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.standing: Standing | None = None
+        self.looked = float("-inf")
+        self.skip_until = float("-inf")
+        self.seen_recovering = False
+        event.listen(engine, "handle_error", self._on_error)
+
+    def _on_error(self, context: ExceptionContext) -> None:
+        if context.is_disconnect:
+            self._skip()
+
+    def _skip(self) -> None:
+        self.skip_until = time.monotonic() + PENALTY
+        self.looked = float("-inf")
+
+    def fail(self, why: str) -> None:
+        """Leave it alone for a while."""
+        self._skip()
+        logger.warning("the reader %r is left alone for %s s: %s", self.engine.url, PENALTY, why)
+
+    def has(self, needed: Position | None) -> bool:
+        """Tell whether it has replayed as far as `needed`, by what it told last."""
+        if needed is None:
+            return True
+        assert self.standing is not None
+        position = self.standing.position
+        if position.cluster != needed.cluster and self.standing.recovering:
+            raise CommitTokenError(
+                f"a commit of the cluster {needed.cluster} was to be seen on the reader {self.engine.url!r}, but that "
+                f"belongs to the cluster {position.cluster}: the token is another application's, or the engine is no "
+                "replica of the primary"
+            )
+        # After a promotion a replica of the old primary may be further, on a way that leads elsewhere.
+        return position.lsn >= needed.lsn and position.timeline == needed.timeline and position.cluster == needed.cluster
+
+    def look(self, settings: Settings) -> bool:
+        """Ask it how it stands; tell whether it can be used at all."""
+        try:
+            standing = self._ask()
+        except OptionError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, a driver's or the pool's, the primary can serve
+            self.fail(f"{type(error).__name__}: {error}")
+            return False
+        if standing.recovering:
+            self.seen_recovering = True
+        elif not settings.allow_writable_readers:
+            why = "it is not in recovery, so it is no replica, and would take writes"
+            if not self.seen_recovering:
+                raise OptionError(
+                    f"{self.engine.url!r} was given as a reader, but {why}; give a replica, or "
+                    "allow_writable_readers=True"
+                )
+            self.fail(why)  # it was promoted
+            return False
+        if settings.max_lag is not None and (standing.lag is None or standing.lag > settings.max_lag):
+            self.fail(f"it lags by {standing.lag} s, and max_lag is {settings.max_lag} s")
+            return False
+        self.standing = standing
+        self.looked = time.monotonic()
+        self.skip_until = float("-inf")
+        return True
+
+    def _ask(self) -> Standing:
+        replication = replication_of(self.engine)
+        for last in (False, True):
+            with self.engine.connect() as connection:
+                try:
+                    return replication.standing(connection.execution_options(isolation_level="AUTOCOMMIT"))
+                except Exception:
+                    # A connection of the pool that the reader's restart has cut: SQLAlchemy has dropped them all now.
+                    if last or not connection.invalidated:
+                        raise
+        raise AssertionError("the second time returns or raises")  # pragma: no cover
+
+
+class Readers:
+    """The readers of one factory, and the place that its contexts must see."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.position: ContextVar[Position | None] = ContextVar("sessionkit_position", default=None)
+        self.known: Position | None = None  # the last one that the primary told
+        self._readers = [_Reader(getattr(engine, "sync_engine", engine)) for engine in settings.readers]
+        self._turn = count()
+
+    @property
+    def tracks(self) -> bool:
+        """Whether the places of commits are wanted."""
+        return self.settings.read_your_writes
+
+    def choose(self, asynchronous: bool) -> Engine | None:
+        """Return the engine of a reader that has replayed what this context must see, or None for the primary.
+
+        Raises:
+            NoReader: there is none, and ``no_reader="error"``.
+        """
+        needed = self.position.get() if self.settings.read_your_writes else None
+        found = None if needed is not None and needed == NEVER else self._choose(needed, asynchronous)
+        if found is None and self.settings.no_reader == "error":
+            raise NoReader(
+                f"none of {len(self._readers)} readers could serve a read-only scope within "
+                f"{self.settings.reader_wait} s: they are down, lag too far, or have not replayed the last commit of "
+                "this context yet; no_reader='primary' would have the primary serve it"
+            )
+        return None if found is None else found.engine
+
+    def _choose(self, needed: Position | None, asynchronous: bool) -> _Reader | None:
+        now = time.monotonic()
+        first = next(self._turn) % len(self._readers)
+        reader = self._readers[first]
+        if now - reader.looked < FRESH and reader.has(needed):
+            return reader  # without a round trip
+        candidates = [r for r in self._readers[first:] + self._readers[:first] if r.skip_until <= now]
+        ends, delay = now + self.settings.reader_wait, 0.002
+        while candidates:
+            for reader in list(candidates):
+                if now - reader.looked < FRESH and reader.has(needed):
+                    return reader
+                if not reader.look(self.settings):
+                    candidates.remove(reader)
+                elif reader.has(needed):
+                    return reader
+            left = ends - time.monotonic()
+            if left <= 0 or not candidates:
+                break
+            sleep(min(delay, left), asynchronous)
+            delay = min(delay * 2, 0.05)
+        return None
+
+    def after_commit(self, primary: Engine) -> Position:
+        """Ask the primary for a place after what was committed; if it cannot be had, no reader will do."""
+        try:
+            with primary.connect() as connection:
+                autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
+                self.known = replication_of(primary).position(autocommit)
+        except Exception:
+            logger.warning("the place of a commit could not be had: no reader will be used after it", exc_info=True)
+            return NEVER
+        return self.known
+
+    def token(self) -> str | None:
+        """Return the place that this context must see, as a string."""
+        position = self.position.get()
+        return None if position is None else "-".join(f"{part:x}" for part in position)
+
+    def use(self, token: object) -> None:
+        """Have this context see what `token` stands for.
+
+        Raises:
+            CommitTokenError: it is none, or of another cluster or an older timeline.
+        """
+        match = _TOKEN.fullmatch(token) if isinstance(token, str) else None
+        if match is None:
+            raise CommitTokenError(f"{token!r} was given, which is no commit token; commit_token() makes them")
+        given = Position(*(int(part, 16) for part in match.groups()))
+        known, own = self.known, self.position.get()
+        if known is not None and given != NEVER:
+            if given.cluster != known.cluster:
+                raise CommitTokenError(
+                    f"the commit token {token!r} is of the cluster {given.cluster}, but the primary belongs to the "
+                    f"cluster {known.cluster}; use it where it was made"
+                )
+            if given.timeline < known.timeline:
+                raise CommitTokenError(
+                    f"the commit token {token!r} is of the timeline {given.timeline}, but the primary has reached "
+                    f"timeline {known.timeline} by a promotion; what it stands for may be lost, so drop it"
+                )
+        if own is None or given == NEVER or (own != NEVER and given[1:] > own[1:]):
+            self.position.set(given)
+
+
+_TOKEN = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,8})-([0-9a-f]{1,16})", re.ASCII)
+
+
+def replication_of(engine: Engine) -> Replication:
+    """Return how an engine's servers tell where they are.
+
+    Raises:
+        OptionError: they do not.
+    """
+    found = _dialects.of(engine).replication
+    if found is None:
+        raise OptionError(
+            f"readers= was given with {engine.url!r}, but sessionkit knows no replicas of {engine.dialect.name}, only "
+            "of PostgreSQL; leave readers= out"
+        )
+    return found
+
+
+def split_readers(kw: dict[str, Any], bind: Any, before: Readers | None, where: str) -> Readers | None:
+    """Take the arguments about readers out of a factory's and return what they make.
+
+    Raises:
+        OptionError: one has a value that cannot be honoured, or does not go with the others.
+    """
+    given = {name: kw.pop(name) for name in Settings._fields if name in kw}
+    if not given:
+        return before
+    if before is None and "readers" not in given:
+        raise OptionError(f"{next(iter(given))}= was given to {where} without readers=")
+    settings = (before.settings if before is not None else Settings())._replace(**given)
+    settings = settings._replace(readers=tuple(settings.readers or ()))
+    if not settings.readers:
+        return None
+    if bind is None:
+        raise OptionError(f"readers= was given to {where} without a primary; give that first, as bind")
+    for engine in (bind, *settings.readers):
+        if type(engine) is not type(bind) or not isinstance(getattr(engine, "sync_engine", engine), Engine):
+            raise OptionError(
+                f"{engine!r} was given to {where} among a primary and its readers; they are engines of one colour"
+            )
+        replication_of(getattr(engine, "sync_engine", engine))
+    for name in ("read_your_writes", "allow_writable_readers"):
+        if not isinstance(getattr(settings, name), bool):
+            raise OptionError(f"{name}={getattr(settings, name)!r} was given to {where}; it is True or False")
+    for name, least in (("reader_wait", "0 or more"), ("max_lag", "0 or more, or None")):
+        seconds: Any = getattr(settings, name)
+        if seconds is None and name == "max_lag":
+            continue
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+            raise OptionError(f"{name}={seconds!r} was given to {where}; it is a number of seconds, {least}")
+    if settings.no_reader not in get_args(NoReaderPolicy):
+        raise OptionError(f"no_reader={settings.no_reader!r} was given to {where}; it is 'primary' or 'error'")
+    return Readers(settings)

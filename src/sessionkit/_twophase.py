@@ -1,0 +1,258 @@
+"""Two-phase commit: the databases of a unit commit as one, whoever dies in the middle.
+
+All transactions are prepared, the coordinator's (the first database that was used) last. Then the coordinator's is
+committed, and that is the decision: the others follow. The coordinator's transaction holds the unit's commit marker, so
+that whoever comes later can find out what was decided. A participant that is left prepared is ended by
+``binding.recover_prepared``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
+
+from sqlalchemy.exc import DBAPIError
+
+from . import _dialects, commits
+from ._claims import claim
+from ._savepoints import core_transactions, settle
+from .errors import OptionError, is_lost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Connection, Engine, Transaction
+    from sqlalchemy.orm import Session, SessionTransaction
+
+    from ._dialects import TwoPhase
+    from .errors import Outcome
+
+logger = logging.getLogger("sessionkit")
+
+CLAIM_TIMEOUT = 2.0
+"""How long the answer of a commit marker is waited for, in seconds, where nobody gave a time."""
+
+_able: WeakSet[Engine] = WeakSet()
+_identities: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
+
+_GID = re.compile(r"sessionkit\.([0-9a-f]{32})\.([0-9]+)\.([0-9a-f]{16})")
+
+
+class Gid(NamedTuple):
+    """The name of a prepared transaction of ours.
+
+    Attributes:
+        key: of the unit, and so of its commit marker.
+        number: 0 is the coordinator.
+        coordinator: the identity of the coordinator's database, where the marker is.
+    """
+
+    key: str
+    number: int
+    coordinator: str
+
+    def __str__(self) -> str:
+        return f"sessionkit.{self.key}.{self.number}.{self.coordinator}"
+
+    @classmethod
+    def parse(cls, text: str) -> Gid | None:
+        """Return the name's parts, or None if somebody else has given it."""
+        match = _GID.fullmatch(text)
+        return None if match is None else cls(match[1], int(match[2]), match[3])
+
+
+def two_phase_of(bind: Engine | Connection) -> TwoPhase:
+    """Return how a two-phase commit is done on an engine.
+
+    Raises:
+        OptionError: it cannot be.
+    """
+    found = _dialects.of(bind).two_phase
+    if found is None:
+        raise OptionError(
+            f"a two-phase commit was asked for, but sessionkit has none on {bind.dialect.name}, only on PostgreSQL; "
+            "leave that engine out of binds=, or twophase=True out of the factory"
+        )
+    return found
+
+
+def refuse_unable(connection: Connection) -> None:
+    """Refuse a server or driver that cannot prepare transactions. Asks once for each engine.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    engine = _dialects.root_of(connection.engine)
+    if engine in _able:
+        return
+    why = two_phase_of(connection).refusal(connection)
+    if why is not None:
+        raise OptionError(f"a two-phase commit was asked for on {engine!r}, but {why}")
+    _able.add(engine)
+
+
+def admit_begun(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    """Do as `refuse_unable`, as a listener of ``after_begin``."""
+    refuse_unable(connection)
+
+
+def identity_of(connection: Connection) -> str:
+    """Return what names the database of a connection. Asks once for each engine."""
+    engine = _dialects.root_of(connection.engine)
+    known = _identities.get(engine)
+    if known is None:
+        known = _identities[engine] = two_phase_of(connection).identity(connection)
+    return known
+
+
+class _Participant(NamedTuple):
+    connection: Connection
+    core: Transaction
+    gid: Gid
+
+
+class Ballot:
+    """The two-phase commit of one unit.
+
+    Args:
+        transaction: the unit's, flushed.
+        given: returns the user's engine for a connection's.
+        key: of the unit's commit marker.
+        asynchronous: the colour of the unit.
+
+    Attributes:
+        outcome: what became of the unit.
+    """
+
+    def __init__(
+        self, transaction: SessionTransaction, given: Callable[[Engine], Engine], key: str, asynchronous: bool
+    ) -> None:
+        self.outcome: Outcome = "rolled back"
+        self._transaction = transaction
+        self._asynchronous = asynchronous
+        held = core_transactions(transaction)
+        coordinator = identity_of(held[0][0])
+        self._participants = [_Participant(*each, Gid(key, i, coordinator)) for i, each in enumerate(held)]
+        # Those that the user gave: what is sent on them is no part of a scope's transaction.
+        self._engines = [given(participant.connection.engine) for participant in self._participants]
+
+    def commit(self) -> None:
+        """Prepare all, commit the coordinator, commit the others; an error of those is recovery's to mend.
+
+        Raises:
+            Exception: nothing was committed, or ``outcome`` is "unknown" and everything is left prepared.
+        """
+        self._prepare()
+        self._decide()
+        for participant in self._participants[1:]:
+            self._end(participant, True)
+        for connection, core, _ in self._participants:
+            try:
+                if not connection.invalidated:
+                    core.commit()  # of the empty transaction in which SQLAlchemy believes to be
+            except DBAPIError:
+                logger.debug("a connection was lost after a two-phase commit", exc_info=True)
+        settle(self._transaction)
+
+    def _prepare(self) -> None:
+        coordinator = self._participants[0]
+        tried: list[_Participant] = []
+        try:
+            commits.mark(coordinator.connection, coordinator.gid.key)
+            for participant in reversed(self._participants):
+                tried.append(participant)
+                connection = participant.connection
+                connection.execute(two_phase_of(connection).prepare(str(participant.gid)))
+        except BaseException as error:
+            if tried and isinstance(error, DBAPIError) and not is_lost(error):
+                del tried[-1]  # the server has answered: it is rolled back
+            for participant in tried:
+                if participant.connection.invalidated and not isinstance(error, Exception):
+                    # SQLAlchemy drops a connection on which a statement was interrupted: the server itself is well.
+                    self._end_anew(participant, False)
+                else:
+                    self._end(participant, False)
+            raise
+
+    def _decide(self) -> None:
+        first = self._participants[0]
+        two_phase = two_phase_of(first.connection)
+        self.outcome = "unknown"
+        try:
+            with two_phase.outside(first.connection):
+                first.connection.execute(two_phase.end(str(first.gid), True))
+        except DBAPIError as error:
+            if is_lost(error):
+                raise  # maybe it was committed: nobody rolls back
+            self.outcome = self._take_back()
+            if self.outcome == "rolled back":
+                for participant in self._participants[1:]:
+                    self._end(participant, False)
+            if self.outcome != "committed":
+                raise
+        self.outcome = "committed"
+
+    def _take_back(self) -> Outcome:
+        """Roll the coordinator back after its server has refused to commit it."""
+        try:
+            return end_coordinator(
+                self._engines[0], self._participants[0].gid, False, CLAIM_TIMEOUT, self._asynchronous
+            )
+        except (DBAPIError, OSError):
+            logger.warning("a two-phase commit was refused, and could not be taken back", exc_info=True)
+            return "unknown"
+
+    def _end(self, participant: _Participant, commit: bool) -> None:
+        connection = participant.connection
+        if connection.invalidated:
+            logger.warning("%s is left prepared; recover_prepared() ends it", participant.gid)
+            return
+        two_phase = two_phase_of(connection)
+        try:
+            with two_phase.outside(connection):
+                connection.execute(two_phase.end(str(participant.gid), commit))
+        except Exception as error:
+            if not two_phase.gone(error):  # recovery was faster, and goes by the same decision
+                logger.warning("%s is left prepared; recover_prepared() ends it", participant.gid, exc_info=True)
+
+    def ask(self, seconds: float) -> commits.Verdict:
+        """Commit the coordinator once more, after its answer was lost; return what became of it."""
+        return end_coordinator(self._engines[0], self._participants[0].gid, True, seconds, self._asynchronous)
+
+    def finish(self, verdict: commits.Verdict) -> None:
+        """End the others as the coordinator was, on new connections."""
+        self.outcome = verdict
+        for participant in self._participants[1:]:
+            self._end_anew(participant, verdict == "committed")
+
+    def _end_anew(self, participant: _Participant, commit: bool) -> None:
+        try:
+            end_prepared(self._engines[participant.gid.number], participant.gid, commit)
+        except (DBAPIError, OSError):
+            logger.warning("%s is left prepared; recover_prepared() ends it", participant.gid, exc_info=True)
+
+
+def end_prepared(engine: Engine, gid: Gid, commit: bool) -> bool:
+    """Commit or roll back a prepared transaction on a new connection; tell whether it was still there."""
+    two_phase = two_phase_of(engine)
+    with engine.connect() as connection:
+        try:
+            connection.execution_options(isolation_level="AUTOCOMMIT").execute(two_phase.end(str(gid), commit))
+        except DBAPIError as error:
+            if not two_phase.gone(error):
+                raise
+            return False
+        return True
+
+
+def end_coordinator(engine: Engine, gid: Gid, commit: bool, seconds: float, asynchronous: bool) -> commits.Verdict:
+    """Commit or roll back a coordinator's prepared transaction, unless somebody else has ended it; return how it ended.
+
+    Raises:
+        DBAPIError: no answer could be had.
+    """
+    if end_prepared(engine, gid, commit):
+        return "committed" if commit else "rolled back"
+    return claim(engine, gid.key, seconds, asynchronous)

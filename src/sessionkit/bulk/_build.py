@@ -1,0 +1,154 @@
+"""Generated functions that turn mappings into the tuples of a page: one list comprehension, made for the shape."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ._page import Cell
+from ._plan import OMIT, Composite, DefaultContext, Plan, Slot, Supply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_MISSING = object()
+
+
+class Builder(NamedTuple):
+    """What the tuples hold, the function that makes them, and the cells in which they can hold OMIT."""
+
+    cells: tuple[Cell, ...]
+    build: Callable[[list[Mapping[str, Any]]], list[tuple[Any, ...]]]
+    may_omit: tuple[int, ...]
+
+
+class _Code:
+    """An expression for each cell, over ``r``, the row."""
+
+    def __init__(self, plan: Plan, uniform: bool) -> None:
+        self.plan = plan
+        self.uniform = uniform
+        self.names: dict[str, Any] = {"OMIT": OMIT, "M": _MISSING, "X": DefaultContext, "plan": plan}
+        self.cells: list[Cell] = []
+        self.parts: list[str] = []
+
+    def name(self, value: Any) -> str:
+        name = f"n{len(self.names)}"
+        self.names[name] = value
+        return name
+
+    def add(self, cell: Cell, expression: str) -> None:
+        self.cells.append(cell)
+        self.parts.append(expression)
+
+    def supplied(self, slot: Slot, supply: Supply) -> str:
+        if supply.kind == "constant":
+            return self.name(supply.value)
+        if supply.kind == "call":
+            return f"{self.name(supply.value)}(X(plan, r))"
+        return "OMIT" if supply.kind == "database" or slot.keeps_none else "None"
+
+    def given(self, keys: frozenset[str]) -> dict[Slot, str]:
+        """Return an expression for each slot that the rows, or some of them, hold; M where a row does not."""
+        expressions: dict[Slot, str] = {}
+        for key in sorted(keys):
+            named = self.plan.names[key]
+            # repr of a str is a literal of it: no name of a user's becomes code.
+            got = f"r[{key!r}]" if self.uniform else f"r.get({key!r}, M)"
+            if isinstance(named, Composite):
+                split = self.name(named.split)
+                missing = f"({', '.join('M' for _ in named.slots)})"
+                whole = f"{split}({got})" if self.uniform else f"({missing} if (t := {got}) is M else {split}(t))"
+                for place, slot in enumerate(named.slots):
+                    expressions[slot] = f"{whole}[{place}]"
+            else:
+                expressions[named] = got
+        return expressions
+
+    def builder(self) -> Builder:
+        # A trailing comma: one cell is a tuple too.
+        body = f"lambda rows: [({' '.join(part + ',' for part in self.parts)}) for r in rows]"
+        build = eval(body, self.names)  # noqa: S307 - made of names that this file chose and of literals
+        may_omit = tuple(i for i, part in enumerate(self.parts) if "OMIT" in part)
+        return Builder(tuple(self.cells), build, may_omit)
+
+
+def insert_builder(plan: Plan, keys: frozenset[str], *, uniform: bool, render_nulls: bool) -> Builder:
+    """Return the builder of new rows.
+
+    Args:
+        plan: what is inserted.
+        keys: every key that a row of the page has.
+        uniform: each row has all of them.
+        render_nulls: None is NULL also where the column has a default.
+    """
+
+    def make() -> Builder:
+        code = _Code(plan, uniform)
+        given = code.given(keys)
+        for slot in (*plan.slots.values(), *plan.unmapped):
+            supply = slot.supply
+            default = code.supplied(slot, supply)
+            got = given.get(slot)
+            if got is None or slot.decided:
+                # Where nobody has a value, the database fills the column, or NULL does that the mapper would write.
+                if supply.kind in {"constant", "call"} or (supply.kind == "null" and slot.key and default == "None"):
+                    code.add(Cell("set", slot), default)
+                continue
+            # In place of a None: what the row would get without it. A key of the database's making is never NULL.
+            in_key = slot in plan.key
+            replaces = supply.kind != "null" and not slot.keeps_none and (in_key or not render_nulls)
+            if uniform:
+                code.add(Cell("set", slot), f"({default} if (v := {got}) is None else v)" if replaces else got)
+            elif replaces:
+                code.add(Cell("set", slot), f"({default} if (v := {got}) is M or v is None else v)")
+            else:
+                code.add(Cell("set", slot), f"({default} if (v := {got}) is M else v)")
+        return code.builder()
+
+    return plan.remembered(("insert", keys, uniform, render_nulls), make)  # type: ignore[no-any-return]
+
+
+def update_builder(plan: Plan, keys: frozenset[str], *, check: bool) -> Builder:
+    """Return the builder of changed rows: each has all the `keys`, the primary key among them.
+
+    Args:
+        plan: what is updated.
+        keys: the keys of the rows.
+        check: the version that the rows hold is compared; otherwise it is not looked at.
+    """
+
+    def make() -> Builder:
+        code = _Code(plan, True)
+        given = code.given(keys)
+        for slot in plan.key:
+            code.add(Cell("key", slot), given.pop(slot))
+        version = None if plan.version is None else given.pop(plan.version, None)
+        if version is not None and plan.version is not None and check:
+            code.add(Cell("expect", plan.version), version)
+            if plan.generator is not None:
+                code.add(Cell("set", plan.version), f"{code.name(plan.generator)}({version})")
+        for slot, got in given.items():
+            code.add(Cell("set", slot), got)
+        if len(code.cells) > len(plan.key) or (version is not None):
+            # Nothing is renewed where nothing changes.
+            for slot in (*plan.slots.values(), *plan.unmapped):
+                if slot.renew is not None and slot.renew.kind != "database" and slot not in given:
+                    code.add(Cell("renew", slot), code.supplied(slot, slot.renew))
+        return code.builder()
+
+    return plan.remembered(("update", keys, check), make)  # type: ignore[no-any-return]
+
+
+def key_builder(plan: Plan, keys: frozenset[str]) -> Builder:
+    """Return the builder of rows that are to be found: by their key, and their version if they hold it."""
+
+    def make() -> Builder:
+        code = _Code(plan, True)
+        given = code.given(keys)
+        for slot in plan.key:
+            code.add(Cell("key", slot), given[slot])
+        if plan.version is not None and plan.version in given:
+            code.add(Cell("expect", plan.version), given[plan.version])
+        return code.builder()
+
+    return plan.remembered(("key", keys), make)  # type: ignore[no-any-return]

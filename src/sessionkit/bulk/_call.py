@@ -1,0 +1,332 @@
+"""One call of a bulk verb: the savepoint around it, the chunks through it, the bad rows out of it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, Self
+from weakref import WeakKeyDictionary
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError, StatementError
+
+from .. import _dialects
+from ..errors import BulkError, OptionError, VersionConflict
+from ..version import Conflicts
+from ._conflicts import swallowed
+from ._identity import expire
+from ._paths import SQLALCHEMY, Path, choose
+from ._plan import OMIT
+from ._progress import Bar
+from ._result import BulkResult, Fault, Mismatch, Outcome, Tally, Unfit
+from ._rows import Chunk, Rows, Shapes, chunks, length_of
+from ._statements import tables_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sqlalchemy.orm import Session
+
+    from ._options import Options
+    from ._page import Page
+    from ._plan import Plan, Slot
+
+CHUNK = 10_000  # of what is in memory anyway
+CHUNK_OF_UNKNOWN = 4_000  # of a generator: with everything that is made of them, a few MB
+
+
+# A generator that is read by one call may make another one.
+_depths: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
+
+
+class Work(Protocol):
+    """What a verb wants done; a path knows how."""
+
+    verb: str
+    plan: Plan
+    shapes: Shapes
+    wants_keys: bool
+
+    @property
+    def finds_by(self) -> Sequence[Slot]:
+        """Return the columns that find a row."""
+        ...
+
+    def pages(self, call: Call, chunk: Chunk) -> Iterator[Page]:
+        """Turn a chunk into pages. What is wrong with a row goes to `call.refuse`."""
+        ...
+
+    def verify(self, call: Call, page: Page) -> None:
+        """Raise a `Fault` for the rows of a page that would not be found as expected. Writes nothing."""
+
+    def finish(self, call: Call, tally: Tally) -> None:
+        """Do what is left when all rows are written, still inside the savepoint."""
+
+
+class Call:
+    """A verb on its way through the input.
+
+    Everything happens on one connection, in a savepoint of its own: the caller's transaction goes on whatever
+    happens here.
+    """
+
+    def __init__(self, session: Session, work: Work, options: Options) -> None:
+        self.session = session
+        self.work = work
+        self.options = options
+        self.plan = work.plan
+        self.connection: Connection = session.connection(bind_arguments={"mapper": self.plan.mapper})
+        self.dialect = _dialects.of(self.connection).bulk
+        self.collects = options.on_error == "collect"
+        self.tally = Tally()
+        self.conflicts: list[Any] = []
+        self._memory: dict[str, Any] = {}
+        self._fresh = True
+        self.temporary_name = ""
+        self._outer: Any = None
+        _refuse_autocommit(self.connection)
+
+    def run(self, rows: Rows) -> BulkResult:
+        total = length_of(rows)
+        size = self.options.chunk or (CHUNK if total is not None else CHUNK_OF_UNKNOWN)
+        parts = chunks(rows, size, asynchronous=self.connection.dialect.is_async)
+        first = next(parts, None)
+        if first is None:
+            return self.tally.close(status=False)
+        bar = Bar(f"{self.work.verb} {self.plan.name}", total) if self.options.progress else None
+        try:
+            with self:
+                self._write(first, total, bar)
+                for chunk in parts:
+                    self._write(chunk, total, bar)
+                if self.conflicts:
+                    raise self._conflict()
+                self.work.finish(self, self.tally)
+        finally:
+            if bar is not None:
+                bar.close()
+        return self.tally.result
+
+    def _conflict(self) -> VersionConflict:
+        """Return the error that names every stale row of the input."""
+        others = self.tally.length - len(self.conflicts)
+        did = f"{others} more rows of bulk.{self.work.verb}({self.plan.name})"
+        return VersionConflict(Conflicts.of(self.conflicts, (did,) if others else ()))
+
+    def _write(self, chunk: Chunk, total: int | None, bar: Bar | None) -> None:
+        self.tally.length += len(chunk.rows)
+        for page in self.work.pages(self, chunk):
+            if page.values:
+                self.deliver(page)
+        for report in (self.options.on_progress, bar):
+            if report is not None:
+                report(self.tally.length, total)
+
+    # The savepoint
+
+    def __enter__(self) -> Self:
+        self.dialect.begin(self.connection)
+        depth = _depths[self.connection] = _depths.get(self.connection, 0) + 1
+        self.temporary_name = f"sessionkit_bulk_{depth}"
+        self._outer = self.connection.begin_nested()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        _depths[self.connection] -= 1
+        if error is None:
+            self._outer.commit()
+        elif self._outer.is_active:
+            # The first error is the one to see. Should even this fail, the connection's own log says so to a scope.
+            with suppress(SQLAlchemyError):
+                self._outer.rollback()
+
+    def attempt(self, send: Callable[[], Outcome]) -> Outcome:
+        """Send a page. If it fails, the database is as it was before.
+
+        The first page needs no savepoint of its own: before it there is nothing to lose.
+        """
+        if not self._fresh:
+            with self.connection.begin_nested():
+                return send()
+        try:
+            outcome = send()
+        except Exception:
+            self._outer.rollback()
+            self._outer = self.connection.begin_nested()
+            raise
+        self._fresh = False
+        return outcome
+
+    def remembered(self, name: str, find: Callable[[], Any]) -> Any:
+        """Return what was found out in this call, or find it out."""
+        if name not in self._memory:
+            self._memory[name] = find()
+        return self._memory[name]
+
+    # Pages, and what is wrong with them
+
+    def deliver(self, page: Page) -> None:
+        """Write a page; if rows of it cannot be written, find them."""
+        for part in page.by_omission(null_too=False):
+            if self.conflicts:
+                # The call has failed already. It goes on looking, so that its error can name every stale row.
+                self._judge(part)
+            elif (path := choose(self, part)) is SQLALCHEMY:
+                self._by_sqlalchemy(part)
+            else:
+                self._deliver_by(path, part)
+
+    def _deliver_by(self, path: Path, page: Page) -> None:
+        try:
+            send = path.prepare(self, page)
+        except Exception as error:  # noqa: BLE001 - whatever a type or a packer says: SQLAlchemy's way is the truth
+            unfit = error
+        else:
+            self._send(path, page, send)
+            return
+        self._divide(path, page, unfit)
+
+    def _send(self, path: Path, page: Page, send: Callable[[], Outcome]) -> None:
+        problem: Exception
+        try:
+            outcome = self.attempt(send)
+        except (Mismatch, Unfit) as found:
+            problem = found
+        except Exception as error:
+            if not self._blames_the_row(error):
+                raise
+            problem = error
+        else:
+            self.tally.add(page, outcome, path.method)
+            self._refresh(page)
+            return
+        # Outside of the `except`, so that what comes now does not drag this error along.
+        if isinstance(problem, Mismatch):
+            if not self._judge(page):
+                if page.places("expect"):
+                    raise swallowed(self, page, problem.count)
+                page.uncounted = True
+                self._send(path, page, send)
+        elif isinstance(problem, Unfit):
+            self._by_sqlalchemy(page)
+        else:
+            self._bisect(path, page, problem)
+
+    def _refresh(self, page: Page) -> None:
+        """Have objects of the session that the page has touched read again when they are used next."""
+        if self.work.verb != "insert" and self.session.identity_map:
+            places = [i for i, cell in enumerate(page.cells) if cell.slot in self.work.finds_by]
+            keys = (tuple(row[i] for i in places) for row in page.values)
+            expire(self.session, self.plan, [page.cells[i].slot for i in places], keys)
+
+    def _divide(self, path: Path, page: Page, error: Exception) -> None:
+        """Send what a fast path cannot express by SQLAlchemy, and the rest of the page by the path."""
+        if path is SQLALCHEMY:
+            raise error
+        places: dict[bool, list[int]] = {True: [], False: []}
+        for place in range(len(page)):
+            try:
+                path.prepare(self, page.part(place, place + 1), probe=True)
+            except Exception:  # noqa: BLE001 - as above
+                places[False].append(place)
+            else:
+                places[True].append(place)
+        good, bad = places[True], places[False]
+        if good and bad:
+            self._deliver_by(path, page.only(good))
+            page = page.only(bad)
+        # All of them one by one, and yet not together: then it is no row's fault.
+        self._by_sqlalchemy(page)
+
+    def _by_sqlalchemy(self, page: Page) -> None:
+        for part in page.by_omission(null_too=True):
+            self._deliver_by(SQLALCHEMY, part)
+
+    def _bisect(self, path: Path, page: Page, error: Exception) -> None:
+        if len(page) > 1:
+            middle = len(page) // 2
+            self._deliver_by(path, page.part(0, middle))
+            self._deliver_by(path, page.part(middle, len(page)))
+        elif path is SQLALCHEMY:
+            self.refuse(self._error_of(page, error))
+        else:
+            # Once more, the way that gives the error which SQLAlchemy would have raised.
+            self._by_sqlalchemy(page)
+
+    def _judge(self, page: Page) -> bool:
+        """Find the rows of a page that are not there as expected; see to the others. Tell whether there were any."""
+        try:
+            self.work.verify(self, page)
+        except Fault as fault:
+            found = fault
+        else:
+            return False
+        self._sort_out(page, found)
+        return True
+
+    def _sort_out(self, page: Page, fault: Fault) -> None:
+        for place, error in fault.errors.items():
+            conflicts = getattr(error, "conflicts", None)
+            if self.collects:
+                self.tally.reject(page.positions[place], page.rows[place], error)
+            elif conflicts is not None:
+                self.conflicts.extend(conflicts)
+            else:
+                raise error
+        left_out = fault.errors.keys() | fault.ignored
+        if not self.conflicts:
+            rest = page.only(place for place in range(len(page)) if place not in left_out)
+            if rest.values:
+                self.deliver(rest)
+
+    def refuse(self, error: BulkError) -> None:
+        """A row is wrong: note it, or raise."""
+        if not self.collects:
+            cause = getattr(error, "orig", None)
+            raise error from cause
+        error.__cause__ = getattr(error, "orig", None)
+        self.tally.reject(error.position, error.row, error)
+
+    def _blames_the_row(self, error: Exception) -> bool:
+        if isinstance(error, SQLAlchemyError):
+            return self.dialect.blames_the_row(error)
+        # Neither SQLAlchemy's nor the driver's: a type's or a default's own exception, about a value.
+        return not isinstance(error, OptionError)
+
+    def _error_of(self, page: Page, error: Exception) -> BulkError:
+        position, row = page.positions[0], page.rows[0]
+        column = self._column_of(page, error)
+        about = f", column {column!r}" if column else ""
+        said = str(getattr(error, "orig", None) or error).strip()
+        cause = getattr(error, "orig", None) or error
+        message = (
+            f"row {position}{about} of bulk.{self.work.verb}({self.plan.name}) was refused: "
+            f"{type(cause).__name__}: {said}"
+        )
+        bulk_error = BulkError.of(error, message, position=position, row=row, column=column)
+        if not isinstance(error, StatementError):
+            bulk_error.__cause__ = error
+        return bulk_error
+
+    def _column_of(self, page: Page, error: Exception) -> str | None:
+        for table in tables_of(self.plan):
+            name = self.dialect.column_of(error, table)
+            for slot in self.plan.slots.values() if name else ():
+                if slot.column.name == name:
+                    return slot.label
+        for cell, value in zip(page.cells, page.values[0], strict=True):
+            process = cell.slot.column.type._cached_bind_processor(self.connection.dialect)
+            if process is not None and value is not OMIT:
+                try:
+                    process(value)
+                except Exception:  # noqa: BLE001 - this is what is looked for
+                    return cell.slot.label
+        return None
+
+
+def _refuse_autocommit(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    level = options.get("isolation_level") or getattr(connection.dialect, "_on_connect_isolation_level", None)
+    if level == "AUTOCOMMIT":
+        raise OptionError(
+            "a bulk call writes all of its rows or none, which needs a transaction; this connection runs in AUTOCOMMIT"
+        )

@@ -1,0 +1,89 @@
+"""Rows that an UPDATE or DELETE did not match: gone, or of another version."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm.exc import StaleDataError
+
+from ..errors import BulkError, VersionConflict
+from ..version import Conflict, Conflicts
+from ._lookup import find
+from ._result import Fault, Mismatch
+
+if TYPE_CHECKING:
+    from ._call import Call
+    from ._page import Page
+
+
+def compare(page: Page, count: int) -> None:
+    """Compare how many rows were matched with how many there are.
+
+    Raises:
+        Mismatch: it were not all of them. Which ones is asked when what the statement wrote is undone.
+    """
+    if count != len(page) and not page.uncounted:
+        raise Mismatch(count)
+
+
+def swallowed(call: Call, page: Page, count: int) -> StaleDataError:
+    """Return the error for rows that were not matched, although all of them are there with the expected version."""
+    return StaleDataError(
+        f"of {len(page)} rows of {call.plan.name}, {count} were matched by bulk.{call.work.verb}(), and yet all of "
+        "them have the expected version; a trigger or a rule has taken the others out"
+    )
+
+
+def judge(call: Call, page: Page) -> None:
+    """Compare the rows of a page with those of the database, and lock them.
+
+    Raises:
+        Fault: some are gone, or have another version.
+    """
+    plan = call.plan
+    expects = page.places("expect")
+    keys = page.keys()
+    versions = [] if plan.version is None or not expects else [plan.version.column]
+    found = find(call.connection, call.dialect, [slot.column for slot in plan.key], keys, also=versions, lock=True)
+    errors: dict[int, Exception] = {}
+    ignored: list[int] = []
+    for place, key in enumerate(keys):
+        row = found.get(key)
+        if row is None:
+            if call.work.missing == "ignore":  # type: ignore[attr-defined]
+                ignored.append(place)
+            else:
+                errors[place] = _conflict(call, page, place, key, None) if expects else _missing(call, page, place)
+        elif expects and row[0] != page.values[place][expects[0]]:
+            errors[place] = _conflict(call, page, place, key, row[0])
+    if errors or ignored:
+        raise Fault(errors, ignored)
+
+
+def _missing(call: Call, page: Page, place: int) -> BulkError:
+    position, key = page.positions[place], page.keys()[place]
+    message = (
+        f"row {position}: there is no {call.plan.name} with the key {', '.join(map(repr, key))} to {call.work.verb}; "
+        "missing='ignore' leaves such rows out"
+    )
+    column = call.plan.key[0].label if len(key) == 1 else None
+    return BulkError.of(StaleDataError(message), message, position=position, row=page.rows[place], column=column)
+
+
+def _conflict(call: Call, page: Page, place: int, key: tuple[Any, ...], current: Any) -> VersionConflict:
+    attempted: dict[str, Any] | None = None
+    if call.work.verb != "delete":
+        attempted = {
+            page.cells[i].slot.label: page.values[place][i]
+            for i in page.places("set")
+            if page.cells[i].slot is not call.plan.version
+        }
+    conflict = Conflict(
+        entity=call.plan.mapper.class_,
+        identity=key,
+        expected=page.values[place][page.places("expect")[0]],
+        current=current,
+        deleted=current is None,
+        attempted=attempted,
+    )
+    return VersionConflict(Conflicts.of([conflict]))

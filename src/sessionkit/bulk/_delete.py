@@ -1,0 +1,89 @@
+"""`delete`: rows, by their keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Unpack
+
+from ._build import key_builder
+from ._call import Call
+from ._keyed import KeyedWork
+from ._options import Missing, OnDuplicate, WriteOptions, checked, one_of
+from ._page import Cell, Page
+from ._plan import Plan, plan_for
+from ._rows import Shapes
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from ._build import Builder
+    from ._page import Page
+    from ._result import BulkResult
+    from ._rows import Chunk, Rows
+
+
+class DeleteWork(KeyedWork):
+    """Rows of a plan that are to go."""
+
+    verb = "delete"
+
+    def __init__(self, plan: Plan, missing: Missing, on_duplicate: OnDuplicate) -> None:
+        # Whichever of two equal keys stays, the row goes once.
+        once: OnDuplicate = "error" if on_duplicate == "error" else "first"
+        super().__init__(plan, Shapes(plan, keys=True), plan.key, missing, once)
+
+    def read(self, call: Call, chunk: Chunk) -> list[Page]:
+        bare = self.shapes.bare(chunk.rows)
+        if bare is None:
+            return super().read(call, chunk)
+        positions = range(chunk.start, chunk.start + len(bare))
+        return [Page((Cell("key", self.plan.key[0]),), bare, positions, chunk.rows)]
+
+    def builder(self, keys: frozenset[str]) -> Builder:
+        return key_builder(self.plan, keys)
+
+    def finished(self, call: Call, page: Page) -> Page:
+        call.tally.result.checked = call.tally.result.checked or bool(page.places("expect"))
+        return page
+
+
+def delete(
+    session: Session,
+    entity: type[Any],
+    keys: Rows,
+    *,
+    missing: Missing = "error",
+    on_duplicate: OnDuplicate = "error",
+    **options: Unpack[WriteOptions],
+) -> BulkResult:
+    """Delete rows by their primary key, and leave the transaction open.
+
+    The database's own ``ON DELETE`` applies; cascades of relationships, which need the objects, do not.
+
+    Args:
+        session: the session in whose transaction this happens. Objects of it that are touched are refreshed on their
+            next use, and are then found to be gone.
+        entity: the mapped class.
+        keys: any iterable of keys: bare values, tuples for a key of several columns, mappings, or objects of the
+            class. A mapping or object that holds its version is checked, as in a flush.
+        missing: "error" raises for a key without a row, "ignore" leaves it out.
+        on_duplicate: "error" for a key that comes twice; "first" and "last" delete it once.
+        **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``; see `WriteOptions`.
+
+    Returns:
+        A `BulkResult` with ``deleted``, ``checked``, ``rejected``, ``method``.
+
+    Raises:
+        VersionConflict: rows have another version, or are gone; `conflicts` names every one of them.
+        BulkError: a row cannot be deleted, or there is none (then it is a ``StaleDataError`` as well). Nothing was.
+        OptionError: an option that cannot be honoured. Nothing was sent.
+
+    SQL: ``SAVEPOINT``; per chunk ``DELETE ... USING unnest(...)`` on PostgreSQL, one prepared ``DELETE`` for all keys
+    on SQLite; ``RELEASE SAVEPOINT``.
+    """
+    known = checked(options, "bulk.delete()")
+    one_of("missing", missing, ("error", "ignore"))
+    one_of("on_duplicate", on_duplicate, ("error", "first", "last"))
+    work = DeleteWork(plan_for(entity), missing, on_duplicate)
+    if session.autoflush:
+        session.flush()
+    return Call(session, work, known).run(keys)

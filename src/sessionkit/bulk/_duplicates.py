@@ -1,0 +1,74 @@
+"""Duplicates among the keys of an input, in as little memory as its order allows."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Key = tuple[Any, ...]
+
+
+class _Run(NamedTuple):
+    keys: array[int]
+    positions: Sequence[int]
+
+
+class Seen:
+    """The keys so far.
+
+    Integers that come in ascending order take 8 bytes each, all other keys some 100.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[_Run] = []
+        self._last: int | None = None
+        self._others: dict[Key, int] = {}
+
+    def duplicates(self, keys: Sequence[Key], positions: Sequence[int]) -> dict[int, int]:
+        """Return, for each place of a key that was there before, the position where it was first."""
+        run = self._ascending(keys)
+        if run is not None and not self._others and isinstance(positions, range):
+            self._runs.append(_Run(run, positions))
+            self._last = run[-1]
+            return {}
+        fresh = dict(zip(keys, positions, strict=True))
+        if not self._runs and len(fresh) == len(keys) and fresh.keys().isdisjoint(self._others):
+            self._others |= fresh
+            return {}
+        found: dict[int, int] = {}
+        for place, (key, position) in enumerate(zip(keys, positions, strict=True)):
+            first = self._in_runs(key)
+            if first is None:
+                first = self._others.setdefault(key, position)
+            if first != position:
+                found[place] = first
+        return found
+
+    def _ascending(self, keys: Sequence[Key]) -> array[int] | None:
+        if len(keys[0]) != 1 or any(type(key[0]) is not int for key in keys):
+            return None
+        plain = [key[0] for key in keys]
+        if self._last is not None and plain[0] <= self._last:
+            return None
+        if any(a >= b for a, b in pairwise(plain)):
+            return None
+        try:
+            return array("q", plain)
+        except OverflowError:
+            return None
+
+    def _in_runs(self, key: Key) -> int | None:
+        if not self._runs or len(key) != 1 or not isinstance(key[0], int):
+            return None
+        number = key[0]
+        which = bisect_left(self._runs, number, key=lambda run: run.keys[-1])
+        if which == len(self._runs):
+            return None
+        keys, positions = self._runs[which]
+        place = bisect_left(keys, number)
+        return positions[place] if place < len(keys) and keys[place] == number else None

@@ -1,0 +1,179 @@
+"""One prepared statement for all rows, past SQLAlchemy's handling of parameters: the way of SQLite.
+
+The values are brought into the form that the driver stores by one generated list comprehension.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import delete as sa_delete
+
+from ._page import Cell
+from ._plan import OMIT
+from ._result import Outcome
+from ._sqlalchemy import upsert_outcome
+from ._statements import delete_of, insert_of, parameter, parameter_name, update_of, written_places
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.engine import Dialect
+
+    from ._call import Call
+    from ._page import Page
+
+
+def refusal(call: Call, page: Page, method: str) -> str | None:
+    """Tell why the rows cannot be sent this way."""
+    plan = call.plan
+    if plan.table is None:
+        return f"{plan.name} has several tables (joined inheritance), which only 'sqlalchemy' can write"
+    work: Any = call.work
+    if work.verb == "upsert" and work.status and work.is_conditional:
+        return "the driver does not tell of each row whether it was written; 'sqlalchemy' asks"
+    return None
+
+
+def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
+    """Bring the values into the driver's form, and return what sends them."""
+    if call.work.wants_keys:
+        _adapt(call, page, range(len(page.cells)))
+        return lambda: _with_reserved_keys(call, page)
+    if call.work.verb == "delete" and len(page.cells) == 1:
+        column = call.plan.key[0].column
+        every = call.dialect.any_of(column, column.type, [row[0] for row in page.values])
+        if every is not None:
+            return lambda: _delete_all(call, page, every)
+    sql, places, constants = _statement(call, page)
+    rows = _adapt(call, page, places, constants)
+    return lambda: _send(call, page, sql, rows)
+
+
+def _send(call: Call, page: Page, sql: str, rows: list[tuple[Any, ...]]) -> Outcome:
+    work: Any = call.work
+    there: list[bool] = work.existing(call, page) if work.verb == "upsert" else []
+    count = call.connection.exec_driver_sql(sql, rows).rowcount
+    if work.verb == "insert":
+        return Outcome(inserted=len(page))
+    if work.verb == "upsert":
+        return upsert_outcome(work, call, page, there, count)
+    work.compare(call, page, count)
+    return Outcome(updated=count) if work.verb == "update" else Outcome(deleted=count)
+
+
+def _delete_all(call: Call, page: Page, condition: ColumnElement[bool]) -> Outcome:
+    """Delete by one list of keys, which is faster than a statement for each of them."""
+    assert call.plan.table is not None
+    count = call.connection.execute(sa_delete(call.plan.table).where(condition)).rowcount
+    call.work.compare(call, page, count)  # type: ignore[attr-defined]
+    return Outcome(deleted=count)
+
+
+def _with_reserved_keys(call: Call, page: Page) -> Outcome:
+    """Insert rows whose keys are to be told: they are made here, while nobody else can write."""
+    from . import _sqlalchemy
+
+    plan = call.plan
+    held = {cell.slot: place for place, cell in enumerate(page.cells)}
+    if all(slot in held for slot in plan.key):
+        keyed = page
+    else:
+        assert plan.table is not None
+        first = call.dialect.reserve(call.connection, plan.table, len(page)) if len(plan.key) == 1 else None
+        if first is None:
+            return _sqlalchemy.prepare(call, page, "sqlalchemy")()
+        keyed = page.with_cell(Cell("set", plan.key[0]), first)
+    sql, places, constants = _statement(call, keyed)
+    call.connection.exec_driver_sql(sql, _adapt(call, keyed, places, constants))
+    where = {cell.slot: place for place, cell in enumerate(keyed.cells)}
+    keys = [tuple(row[where[slot]] for slot in plan.key) for row in keyed.values]
+    return Outcome(inserted=len(page), keys=keys)
+
+
+def _statement(call: Call, page: Page) -> tuple[str, list[int], dict[int, Any]]:
+    """Return the SQL, the cell for each of its parameters, and the values of those that are the same for all rows."""
+    plan, verb = call.plan, call.work.verb
+    dialect = call.connection.dialect
+    translation = call.connection.get_execution_options().get("schema_translate_map")
+    if verb == "upsert":  # its conditions are the call's own
+        return _compiled(call, page, dialect, translation)
+    schemas = None if translation is None else tuple(sorted(translation.items(), key=repr))
+    key = ("executemany", verb, page.cells, page.bumps, dialect, schemas)
+    found: tuple[str, list[int], dict[int, Any]] = plan.remembered(
+        key, lambda: _compiled(call, page, dialect, translation)
+    )
+    return found
+
+
+def _compiled(call: Call, page: Page, dialect: Dialect, translation: Any) -> tuple[str, list[int], dict[int, Any]]:
+    plan, work = call.plan, call.work
+    table: Any = plan.table
+    names = {parameter_name(place): place for place in range(len(page.cells))}
+    options: dict[str, Any] = {}
+    if work.verb in {"insert", "upsert"}:
+        written = written_places(page)
+        names = {page.cells[place].slot.column.key: place for place in written}
+        options["column_keys"] = list(names)
+        statement = insert_of(page, table) if work.verb == "insert" else work.statement(call, page)  # type: ignore[attr-defined]
+    elif work.verb == "update":
+        statement = update_of(plan, page, parameter(page), table)
+    else:
+        statement = delete_of(plan, page, parameter(page), table)
+    if translation is not None:
+        options |= {"schema_translate_map": translation, "render_schema_translate": True}
+    compiled: Any = statement.compile(dialect=dialect, **options)
+    places: list[int] = []
+    constants: dict[int, Any] = {}
+    values: dict[str, Any] = compiled.params
+    for name in compiled.positiontup or ():
+        place = names.get(name, -1)
+        if place < 0:
+            process = compiled._bind_processors.get(name)
+            constants[len(places)] = values[name] if process is None else process(values[name])
+        places.append(place)
+    return str(compiled), places, constants
+
+
+def _adapt(
+    call: Call, page: Page, places: Sequence[int], constants: dict[int, Any] | None = None
+) -> list[tuple[Any, ...]]:
+    """Return the rows as the driver takes them."""
+    dialect = call.connection.dialect
+    key = ("adapt", page.cells, tuple(places), page.may_omit, dialect)
+    build = (
+        _adapter(page, places, call) if constants else call.plan.remembered(key, lambda: _adapter(page, places, call))
+    )
+    rows: list[tuple[Any, ...]] = build(page.values, constants)
+    return rows
+
+
+def _adapter(page: Page, places: Sequence[int], call: Call) -> Callable[..., list[tuple[Any, ...]]]:
+    dialect = call.connection.dialect
+    names: dict[str, Any] = {"OMIT": OMIT}
+    parts: list[str] = []
+    for number, place in enumerate(places):
+        if place < 0:
+            parts.append(f"k[{number}]")
+            continue
+        type_ = page.cells[place].slot.column.type
+        value = f"c{place}"
+        known = call.dialect.stored_as(type_, dialect)
+        process = type_._cached_bind_processor(dialect)
+        if known is not None:
+            template, needed = known
+            names |= needed
+            part = f"(None if {value} is None else {template.format(value)})"
+        elif process is not None:
+            names[f"p{place}"] = process
+            part = f"p{place}({value})"
+        else:
+            part = value
+        if place in page.may_omit:
+            part = f"(None if {value} is OMIT else {part})"
+        parts.append(part)
+    cells = " ".join(f"c{place}," for place in range(len(page.cells)))
+    body = " ".join(part + "," for part in parts)
+    target = f"for ({cells}) in rows" if cells else "for _ in rows"
+    return eval(f"lambda rows, k: [({body}) {target}]", names)  # type: ignore[no-any-return]  # noqa: S307 - as in _build.py

@@ -1,0 +1,122 @@
+"""`get`: objects, by their keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import inspect, select
+
+from .. import _dialects
+from ..errors import BulkError
+from ._lookup import conditions
+from ._options import checked
+from ._plan import plan_for
+from ._progress import Bar
+from ._rows import Chunk, Rows, Shapes, chunks, length_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy.orm import Session
+
+    from ._plan import Plan
+
+T = TypeVar("T")
+_CHUNK = 10_000
+
+
+def get(
+    session: Session,
+    entity: type[T],
+    keys: Rows,
+    *,
+    options: Sequence[Any] = (),
+    chunk: int | None = None,
+    on_progress: Callable[[int, int | None], object] | None = None,
+    progress: bool = False,
+) -> list[T | None]:
+    """Return the objects with these primary keys, in the order of the keys, None where there is no row.
+
+    As ``session.get``, for many: an object that the session has is returned as it is, without asking the database,
+    unless it is expired.
+
+    Args:
+        session: the session that the objects belong to.
+        entity: the mapped class.
+        keys: any iterable of keys: bare values, tuples for a key of several columns, or mappings. A key may come twice.
+        options: loader options, as of ``select().options()``.
+        chunk: how many keys go into one query; by default 10,000.
+        on_progress: called after each chunk with the keys so far, and the length of the input or None.
+        progress: True shows a bar on standard error.
+
+    Raises:
+        BulkError: something that is not a key of the class.
+
+    SQL: per chunk ``SELECT ... WHERE id = ANY(ARRAY[...])`` with one parameter on PostgreSQL, ``IN`` on SQLite and for
+    keys of several columns.
+    """
+    checked({"chunk": chunk}, "bulk.get()")
+    plan = plan_for(entity)
+    total = length_of(keys)
+    bar = Bar(f"get {plan.name}", total) if progress else None
+    shapes = Shapes(plan, keys=True)
+    connection = session.connection(bind_arguments={"mapper": plan.mapper})
+    result: list[T | None] = []
+    try:
+        for part in chunks(keys, chunk or _CHUNK, asynchronous=connection.dialect.is_async):
+            wanted = _identities(plan, shapes, part)
+            result += _objects(session, plan, wanted, options)
+            for report in (on_progress, bar):
+                if report is not None:
+                    report(len(result), total)
+    finally:
+        if bar is not None:
+            bar.close()
+    return result
+
+
+def _identities(plan: Plan, shapes: Shapes, part: Chunk) -> list[tuple[Any, ...]]:
+    def refuse(error: BulkError) -> None:
+        raise error
+
+    bare = shapes.bare(part.rows)
+    if bare is not None:
+        return bare
+    names = [slot.label for slot in plan.key]
+    identities: list[tuple[Any, ...]] = []
+    for place, row in enumerate(shapes.read(part, refuse).rows):
+        lacking = next((name for name in names if row.get(name) is None), None)
+        if lacking is not None:
+            position = part.start + place
+            message = f"row {position} holds no value for {lacking!r}, the key of {plan.name}"
+            raise BulkError(message, position=position, row=part.rows[place], column=lacking)
+        identities.append(tuple(row[name] for name in names))
+    return identities
+
+
+def _objects(session: Session, plan: Plan, wanted: list[tuple[Any, ...]], options: Sequence[Any]) -> list[Any]:
+    mapper = plan.mapper
+    known: dict[tuple[Any, ...], Any] = {}
+    held = session.identity_map
+    if held and not options:
+        for key in wanted:
+            obj = held.get(mapper.identity_key_from_primary_key(key))
+            if obj is not None and isinstance(obj, mapper.class_) and not inspect(obj).expired:
+                known[key] = obj
+    asked = list(dict.fromkeys(key for key in wanted if key not in known))
+    if asked:
+        dialect = _dialects.of(session.connection(bind_arguments={"mapper": mapper})).bulk
+        columns = [getattr(mapper.entity, str(slot.key)) for slot in plan.key]
+        query = select(mapper.entity).options(*options)
+        found: dict[tuple[Any, ...], Any] = {}
+        for condition in conditions(dialect, columns, asked):
+            for obj in session.scalars(query.where(condition)).unique():
+                found[inspect(obj).identity] = obj
+        met = found.keys() & asked
+        known.update({key: found[key] for key in met})
+        if len(met) < len(found):
+            # The database sees equals where Python does not (5 and "5"): ask for these alone.
+            for key in asked:
+                if key not in known:
+                    known[key] = session.get(mapper.entity, key, options=options)
+    return [known.get(key) for key in wanted]

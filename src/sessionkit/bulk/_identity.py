@@ -1,0 +1,47 @@
+"""Objects of the session whose rows were written past them: they are refreshed on their next use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm.attributes import instance_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy.orm import Session
+
+    from ._plan import Plan, Slot
+
+    Key = tuple[Any, ...]
+
+
+def expire(session: Session, plan: Plan, slots: Sequence[Slot], keys: Iterable[Key]) -> None:
+    """Expire the objects whose attributes `slots` have one of the values `keys`; in doubt, expire.
+
+    What is changed in an object and not flushed yet stays.
+    """
+    cls = plan.mapper.base_mapper.class_
+    objects = [obj for obj in session.identity_map.values() if isinstance(obj, cls)]
+    if not objects:
+        return
+    touched = {tuple(map(_folded, key)) for key in keys}
+    kinds = {tuple(map(type, key)) for key in touched}
+    names = [slot.label for slot in slots]
+    for obj in objects:
+        state = instance_state(obj)
+        held = state.dict
+        key = tuple(_folded(held.get(name)) for name in names)
+        # The database may see equals where Python does not: between types (5 and "5"), in case, in padding.
+        known = all(name in held for name in names) and tuple(map(type, key)) in kinds
+        if known and key not in touched:
+            continue
+        changed = state.committed_state.keys()
+        if changed:
+            session.expire(obj, [prop.key for prop in state.mapper.attrs if prop.key not in changed])
+        else:
+            session.expire(obj)
+
+
+def _folded(value: Any) -> Any:
+    return value.casefold().rstrip() if isinstance(value, str) else value

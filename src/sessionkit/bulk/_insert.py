@@ -1,0 +1,97 @@
+"""`insert`: new rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Unpack
+
+from ._build import insert_builder
+from ._call import Call
+from ._options import WriteOptions, checked
+from ._plan import Plan, plan_for
+from ._read_back import read_back
+from ._reading import build, with_keys
+from ._rows import Shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy.orm import Session
+
+    from ._page import Page
+    from ._result import BulkResult, Tally
+    from ._rows import Chunk, Rows
+
+
+class InsertWork:
+    """New rows of a plan."""
+
+    verb = "insert"
+
+    def __init__(self, plan: Plan, returning: Sequence[Any] | None, *, render_nulls: bool) -> None:
+        self.plan = plan
+        self.finds_by = plan.key
+        self.shapes = Shapes(plan)
+        self.returning = returning
+        self.wants_keys = bool(returning)
+        self._render_nulls = render_nulls
+        self._made_by_us = [slot for slot in plan.key if slot.supply.kind == "null"]
+
+    def pages(self, call: Call, chunk: Chunk) -> Iterator[Page]:
+        read = self.shapes.read(chunk, call.refuse)
+        keys = frozenset[str]().union(*read.shapes)
+        builder = insert_builder(self.plan, keys, uniform=len(read.shapes) == 1, render_nulls=self._render_nulls)
+        page = build(builder, chunk, read, call.refuse)
+        yield with_keys(page, self.plan, self._made_by_us, "the key", call.refuse)
+
+    def verify(self, call: Call, page: Page) -> None:
+        """Nothing is expected of rows that do not exist."""
+
+    def finish(self, call: Call, tally: Tally) -> None:
+        tally.close(status=False)
+        if self.returning:
+            tally.result.returned = read_back(call, self.returning, tally.keys())
+
+
+def insert(
+    session: Session,
+    entity: type[Any],
+    rows: Rows,
+    *,
+    returning: Sequence[Any] | None = None,
+    render_nulls: bool = False,
+    **options: Unpack[WriteOptions],
+) -> BulkResult:
+    """Insert rows, with all the defaults that the mapping promises, and leave the transaction open.
+
+    The end state is the one that ``session.add_all`` and a flush would give: defaults from Python, SQL and the server,
+    types, the first version, the polymorphic identity. What hangs on objects does not happen: no cascades, no mapper
+    events, no validators; the session does not get to know the rows.
+
+    Args:
+        session: the session in whose transaction this happens. What is pending in it is flushed before, where its
+            `autoflush` says so.
+        entity: the mapped class.
+        rows: any iterable, also a generator, in the async twin also an async one; read in chunks. A row is a mapping
+            of attribute names, an object of the class (its columns are read, it stays outside of the session), a
+            dataclass or a named tuple. Rows may have different keys: what a row does not have gets its default.
+        returning: attributes of the class (``[User.id]``), or the class itself, to be handed back in
+            ``result.returned`` in the order of the input.
+        render_nulls: an explicit None is NULL on a column with a default as well; otherwise it takes the default.
+        **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``; see `WriteOptions`.
+
+    Returns:
+        A `BulkResult` with ``inserted``, ``returned``, ``rejected``, ``method``.
+
+    Raises:
+        BulkError: a row cannot be written; nothing was. It is also of the class that SQLAlchemy would have raised.
+        OptionError: an option that cannot be honoured. Nothing was sent.
+        ColourError: an async iterable was given to a sync session.
+
+    SQL: ``SAVEPOINT``; per chunk ``COPY ... FROM STDIN (FORMAT BINARY)`` on PostgreSQL (``INSERT ... SELECT FROM
+    unnest(...)`` below 200 rows), one prepared ``INSERT`` for all rows on SQLite; ``RELEASE SAVEPOINT``.
+    """
+    known = checked(options, "bulk.insert()")
+    work = InsertWork(plan_for(entity), returning, render_nulls=render_nulls)
+    if session.autoflush:
+        session.flush()
+    return Call(session, work, known).run(rows)

@@ -1,0 +1,106 @@
+"""What `update`, `upsert` and `delete` share: rows that find a row, each key once, in the order of the keys."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from ..errors import BulkError
+from ._conflicts import compare, judge
+from ._duplicates import Seen
+from ._page import Page
+from ._reading import build, group, sorted_by_key, with_keys, without_duplicates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ._build import Builder
+    from ._call import Call
+    from ._options import Missing, OnDuplicate
+    from ._plan import Plan, Slot
+    from ._result import Tally
+    from ._rows import Chunk, Read, Shapes
+
+
+class KeyedWork(ABC):
+    """Rows that each find a row of the table.
+
+    Attributes:
+        finds_by: the columns that find it.
+        missing: what becomes of a key without a row.
+        on_duplicate: what becomes of a second row of the same key.
+    """
+
+    verb: str
+    wants_keys = False
+    on_duplicate: OnDuplicate
+    missing: Missing
+
+    def __init__(
+        self, plan: Plan, shapes: Shapes, finds_by: Sequence[Slot], missing: Missing, on_duplicate: OnDuplicate
+    ) -> None:
+        self.plan = plan
+        self.shapes = shapes
+        self.finds_by = finds_by
+        self.missing = missing
+        self.on_duplicate = on_duplicate
+        self._seen = Seen()
+
+    @abstractmethod
+    def builder(self, keys: frozenset[str]) -> Builder:
+        """Return what builds the pages of rows with these keys."""
+
+    def demanded(self) -> Sequence[tuple[Slot, str]]:
+        """Return the columns that each row has to hold, and what they are."""
+        return [(slot, "the key") for slot in self.finds_by]
+
+    def finished(self, call: Call, page: Page) -> Page:
+        """Return the page as it is to be sent, without the rows that need not be."""
+        return page
+
+    def pages(self, call: Call, chunk: Chunk) -> Iterator[Page]:
+        pages = self.read(call, chunk)
+        if not pages:
+            return
+        places = [self.where(page) for page in pages]
+        for page in without_duplicates(call, pages, places, self._seen, self.on_duplicate):
+            if page.values:
+                yield self.finished(call, sorted_by_key(page, self.where(page)))
+
+    def read(self, call: Call, chunk: Chunk) -> list[Page]:
+        """Return the pages of a chunk, as it came."""
+        return self.built(call, chunk, self.shapes.read(chunk, call.refuse))
+
+    def built(self, call: Call, chunk: Chunk, read: Read) -> list[Page]:
+        """Return the pages of what was read, one for each set of keys."""
+        return [page for part in group(read) if (page := self._page(call, chunk, part)).values]
+
+    def where(self, page: Page) -> Sequence[int]:
+        """Return the cells that find a row."""
+        return [place for place, cell in enumerate(page.cells) if cell.role == "key"]
+
+    def _page(self, call: Call, chunk: Chunk, read: Read) -> Page:
+        (keys,) = read.shapes
+        held = {slot for key in keys for slot in self.plan.slots_of(key)}
+        for slot, what in self.demanded():
+            if slot not in held:
+                for place in read.places:
+                    position = chunk.start + place
+                    message = f"row {position} holds no value for {slot.label!r}, {what} of {self.plan.name}"
+                    call.refuse(BulkError(message, position=position, row=chunk.rows[place], column=slot.label))
+                read = type(read)([], [], read.shapes)
+                break
+        if not read.rows:
+            return Page((), [], [], [])
+        page = build(self.builder(keys), chunk, read, call.refuse)
+        return with_keys(page, self.plan, self.finds_by, "the key", call.refuse)
+
+    def compare(self, call: Call, page: Page, count: int) -> None:
+        """Raise if not all rows were matched; see `_conflicts.compare`."""
+        compare(page, count)
+
+    def verify(self, call: Call, page: Page) -> None:
+        judge(call, page)
+
+    def finish(self, call: Call, tally: Tally) -> None:
+        tally.close(status=False)

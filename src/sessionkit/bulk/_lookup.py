@@ -1,0 +1,78 @@
+"""Finding rows by many keys at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, select, tuple_
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.engine import Connection
+
+    from .._dialects._bulk import Bulk
+
+    Key = tuple[Any, ...]
+
+# SQLite takes 32,766 parameters in a statement; PostgreSQL 65,535, but plans long lists slowly.
+_LIST = 1_000
+_ARRAY = 20_000
+
+
+def conditions(dialect: Bulk, columns: Sequence[Any], keys: Sequence[Key]) -> Iterator[ColumnElement[bool]]:
+    """Yield conditions that together hold for the rows with these keys, each for as many as one statement can take."""
+    if len(columns) == 1:
+        plain = [key[0] for key in keys]
+        parts = [plain[low : low + _ARRAY] for low in range(0, len(plain), _ARRAY)]
+        together = [dialect.any_of(columns[0], columns[0].type, part) for part in parts]
+        yield from (condition for condition in together if condition is not None)
+        # What cannot be told in one parameter goes as a list.
+        left = [part for part, condition in zip(parts, together, strict=True) if condition is None]
+        for part in left:
+            yield from (columns[0].in_(part[low : low + _LIST]) for low in range(0, len(part), _LIST))
+        return
+    size = _LIST // len(columns)
+    for low in range(0, len(keys), size):
+        yield tuple_(*columns).in_(keys[low : low + size])
+
+
+def find(
+    connection: Connection,
+    dialect: Bulk,
+    columns: Sequence[Any],
+    keys: Iterable[Key],
+    *,
+    also: Sequence[Any] = (),
+    lock: bool = False,
+) -> dict[Key, Any]:
+    """Return, for each key that has a row, the values of the columns `also`.
+
+    Args:
+        connection: where to ask.
+        dialect: what bulk knows of its dialect.
+        columns: the key.
+        keys: what to look for, as it was given.
+        also: more columns.
+        lock: so that nobody changes the rows before this transaction ends.
+    """
+    wanted = list(dict.fromkeys(keys))
+    query = select(*columns, *also)
+    if lock and dialect.locks_rows:
+        query = query.with_for_update()
+    width = len(columns)
+    rows: dict[Key, Any] = {}
+    for condition in conditions(dialect, columns, wanted):
+        for row in connection.execute(query.where(condition)):
+            rows[tuple(row[:width])] = tuple(row[width:])
+    found = {key: rows[key] for key in wanted if key in rows}
+    if len(found) < len(rows):
+        # The database sees equals where Python does not ("5" and 5, a padded string): it has to say itself.
+        for key in wanted:
+            if key not in found:
+                one = and_(*(column == value for column, value in zip(columns, key, strict=True)))
+                told = connection.execute(query.where(one)).first()
+                if told is not None:
+                    found[key] = tuple(told[width:])
+    return found

@@ -1,0 +1,124 @@
+"""A part of the input in the one form that every way to the database takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from ._plan import OMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ._plan import Slot
+
+Role = Literal["key", "expect", "set", "renew", "new"]
+
+
+class Cell(NamedTuple):
+    """A place in the tuples of a page.
+
+    Roles: "key" finds the row, "expect" is the version that it must have, "set" is written, "renew" as well, by an
+    onupdate; "new" is written by an INSERT and not by the update branch of an upsert.
+    """
+
+    role: Role
+    slot: Slot
+
+
+@dataclass(slots=True)
+class Page:
+    """Rows of one shape.
+
+    Attributes:
+        cells: what the tuples hold.
+        values: one tuple per row, of Python values, not yet processed by their types.
+        positions: where each row stood in the input.
+        rows: the rows as they were given.
+        bumps: the statement itself raises the version: the rows do not tell the old one.
+        may_omit: the cells in which a row can hold OMIT.
+        uncounted: how many rows are matched tells nothing: a trigger takes some of them out.
+    """
+
+    cells: tuple[Cell, ...]
+    values: list[tuple[Any, ...]]
+    positions: Sequence[int]
+    rows: Sequence[Any]
+    bumps: bool = False
+    may_omit: tuple[int, ...] = ()
+    uncounted: bool = False
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def part(self, low: int, high: int) -> Page:
+        return Page(
+            self.cells, self.values[low:high], self.positions[low:high], self.rows[low:high], self.bumps, self.may_omit
+        )
+
+    def only(self, chosen: Iterable[int]) -> Page:
+        """Return the rows at these places of the page, in this order."""
+        places = list(chosen)
+        return Page(
+            self.cells,
+            [self.values[i] for i in places],
+            [self.positions[i] for i in places],
+            [self.rows[i] for i in places],
+            self.bumps,
+            self.may_omit,
+        )
+
+    def places(self, *roles: Role) -> list[int]:
+        return [i for i, cell in enumerate(self.cells) if cell.role in roles]
+
+    def keys(self) -> list[tuple[Any, ...]]:
+        """Return what finds each row."""
+        return self.at(self.places("key"))
+
+    def at(self, places: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Return what the rows hold in these cells."""
+        if len(places) == 1:
+            (only,) = places
+            return self.values if len(self.cells) == 1 else [(row[only],) for row in self.values]
+        return list(map(itemgetter(*places), self.values)) if places else [()] * len(self)
+
+    def of_slots(self, slots: Sequence[Slot]) -> list[tuple[Any, ...]]:
+        """Return the values that each row has for these columns."""
+        where = {cell.slot: place for place, cell in enumerate(self.cells)}
+        return self.at([where[slot] for slot in slots])
+
+    def with_versions(self, versions: Sequence[Any], slot: Slot, following: Callable[[Any], Any]) -> Page:
+        """Return the page with the version that each row is to have, and the one that it then gets."""
+        cells = (*self.cells, Cell("expect", slot), Cell("set", slot))
+        values = [(*row, version, following(version)) for row, version in zip(self.values, versions, strict=True)]
+        return Page(cells, values, self.positions, self.rows, False, self.may_omit)
+
+    def with_cell(self, cell: Cell, column: Sequence[Any]) -> Page:
+        """Return the page with one more cell, at the end."""
+        values = [(*row, value) for row, value in zip(self.values, column, strict=True)]
+        return Page((*self.cells, cell), values, self.positions, self.rows, self.bumps, self.may_omit)
+
+    def by_omission(self, *, null_too: bool) -> list[Page]:
+        """Return pages in which no cell is left out in some rows and given in others.
+
+        Args:
+            null_too: also for the columns where leaving out means NULL.
+        """
+        suspects = [
+            i
+            for i in self.may_omit
+            if (null_too or not self.cells[i].slot.omitted_is_null) and any(row[i] is OMIT for row in self.values)
+        ]
+        if not suspects:
+            return [self]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for place, row in enumerate(self.values):
+            groups.setdefault(tuple(i for i in suspects if row[i] is OMIT), []).append(place)
+        return [self.only(places)._without(omitted) for omitted, places in groups.items()]
+
+    def _without(self, omitted: tuple[int, ...]) -> Page:
+        kept = [i for i in range(len(self.cells)) if i not in omitted]
+        values = [tuple(row[i] for i in kept) for row in self.values]
+        may_omit = tuple(place for place, i in enumerate(kept) if i in self.may_omit)
+        return Page(tuple(self.cells[i] for i in kept), values, self.positions, self.rows, self.bumps, may_omit)

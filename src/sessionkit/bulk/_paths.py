@@ -1,0 +1,90 @@
+"""Which way to the database: by what the verb can, by the size of the page, by the shape of its columns."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._call import Call
+    from ._page import Page
+    from ._result import Outcome
+
+
+class Path(NamedTuple):
+    """A way to the database.
+
+    Attributes:
+        method: its public name.
+        module: where `refusal` and `prepare` are; imported when it is first taken.
+    """
+
+    method: str
+    module: str
+
+    def refusal(self, call: Call, page: Page) -> str | None:
+        """Tell why this way cannot take pages of this shape; None if it can."""
+        refusal: str | None = self._module().refusal(call, page, self.method)
+        return refusal
+
+    def prepare(self, call: Call, page: Page, *, probe: bool = False) -> Callable[[], Outcome]:
+        """Do all that needs no database, and return what does the rest.
+
+        Args:
+            call: the call.
+            page: the rows.
+            probe: only find out whether it can be done.
+
+        Raises:
+            Exception: whatever tells that a value cannot be expressed this way.
+        """
+        send: Callable[[], Outcome] = self._module().prepare(call, page, self.method, probe=probe)
+        return send
+
+    def _module(self) -> Any:
+        return import_module(f"{__package__}.{self.module}")
+
+
+SQLALCHEMY = Path("sqlalchemy", "_sqlalchemy")
+
+_PATHS = {
+    path.method: path
+    for path in (
+        SQLALCHEMY,
+        Path("executemany", "_executemany"),
+        Path("copy", "_copy"),
+        Path("unnest", "_sets"),
+        Path("temp", "_sets"),
+    )
+}
+
+
+def choose(call: Call, page: Page) -> Path:
+    """Return the way for a page.
+
+    Raises:
+        OptionError: the method that was asked for does not exist here, or cannot express these columns.
+    """
+    asked, verb = call.options.method, call.work.verb
+    if asked == "auto":
+        for least, method in call.dialect.ladders.get(verb, ()):
+            path = _PATHS[method]
+            if len(page) >= least and path.refusal(call, page) is None:
+                return path
+        return SQLALCHEMY
+    path = _PATHS[asked]
+    reason: str | None = None
+    if path is not SQLALCHEMY:
+        known = call.dialect.forced.get(verb, ())
+        if asked not in known:
+            there_are = ", ".join(map(repr, ("auto", *known, "sqlalchemy")))
+            reason = f"{call.connection.dialect.name} has no such way for {verb}; there are {there_are}"
+        else:
+            reason = path.refusal(call, page)
+    if reason is not None:
+        raise OptionError(f"method={asked!r} was asked for, but {reason}")
+    return path

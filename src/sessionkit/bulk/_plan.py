@@ -1,0 +1,309 @@
+"""What a mapping promises about its columns: where a value comes from, under which name it is given.
+
+A `Plan` is made once for a mapper. A `Slot` is a column that can be written.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Column, Table, func, inspect
+from sqlalchemy.exc import NoInspectionAvailable
+from sqlalchemy.orm import ColumnProperty, CompositeProperty, Mapper, SynonymProperty
+
+from ..errors import OptionError
+from ..version._rows import kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+
+class _Omit(enum.Enum):
+    OMIT = enum.auto()
+
+
+OMIT: Final = _Omit.OMIT
+"""In the place of a value: the column is left out of the statement, and the database fills it."""
+
+Kind = Literal["null", "constant", "call", "database"]
+
+
+class Supply(NamedTuple):
+    """What a column gets where a row has no value for it."""
+
+    kind: Kind
+    value: Any = None
+
+
+NULL: Final = Supply("null")
+DATABASE: Final = Supply("database")
+SQL: Final = Supply("database", "sql")
+"""As DATABASE, but the table does not know of it: SQLAlchemy writes it into the statement."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """A column that can be written.
+
+    Attributes:
+        key: the attribute; None for a column of the table that no attribute maps.
+        column: the column.
+        supply: what an INSERT writes where the row has nothing.
+        renew: what an UPDATE writes where the row has nothing; None for nothing at all.
+        keeps_none: None is a value of its own here (JSON ``null``), and never stands for a default.
+        decided: whatever the row holds is replaced by `supply`: a version column.
+    """
+
+    key: str | None
+    column: Column[Any]
+    supply: Supply
+    renew: Supply | None
+    keeps_none: bool
+    decided: bool
+
+    @property
+    def label(self) -> str:
+        return self.key or self.column.name
+
+    @property
+    def omitted_is_null(self) -> bool:
+        """Leaving the column out and writing NULL are the same."""
+        return self.supply.kind == "null"
+
+
+class Composite(NamedTuple):
+    """An attribute that stands for several columns."""
+
+    slots: tuple[Slot, ...]
+    split: Callable[[Any], Sequence[Any]]
+
+
+@dataclass(slots=True)
+class Plan:
+    """A mapper, as bulk needs it.
+
+    Attributes:
+        table: the one table of the mapper, or None where it has several (joined inheritance).
+        slots: every column that can be written, by attribute; unmapped columns of the table are in `unmapped`.
+        key: the primary key.
+        version: the version column, if there is one.
+        generator: makes the next version from the current one (None at first); None where the database does it.
+        bump: says the next version in SQL; None where only `generator` can.
+    """
+
+    mapper: Mapper[Any]
+    table: Table | None
+    slots: dict[str, Slot]
+    unmapped: list[Slot]
+    key: tuple[Slot, ...]
+    version: Slot | None
+    generator: Callable[[Any], Any] | None
+    bump: Callable[[Any], Any] | None
+    names: dict[str, Slot | Composite] = field(default_factory=dict[str, Slot | Composite])
+    cache: dict[Any, Any] = field(default_factory=dict[Any, Any])
+
+    @property
+    def name(self) -> str:
+        return str(self.mapper.class_.__name__)
+
+    def remembered(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what was made for `key`. What was made is a function of the mapper and the key alone."""
+        try:
+            return self.cache[key]
+        except KeyError:
+            if len(self.cache) >= 512:
+                self.cache.clear()  # an input of ever new shapes
+            value = self.cache[key] = make()
+            return value
+
+    def refusal(self, name: object) -> str | None:
+        """Tell why an attribute cannot be written; None if it can."""
+        if name in self.names:
+            return None
+        if not isinstance(name, str):
+            return f"{name!r} is no attribute name; the keys of a row are strings"
+        found = self.mapper.all_orm_descriptors.get(name)
+        if name in self.mapper.relationships:
+            columns = sorted(
+                self.mapper.get_property_by_column(column).key
+                for column in self.mapper.relationships[name].local_columns
+            )
+            return f"{name!r} is a relationship of {self.name}; bulk writes columns, so give {' and '.join(columns)}"
+        if found is not None:
+            return f"{name!r} of {self.name} is computed and cannot be written; give the columns it is made of"
+        near = get_close_matches(name, self.names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(self.names))}"
+        return f"{self.name} has no attribute {name!r}; {hint}"
+
+    def left_to_sql(self, given: Collection[Slot]) -> Slot | None:
+        """Return a column that is not given, and whose default only a statement of SQLAlchemy's writes."""
+        slots = (*self.slots.values(), *self.unmapped)
+        return next((slot for slot in slots if slot.supply is SQL and slot not in given), None)
+
+    def slots_of(self, name: str) -> tuple[Slot, ...]:
+        named = self.names[name]
+        return named.slots if isinstance(named, Composite) else (named,)
+
+    def slot_for(self, attribute: object, option: str) -> Slot:
+        """Return the slot that an option names: an attribute (``User.email``), its name, or the table's column."""
+        name = attribute if isinstance(attribute, str) else getattr(attribute, "key", None)
+        owner = getattr(attribute, "class_", None)
+        if isinstance(attribute, Column):
+            found = next((slot for slot in self.slots.values() if slot.column is attribute), None)
+        elif owner is not None and not self.mapper.isa(inspect(owner)):
+            found = None
+        else:
+            named = self.names.get(name) if isinstance(name, str) else None
+            found = named if isinstance(named, Slot) else None
+        if found is None:
+            reason = self.refusal(name) if isinstance(name, str) else None
+            raise OptionError(
+                f"{option} names {attribute}, which is no column of {self.name}" + (f": {reason}" if reason else "")
+            )
+        return found
+
+
+_plans: WeakKeyDictionary[Mapper[Any], Plan] = WeakKeyDictionary()
+
+
+def plan_for(entity: object) -> Plan:
+    """Return the plan of a mapped class."""
+    try:
+        mapper: Any = inspect(entity)
+    except NoInspectionAvailable:
+        mapper = None
+    if not isinstance(mapper, Mapper):
+        raise OptionError(f"bulk works on mapped classes, but was given {entity!r}")
+    mapper = cast("Mapper[Any]", mapper)
+    plan = _plans.get(mapper)
+    if plan is None:
+        mapper._check_configure()  # relationships and the like of classes that were never used yet
+        plan = _plans[mapper] = _make(mapper)
+    return plan
+
+
+def _make(mapper: Mapper[Any]) -> Plan:
+    single: Any = mapper.persist_selectable
+    table: Any = single if isinstance(single, Table) and len(mapper.tables) == 1 else None
+    version = mapper.version_id_col
+    chosen = mapper.version_id_generator if version is not None else False
+    generator = chosen if callable(chosen) else None
+    orm_defaults = {
+        column: value
+        for rows in getattr(mapper, "_insert_orm_defaults", {}).values()  # SQLAlchemy 2.1
+        for _, column, value in rows
+    }
+
+    def slot(key: str | None, column: Column[Any], others: Sequence[Any] = ()) -> Slot:
+        decided = column is version and generator is not None
+        if decided and generator is not None:
+            supply = Supply("call", _first_version(generator))
+        elif column is mapper.polymorphic_on and getattr(mapper, "_set_polymorphic_identity", None):
+            supply = Supply("constant", mapper.polymorphic_identity)
+        elif column in orm_defaults:
+            supply = Supply("constant", orm_defaults[column])
+        else:
+            # The key of a joined table is given where that of its parent is made.
+            supplies = [_supply(c) for c in (column, *others) if isinstance(c, Column)]
+            supply = next((found for found in supplies if found is not NULL), NULL)
+        keeps_none = bool(column.type.should_evaluate_none)
+        return Slot(key, column, supply, None if decided else _renew(column), keeps_none, decided)
+
+    slots: dict[str, Slot] = {}
+    mapped: set[Any] = set()
+    for prop in mapper.iterate_properties:
+        if isinstance(prop, ColumnProperty):
+            mapped.update(prop.columns)
+            first = prop.columns[0]
+            if isinstance(first, Column) and first.table in mapper.tables:
+                slots[prop.key] = slot(prop.key, first, prop.columns[1:])
+    unmapped = [slot(None, c) for c in table.columns if c not in mapped] if table is not None else []
+    by_column = {s.column: s for s in (*slots.values(), *unmapped)}
+    plan = Plan(
+        mapper=mapper,
+        table=table,
+        slots=slots,
+        unmapped=unmapped,
+        key=tuple(by_column[mapper.get_property_by_column(c).columns[0]] for c in mapper.primary_key),
+        version=None if version is None else slots[mapper.get_property_by_column(version).key],
+        generator=generator,
+        bump=_bump(mapper, generator),
+    )
+    plan.names.update(slots)
+    for prop in mapper.iterate_properties:
+        if isinstance(prop, CompositeProperty):
+            parts = tuple(slots[p.key] for p in prop.props)
+            plan.names[prop.key] = Composite(parts, partial(_split, prop, (None,) * len(parts)))
+    for prop in mapper.iterate_properties:
+        if isinstance(prop, SynonymProperty) and prop.name in plan.names:
+            plan.names[prop.key] = plan.names[prop.name]
+    return plan
+
+
+def _bump(mapper: Mapper[Any], generator: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    kind = kind_of(mapper)
+    if kind is not None and kind.following is generator:
+        return kind.following_sql
+    if getattr(generator, "__module__", None) == "sqlalchemy.orm.mapper":  # its default: lambda x: (x or 0) + 1
+        return lambda column: func.coalesce(column, 0) + 1 if column.nullable else column + 1
+    return None
+
+
+def _first_version(generator: Callable[[Any], Any]) -> Callable[[object], Any]:
+    return lambda _: generator(None)
+
+
+def _split(prop: CompositeProperty[Any], absent: tuple[None, ...], value: Any) -> Sequence[Any]:
+    return absent if value is None else prop._composite_values_from_instance(value)
+
+
+def _supply(column: Column[Any]) -> Supply:
+    default = column.default
+    if default is not None:
+        if default.is_scalar:
+            return Supply("constant", default.arg)  # type: ignore[attr-defined]
+        if default.is_callable:
+            return Supply("call", default.arg)  # type: ignore[attr-defined]
+        return SQL  # an expression, or a sequence
+    if column.server_default is not None or column is getattr(column.table, "autoincrement_column", None):
+        return DATABASE  # also Identity and Computed
+    return NULL
+
+
+def _renew(column: Column[Any]) -> Supply | None:
+    onupdate: Any = column.onupdate
+    if onupdate is None:
+        return None
+    if onupdate.is_scalar:
+        return Supply("constant", onupdate.arg)
+    return Supply("call", onupdate.arg) if onupdate.is_callable else DATABASE
+
+
+class DefaultContext:
+    """What a default that takes a context gets: the row that it belongs to."""
+
+    __slots__ = ("_plan", "_row")
+
+    def __init__(self, plan: Plan, row: Mapping[str, Any]) -> None:
+        self._plan = plan
+        self._row = row
+
+    def get_current_parameters(self, isolate_multiinsert_groups: bool = True) -> dict[str, Any]:
+        """Return the values of the row by column, as an execution context of SQLAlchemy does."""
+        values: dict[str, Any] = {}
+        for name, value in self._row.items():
+            named = self._plan.names[name]
+            if isinstance(named, Composite):
+                values.update(zip((s.column.key for s in named.slots), named.split(value), strict=True))
+            else:
+                values[named.column.key] = value
+        return values
+
+    @property
+    def current_parameters(self) -> dict[str, Any]:
+        return self.get_current_parameters()

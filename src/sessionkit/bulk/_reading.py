@@ -1,0 +1,162 @@
+"""What the verbs share when they turn chunks into pages: errors by row, keys that must be there, duplicates."""
+
+from __future__ import annotations
+
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BulkError
+from ._page import Page
+from ._plan import OMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ._build import Builder
+    from ._call import Call
+    from ._duplicates import Seen
+    from ._options import OnDuplicate
+    from ._plan import Plan, Slot
+    from ._rows import Chunk, Read
+
+    Refuse = Callable[[BulkError], None]
+
+
+def build(builder: Builder, chunk: Chunk, read: Read, refuse: Refuse, *, bumps: bool = False) -> Page:
+    """Return a page of the rows that were read. A row whose default or composite fails goes to `refuse`."""
+    rows, places = read.rows, read.places
+    try:
+        values = builder.build(rows)
+    except Exception:  # noqa: BLE001 - a default of the user's; found again below, with its row
+        values, kept = list[tuple[Any, ...]](), list[int]()
+        for place, row in zip(places, rows, strict=True):
+            try:
+                values.append(builder.build([row])[0])
+                kept.append(place)
+            except Exception as error:  # noqa: BLE001 - as above
+                refuse(_of(chunk, place, f"row {chunk.start + place}: {type(error).__name__}: {error}", cause=error))
+        places = kept
+    positions: Sequence[int]
+    given: list[Any]
+    if isinstance(places, range):
+        positions, given = range(chunk.start, chunk.start + len(places)), chunk.rows
+    else:
+        positions, given = [chunk.start + place for place in places], [chunk.rows[place] for place in places]
+    return Page(builder.cells, values, positions, given, bumps, builder.may_omit)
+
+
+def _of(chunk: Chunk, place: int, message: str, column: str | None = None, cause: Exception | None = None) -> BulkError:
+    position, row = chunk.start + place, chunk.rows[place]
+    if cause is None:
+        return BulkError(message, position=position, row=row, column=column)
+    error = BulkError.of(cause, message, position=position, row=row, column=column)
+    error.__cause__ = cause
+    return error
+
+
+def with_keys(page: Page, plan: Plan, slots: Iterable[Slot], what: str, refuse: Refuse) -> Page:
+    """Return the page without the rows that hold nothing in one of the `slots`; those go to `refuse`.
+
+    Args:
+        page: the rows.
+        plan: of the mapped class.
+        slots: columns that must hold a value.
+        what: what they are for, as it is to be told.
+        refuse: gets the errors.
+    """
+    where = {cell.slot: place for place, cell in enumerate(page.cells)}
+    lacking: dict[int, Slot] = {}
+    for slot in slots:
+        place = where.get(slot)
+        if place is None:
+            lacking.update(dict.fromkeys(range(len(page)), slot))
+            continue
+        column = list(map(itemgetter(place), page.values))
+        if any(value is None or value is OMIT for value in column):
+            lacking.update({i: slot for i, value in enumerate(column) if value is None or value is OMIT})
+    if not lacking:
+        return page
+    for place, slot in sorted(lacking.items(), key=itemgetter(0)):
+        position = page.positions[place]
+        message = f"row {position} holds no value for {slot.label!r}, {what} of {plan.name}"
+        refuse(BulkError(message, position=position, row=page.rows[place], column=slot.label))
+    return page.only(i for i in range(len(page)) if i not in lacking)
+
+
+def group(read: Read) -> list[Read]:
+    """Return the rows apart by their keys."""
+    if len(read.shapes) == 1:
+        return [read]
+    by_shape: dict[frozenset[str], tuple[list[int], list[Any]]] = {}
+    shapes: dict[tuple[str, ...], frozenset[str]] = {}  # sets are dear, and there are few different orders
+    for place, row in zip(read.places, read.rows, strict=True):
+        order = tuple(row)
+        shape = shapes.get(order)
+        if shape is None:
+            shape = shapes[order] = frozenset(order)
+        places, rows = by_shape.setdefault(shape, ([], []))
+        places.append(place)
+        rows.append(row)
+    return [type(read)(places, rows, {shape}) for shape, (places, rows) in by_shape.items()]
+
+
+def sorted_by_key(page: Page, places: Sequence[int]) -> Page:
+    """Return the page in the order of its key, if its keys can be compared.
+
+    Rows are then locked in one order by everybody, and the pages of the index are read once.
+    """
+    key: Any = itemgetter(*places)
+    values = page.values
+    try:
+        order = sorted(range(len(values)), key=list(map(key, values)).__getitem__)
+    except TypeError:
+        return page
+    return page if order == list(range(len(values))) else page.only(order)
+
+
+def without_duplicates(
+    call: Call, pages: list[Page], places: Sequence[Sequence[int]], seen: Seen, on_duplicate: OnDuplicate
+) -> list[Page]:
+    """Return the pages of a chunk with each key once.
+
+    Args:
+        call: gets the errors, and is told which rows stand for those that are left out.
+        pages: the rows.
+        places: the cells that make up the key, for each page.
+        seen: the keys of the input so far.
+        on_duplicate: which row stays.
+    """
+    keys = [key for number, page in enumerate(pages) for key in page.at(places[number])]
+    positions: Sequence[int] = pages[0].positions
+    order: Sequence[int] = range(len(keys))
+    if len(pages) > 1:  # in the order of the input again
+        told = [position for page in pages for position in page.positions]
+        order = sorted(order, key=told.__getitem__)
+        keys, positions = [keys[i] for i in order], [told[i] for i in order]
+    found = seen.duplicates(keys, positions)
+    if not found:
+        return pages
+    everywhere = [(number, place) for number, page in enumerate(pages) for place in range(len(page))]
+    where = [everywhere[i] for i in order]  # (page, place in it)
+    left_out = set(found)
+    if on_duplicate == "error":
+        for i, first in found.items():
+            number, place = where[i]
+            message = (
+                f"row {positions[i]} has the key {', '.join(map(repr, keys[i]))} of row {first} as well; "
+                "on_duplicate='first' or 'last' would take one of them"
+            )
+            call.refuse(BulkError(message, position=positions[i], row=pages[number].rows[place]))
+    elif on_duplicate == "first":
+        for i, first in found.items():
+            call.tally.stands_for(first, positions[i])
+    else:
+        last = {key: i for i, key in enumerate(keys)}
+        left_out = {i for i, key in enumerate(keys) if last[key] != i}
+        for i in left_out:
+            call.tally.stands_for(positions[last[keys[i]]], positions[i])
+    gone = {where[i] for i in left_out}
+    return [
+        page.only(place for place in range(len(page)) if (number, place) not in gone)
+        for number, page in enumerate(pages)
+    ]

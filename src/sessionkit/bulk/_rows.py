@@ -1,0 +1,229 @@
+"""The input: whatever can be iterated, pulled in chunks, each row as a mapping of attribute names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterable, Iterable, Mapping, Sized
+from datetime import date, datetime
+from decimal import Decimal
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from uuid import UUID
+
+from sqlalchemy import inspect
+from sqlalchemy.orm import Mapper
+from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm.base import PassiveFlag
+from sqlalchemy.util import await_only
+
+from ..errors import BulkError, ColourError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from sqlalchemy.orm import InstanceState
+
+    from ._plan import Plan
+
+
+class Read(NamedTuple):
+    """What a chunk says.
+
+    Attributes:
+        places: where in the chunk each row stood.
+        rows: the rows as mappings of attribute names.
+        shapes: the different sets of keys among them.
+    """
+
+    places: Sequence[int]
+    rows: list[Mapping[str, Any]]
+    shapes: set[frozenset[str]]
+
+
+Rows = Iterable[Any] | AsyncIterable[Any]
+
+
+class Chunk(NamedTuple):
+    """A part of the input: the rows as they were given, and where the first one stood."""
+
+    start: int
+    rows: list[Any]
+
+
+def length_of(rows: object) -> int | None:
+    """Return how many rows there are, where the input can tell without being read."""
+    return len(rows) if isinstance(rows, Sized) else None
+
+
+def chunks(rows: Rows, size: int, *, asynchronous: bool) -> Iterator[Chunk]:
+    """Pull the input chunk by chunk, so that no more than one of them is in memory.
+
+    Raises:
+        ColourError: an async iterable outside of the async twin.
+        OptionError: not iterable, or a single row in the place of the rows.
+    """
+    asked: Any = rows
+    if isinstance(asked, Mapping | str | bytes):
+        raise OptionError(
+            f"the rows are an iterable of rows, but this is a single {type(cast('object', asked)).__name__}; put it into a list"
+        )
+    pull: Callable[[], list[Any]]
+    if isinstance(asked, Iterable):
+        iterator: Iterator[Any] = iter(asked)
+        pull = lambda: list(islice(iterator, size))  # noqa: E731
+    elif isinstance(asked, AsyncIterable):
+        if not asynchronous:
+            raise ColourError("an async iterable was given to a sync session; use the async_ twin with an AsyncSession")
+        iterator_: AsyncIterator[Any] = aiter(asked)
+        # One switch into the event loop for each chunk, and not for each row.
+        pull = lambda: await_only(_pull(iterator_, size))  # noqa: E731
+    else:
+        raise OptionError(f"the rows are an iterable, but this is {rows!r}")
+    start = 0
+    while part := pull():
+        yield Chunk(start, part)
+        start += len(part)
+
+
+async def _pull(iterator: AsyncIterator[Any], size: int) -> list[Any]:
+    part: list[Any] = []
+    append = part.append
+    while len(part) < size:
+        try:
+            append(await anext(iterator))
+        except StopAsyncIteration:
+            break
+    return part
+
+
+_PLAIN = frozenset({int, str, bytes, UUID, Decimal, date, datetime})
+"""Types of which a value is a key, and certainly no row."""
+
+
+class Shapes:
+    """Reads rows of any kind as mappings, for one plan and one verb.
+
+    Args:
+        plan: the mapped class.
+        changes_only: of a mapped object that was loaded, take what was changed, its key and its version.
+        keys: a row may also be a bare key, a tuple where that has several columns.
+    """
+
+    def __init__(self, plan: Plan, *, changes_only: bool = False, keys: bool = False) -> None:
+        self._plan = plan
+        self._keys = tuple(slot.label for slot in plan.key) if keys else ()
+        self._changes_only = changes_only
+        self._readers: dict[type, Callable[[Any], Mapping[str, Any]] | None] = {dict: None}
+
+    def bare(self, rows: list[Any]) -> list[tuple[Any, ...]] | None:
+        """Return the rows as keys, if they are nothing but values of a key that has one column."""
+        if len(self._keys) != 1 or not _PLAIN.issuperset(map(type, rows)):
+            return None
+        return list(zip(rows, strict=True))
+
+    def read(self, chunk: Chunk, refuse: Callable[[BulkError], None]) -> Read:
+        """Return the rows that can be read; `refuse` gets the errors of the others."""
+        rows = chunk.rows
+        readers = self._readers
+        kinds = set(map(type, rows))
+        for kind in kinds - readers.keys():
+            readers[kind] = self._reader(kind)
+        places: Sequence[int] = range(len(rows))
+        if any(readers[kind] is not None for kind in kinds):
+            read: list[Any] = []
+            kept: list[int] = []
+            for place, row in enumerate(rows):
+                reader = readers[type(row)]
+                try:
+                    read.append(row if reader is None else reader(row))
+                    kept.append(place)
+                except _WrongRow as wrong:
+                    position = chunk.start + place
+                    refuse(BulkError(f"row {position} {wrong}", position=position, row=row, column=wrong.column))
+            rows, places = read, kept
+        return self._known(chunk, places, rows, refuse)
+
+    def _known(self, chunk: Chunk, places: Sequence[int], rows: list[Any], refuse: Callable[[BulkError], None]) -> Read:
+        names = self._plan.names
+        # Tuples first: they are made five times as fast as sets, and there are few different ones.
+        orders: set[tuple[str, ...]] = set(map(tuple, rows))
+        shapes = {frozenset(order) for order in orders}
+        wrong = {key for shape in shapes for key in shape if key not in names}
+        if not wrong:
+            return Read(places, rows, shapes)
+        kept: list[int] = []
+        good: list[Any] = []
+        for place, row in zip(places, rows, strict=True):
+            unknown = next((key for key in row if key in wrong), None)
+            if unknown is None:
+                kept.append(place)
+                good.append(row)
+                continue
+            position = chunk.start + place
+            message = f"row {position}: {self._plan.refusal(unknown)}"
+            refuse(BulkError(message, position=position, row=chunk.rows[place], column=str(unknown)))
+        return Read(kept, good, {frozenset(row) for row in good})
+
+    def _reader(self, kind: type) -> Callable[[Any], Mapping[str, Any]] | None:
+        if issubclass(kind, Mapping):
+            return None
+        mapper: Any = inspect(kind, raiseerr=False)
+        if isinstance(mapper, Mapper):
+            if mapper is self._plan.mapper:
+                return self._read_object
+            return partial(_refuse, f"is of class {kind.__name__}, not {self._plan.name}; call bulk for each class")
+        if self._keys and (issubclass(kind, tuple) or not dataclasses.is_dataclass(kind)):
+            return self._read_key
+        if dataclasses.is_dataclass(kind):
+            fields = tuple(f.name for f in dataclasses.fields(kind))
+            return lambda row: {name: getattr(row, name) for name in fields}
+        if issubclass(kind, tuple):
+            if hasattr(kind, "_fields") and hasattr(kind, "_asdict"):  # also SQLAlchemy's Row, without which see below
+                return lambda row: row._asdict()
+            if hasattr(kind, "_mapping"):
+                return lambda row: row._mapping
+        return partial(
+            _refuse,
+            f"is of type {kind.__name__}; a row is a mapping of attribute names, a {self._plan.name}, a dataclass or a "
+            "named tuple",
+        )
+
+    def _read_key(self, row: Any) -> Mapping[str, Any]:
+        values: tuple[Any, ...] = row if isinstance(row, tuple) else (row,)
+        if len(values) != len(self._keys):
+            wanted = f"a key of {self._plan.name} is ({', '.join(self._keys)})"
+            raise _WrongRow(f"is {row!r}, which is not a key: {wanted}")
+        return dict(zip(self._keys, values, strict=True))
+
+    def _read_object(self, row: Any) -> Mapping[str, Any]:
+        state = instance_state(row)
+        held = state.dict
+        slots = self._plan.slots
+        for name in self._plan.mapper.relationships.keys() & held.keys():
+            if held[name] and not (state.key or self._changes_only):
+                raise _WrongRow(f"holds the relationship {name!r}: {self._plan.refusal(name)}", name)
+        keys: Any = held.keys() & slots.keys()
+        if self._changes_only and state.key is not None:
+            always = {slot.key for slot in self._plan.key}
+            if self._plan.version is not None:
+                always.add(self._plan.version.key)
+            changed = {key for key in keys & state.committed_state.keys() if _has_changes(state, key)}
+            keys &= always | changed
+            if not keys - always:
+                keys = [slot.key for slot in self._plan.key]  # nothing to write: no reason to raise the version
+        return {key: held[key] for key in slots if key in keys}
+
+
+def _has_changes(state: InstanceState[Any], key: str) -> bool:
+    return state.get_history(key, PassiveFlag.PASSIVE_NO_INITIALIZE).has_changes()
+
+
+class _WrongRow(Exception):
+    def __init__(self, message: str, column: str | None = None) -> None:
+        super().__init__(message)
+        self.column = column
+
+
+def _refuse(message: str, row: object) -> Mapping[str, Any]:
+    raise _WrongRow(message)

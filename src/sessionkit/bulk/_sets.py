@@ -1,0 +1,206 @@
+"""One statement for all rows, which come as a relation: arrays side by side (`unnest`), or a temporary table."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, cast, column, func, select
+from sqlalchemy import delete as sa_delete
+from sqlalchemy import table as sa_table
+from sqlalchemy import types as sqltypes
+from sqlalchemy.types import UserDefinedType
+
+from ._packer import HEADER, TRAILER, Field, column_packer, fields_of, row_packer
+from ._plan import OMIT
+from ._result import Outcome, Unfit
+from ._statements import delete_of, insert_of, parameter_name, update_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import ColumnElement, FromClause
+
+    from ._call import Call
+    from ._page import Page
+    from ._result import Status
+
+
+class _Array(UserDefinedType[Any]):
+    """An array of a type that is written out, in whatever form the driver is to take it."""
+
+    cache_ok = True
+
+    def __init__(self, sql: str) -> None:
+        self.sql = sql
+
+    def get_col_spec(self, **_: Any) -> str:
+        return f"{self.sql}[]"
+
+
+def refusal(call: Call, page: Page, method: str) -> str | None:
+    """Tell why the rows cannot be sent this way."""
+    if call.plan.table is None:
+        return f"{call.plan.name} has several tables (joined inheritance), which only 'sqlalchemy' can write"
+    if not page.cells:
+        return "rows that consist of defaults only make no relation"
+    fields = _fields(call, page)
+    if isinstance(fields, str):
+        return f"the binary form of {fields!r} is not certain"
+    if method == "unnest" and any(field.array for field in fields):
+        return "arrays of arrays have no form that unnest could take apart; 'temp' can"
+    if method == "temp" and call.work.wants_keys:
+        return "a temporary table does not keep the order in which keys are given; 'copy' and 'unnest' do"
+    return None
+
+
+def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
+    """Pack the values, and return what sends them."""
+    fields = _fields(call, page)
+    assert not isinstance(fields, str), fields
+    if method == "temp":
+        order, pack = call.plan.remembered(("rows", tuple(fields)), lambda: row_packer(fields))
+        data = pack(page.values)
+        return lambda: _through_table(call, page, fields, order, data)
+    parameters = {}
+    for place, (field, values) in enumerate(zip(fields, zip(*page.values, strict=True), strict=True)):
+        pack = call.plan.remembered(("column", field), partial(column_packer, field))
+        type_ = page.cells[place].slot.column.type
+        parameters[parameter_name(place)] = call.dialect.array(call.connection, type_, values, OMIT, pack)
+    return lambda: _send(call, page, fields, _unnested(page, fields, call), parameters, "unnest")
+
+
+def _fields(call: Call, page: Page) -> list[Field] | str:
+    dialect = call.dialect.neutral(call.connection.dialect)
+    key = ("fields", page.cells, page.may_omit, dialect)
+    fields: list[Field] | str = call.plan.remembered(key, lambda: fields_of(page, dialect))
+    return fields
+
+
+# Where the rows come from
+
+
+def _unnested(page: Page, fields: list[Field], call: Call) -> FromClause:
+    arrays = [_array_of(place, field) for place, field in enumerate(fields)]
+    columns = [column(f"c{place}", cell.slot.column.type) for place, cell in enumerate(page.cells)]
+    rows = func.unnest(*arrays).table_valued(*columns, with_ordinality="n", name="s")
+    return rows.render_derived(name="s")
+
+
+def _array_of(place: int, field: Field) -> ColumnElement[Any]:
+    type_ = _Array(field.sql)
+    return cast(bindparam(parameter_name(place), type_=type_), type_)
+
+
+def _through_table(call: Call, page: Page, fields: list[Field], order: list[int], data: bytes) -> Outcome:
+    name = call.temporary_name
+    columns = ", ".join(f"c{place} {field.sql}" for place, field in enumerate(fields))
+    execute = call.connection.exec_driver_sql
+    # Dropped with the transaction whatever happens, so that nobody who gets this connection next meets it.
+    execute(f"CREATE TEMPORARY TABLE {name} ({columns}) ON COMMIT DROP")
+    call.dialect.copy_in(call.connection, name, [f"c{place}" for place in order], HEADER + data + TRAILER)
+    source = sa_table(name, *(column(f"c{place}", cell.slot.column.type) for place, cell in enumerate(page.cells)))
+    joins = call.work.verb in {"update", "delete"}
+    with call.dialect.by_index(call.connection) if joins else nullcontext():
+        outcome = _send(call, page, fields, source, {_ALL: True}, name)
+    execute(f"DROP TABLE {name}")
+    return outcome
+
+
+# A condition that always holds, since a statement from a temporary table has no other parameter: where there is none,
+# SQLAlchemy cannot send a name with a % in it to psycopg; see test_bulk_differential.py.
+_ALL = "sessionkit_all"
+
+
+def _every_row(kind: str) -> ColumnElement[bool] | None:
+    return None if kind == "unnest" else bindparam(_ALL, type_=sqltypes.Boolean())
+
+
+# What is done with them
+
+
+def _send(
+    call: Call, page: Page, fields: list[Field], source: FromClause, parameters: dict[str, Any], kind: str
+) -> Outcome:
+    work: Any = call.work
+    verb = work.verb
+    if verb == "upsert":
+        return _upsert(call, page, _typed(page, fields, source), parameters, _every_row(kind))
+    key = ("set", kind, verb, page.cells, page.bumps, work.wants_keys, tuple(fields))
+    statement = call.plan.remembered(key, lambda: _statement(call, page, fields, source, kind))
+    result = call.connection.execute(statement, parameters)
+    if verb == "insert":
+        return Outcome(inserted=len(page), keys=_keys(call, page, result) if work.wants_keys else None)
+    work.compare(call, page, result.rowcount)
+    return Outcome(updated=len(page)) if verb == "update" else Outcome(deleted=len(page))
+
+
+def _statement(call: Call, page: Page, fields: list[Field], source: FromClause, kind: str) -> Any:
+    plan = call.plan
+    table: Any = plan.table
+    verb = call.work.verb
+    if verb == "insert":
+        typed = _typed(page, fields, source)
+        if call.work.wants_keys:
+            return insert_of(page, table, typed, order=source.c.n).returning(*(slot.column for slot in plan.key))
+        return insert_of(page, table, typed, where=_every_row(kind))
+    values = _typed(page, fields, source)
+    if verb == "update":
+        statement = update_of(plan, page, values.__getitem__, table)
+    elif kind == "unnest" and len(page.cells) == 1:
+        # An array and no relation: a scan of the index, where a join may come to scan the whole table.
+        return sa_delete(table).where(plan.key[0].column == func.any(_array_of(0, fields[0])))
+    else:
+        statement = delete_of(plan, page, values.__getitem__, table)
+    every = _every_row(kind)
+    return statement if every is None else statement.where(every)
+
+
+def _typed(page: Page, fields: list[Field], source: FromClause) -> list[ColumnElement[Any]]:
+    """Return the columns of the relation; an enumeration came as text."""
+    columns: list[ColumnElement[Any]] = []
+    for cell, value in zip(page.cells, source.c, strict=False):
+        enumeration = isinstance(cell.slot.column.type, sqltypes.Enum) and cell.slot.column.type.native_enum
+        columns.append(cast(value, cell.slot.column.type) if enumeration else value)
+    return columns
+
+
+def _keys(call: Call, page: Page, result: Any) -> list[tuple[Any, ...]]:
+    keys = [tuple(row) for row in result]
+    slots = {cell.slot for cell in page.cells}
+    if all(slot in slots for slot in call.plan.key):
+        return page.of_slots(call.plan.key)
+    # The rows are made in the order of the relation; in which order RETURNING tells of them is not promised. Keys of a
+    # sequence go up.
+    return sorted(keys)
+
+
+def _upsert(
+    call: Call,
+    page: Page,
+    values: list[ColumnElement[Any]],
+    parameters: dict[str, Any],
+    every: ColumnElement[bool] | None,
+) -> Outcome:
+    work: Any = call.work
+    statement = work.statement(call, page, values, every)
+    is_new: Any = call.dialect.is_new
+    if work.status:
+        places = work.where(page)
+        columns = [page.cells[place].slot.column for place in places]
+        told = {
+            tuple(row[:-1]): row[-1]
+            for row in call.connection.execute(statement.returning(*columns, is_new), parameters)
+        }
+        wanted = [tuple(row[place] for place in places) for row in page.values]
+        status: list[Status] = [
+            ("inserted" if told[key] else "updated") if key in told else "unchanged" for key in wanted
+        ]
+        if len(told) != len(status) - status.count("unchanged"):
+            raise Unfit  # the database tells keys in another form than the one in which they were given
+        return work.outcome(call, page, status)  # type: ignore[no-any-return]
+    written = statement.returning(is_new.label("is_new")).cte("written")
+    counted = select(func.count(), func.count().filter(written.c.is_new)).select_from(written)
+    count, new = call.connection.execute(counted, parameters).one()
+    return Outcome(inserted=new, updated=count - new, unchanged=len(page) - count, keys=work.keys_of(call, page))

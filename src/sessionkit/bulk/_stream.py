@@ -1,0 +1,183 @@
+"""`stream`: the rows of a query in chunks, as many as there are, in constant memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Select, tuple_
+
+from ..errors import OptionError
+from ._options import checked
+from ._plan import Plan, plan_for
+from ._progress import Bar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from sqlalchemy import Row
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+T = TypeVar("T")
+_CHUNK = 1_000  # performance is best here; ten times as many are slower and need ten times the memory
+
+
+def stream(
+    session: Session,
+    statement: Select[Any],
+    *,
+    chunk: int = _CHUNK,
+    keyset: bool = False,
+    on_progress: Callable[[int, int | None], object] | None = None,
+    progress: bool = False,
+    total: int | None = None,
+) -> Iterator[list[Any]]:
+    """Yield the result of a query in lists of `chunk`, never holding more than one of them.
+
+    A query for one mapped class gives objects, any other one gives rows. Objects may be changed while they are at hand:
+    the changes are flushed before the next chunk is read, so that they need not be kept.
+
+    Args:
+        session: the session that reads.
+        statement: a ``select()``.
+        chunk: how many rows come at once.
+        keyset: read each chunk by a query of its own, from behind the last key on. The loop may then commit or roll
+            back, and each chunk sees what is committed by then; the statement must select from one mapped class, and
+            have no order, limit or grouping of its own. Otherwise one query is read through a server-side cursor, which
+            ends with the transaction.
+        on_progress: called after each chunk with the rows so far, and `total`.
+        progress: True shows a bar on standard error.
+        total: how many rows there are, if that is known, for the bar.
+
+    Raises:
+        OptionError: the statement cannot be read by its key.
+
+    SQL: the statement, through ``DECLARE ... CURSOR`` or what the driver has in its place; with `keyset`
+    ``SELECT ... WHERE id > ? ORDER BY id LIMIT ?`` for each chunk.
+    """
+    checked({"chunk": chunk}, "bulk.stream()")
+    asked: object = statement
+    if not isinstance(asked, Select):
+        raise OptionError(f"bulk.stream() reads a select(), not {type(statement).__name__}")
+    parts = _by_key(session, statement, chunk) if keyset else _by_cursor(session, statement, chunk)
+    bar = Bar("stream", total) if progress else None
+    return _reported(parts, [report for report in (on_progress, bar) if report is not None], bar, total)
+
+
+def async_stream(
+    session: AsyncSession,
+    statement: Select[Any],
+    *,
+    chunk: int = _CHUNK,
+    keyset: bool = False,
+    on_progress: Callable[[int, int | None], object] | None = None,
+    progress: bool = False,
+    total: int | None = None,
+) -> AsyncIterator[list[Any]]:
+    """Yield the result of a query in lists; the async twin of `stream`, with the same arguments."""
+    options: dict[str, Any] = {"chunk": chunk, "keyset": keyset, "on_progress": on_progress}
+    parts = stream(session.sync_session, statement, progress=progress, total=total, **options)
+    return _over_async(session, parts)
+
+
+async def _over_async(session: AsyncSession, parts: Iterator[T]) -> AsyncIterator[T]:
+    try:
+        while (part := await session.run_sync(lambda _: next(parts, None))) is not None:
+            yield part
+    finally:
+        await session.run_sync(lambda _: parts.close())  # type: ignore[attr-defined]
+
+
+def _reported(
+    parts: Iterator[list[Any]],
+    reports: Sequence[Callable[[int, int | None], object]],
+    bar: Bar | None,
+    total: int | None,
+) -> Iterator[list[Any]]:
+    rows = 0
+    try:
+        for part in parts:
+            yield part
+            rows += len(part)
+            for report in reports:
+                report(rows, total)
+    finally:
+        parts.close()  # type: ignore[attr-defined]
+        if bar is not None:
+            bar.close()
+
+
+def _by_cursor(session: Session, statement: Select[Any], chunk: int) -> Iterator[list[Any]]:
+    result = session.execute(statement, execution_options={"yield_per": chunk})
+    try:
+        rows: Any = result.scalars() if _is_one_entity(statement) else result
+        for part in rows.partitions(chunk):
+            yield list(part)
+            _let_go(session)
+    finally:
+        result.close()
+
+
+def _by_key(session: Session, statement: Select[Any], chunk: int) -> Iterator[list[Any]]:
+    plan = _plan_of(statement)
+    columns = [getattr(plan.mapper.entity, str(slot.key)) for slot in plan.key]
+    one_entity = _is_one_entity(statement)
+    width = len(columns)
+    query = statement.add_columns(*columns).order_by(*columns).limit(chunk)
+    last: tuple[Any, ...] | None = None
+    while True:
+        page = query if last is None else query.where(_behind(columns, last))
+        rows = session.execute(page).all()
+        if not rows:
+            return
+        last = tuple(rows[-1][-width:])
+        yield [row[0] for row in rows] if one_entity else _shortened(rows, width)
+        _let_go(session)
+        if len(rows) < chunk:
+            return
+        del rows
+
+
+def _behind(columns: list[Any], last: tuple[Any, ...]) -> Any:
+    return columns[0] > last[0] if len(columns) == 1 else tuple_(*columns) > last
+
+
+def _shortened(rows: Sequence[Row[Any]], width: int) -> list[Any]:
+    """Return the rows as the statement asked for them."""
+    from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
+
+    names = list(rows[0]._fields[:-width])
+    return list(IteratorResult(SimpleResultMetaData(names), (tuple(row)[:-width] for row in rows)).all())
+
+
+def _let_go(session: Session) -> None:
+    """Flush what was changed: the session would hold on to changed objects until then."""
+    if session.autoflush and session._is_clean() is False:
+        session.flush()
+
+
+def _is_one_entity(statement: Select[Any]) -> bool:
+    described = statement.column_descriptions
+    return (
+        len(described) == 1
+        and described[0].get("entity") is not None
+        and described[0]["expr"] is described[0]["entity"]
+    )
+
+
+def _plan_of(statement: Select[Any]) -> Plan:
+    entities = {d.get("entity") for d in statement.column_descriptions}
+    entity = next(iter(entities)) if len(entities) == 1 else None
+    of_its_own = {
+        "order_by()": statement._order_by_clauses,
+        "group_by()": statement._group_by_clauses,
+        "limit()": statement._limit_clause is not None,
+        "offset()": statement._offset_clause is not None,
+        "distinct()": statement._distinct,
+    }
+    named = [name for name, there in of_its_own.items() if there]
+    if named:
+        raise OptionError(f"keyset=True orders and limits the statement itself; take {', '.join(named)} out of it")
+    if entity is None or not hasattr(entity, "__mapper__"):
+        raise OptionError("keyset=True reads by a primary key, so the statement has to select from one mapped class")
+    return plan_for(entity)

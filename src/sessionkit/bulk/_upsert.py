@@ -1,0 +1,299 @@
+"""`upsert`: rows that are inserted, or updated where they are there already."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
+
+from sqlalchemy import Text, cast, or_
+
+from ..errors import OptionError
+from ._build import Builder, insert_builder
+from ._call import Call
+from ._keyed import KeyedWork
+from ._lookup import find
+from ._options import OnDuplicate, WriteOptions, checked, one_of
+from ._page import Cell
+from ._plan import Plan, plan_for
+from ._read_back import read_back
+from ._result import Outcome
+from ._rows import Shapes
+from ._statements import insert_of
+from ._unique import chosen, inferred
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import ColumnElement, Table
+    from sqlalchemy.orm import Session
+
+    from ._page import Page
+    from ._plan import Slot
+    from ._result import BulkResult, Status, Tally
+    from ._rows import Chunk, Rows
+
+Where = Any  # a condition, or a function of the new row that gives one
+
+
+class Excluded:
+    """The row that could not be inserted, by attribute: what PostgreSQL and SQLite call EXCLUDED."""
+
+    def __init__(self, plan: Plan, columns: Any) -> None:
+        self._plan = plan
+        self._columns = columns
+
+    def __getattr__(self, name: str) -> Any:
+        reason = self._plan.refusal(name)
+        if reason is not None:
+            raise AttributeError(reason)
+        return self._columns[self._plan.slot_for(name, "where").column.key]
+
+
+class UpsertWork(KeyedWork):
+    """Rows of a plan that may be there already."""
+
+    verb = "upsert"
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        match: Sequence[Any] | None,
+        update: Sequence[Any] | None,
+        when_changed: bool,
+        where: Where,
+        status: bool,
+        returning: Sequence[Any] | None,
+        render_nulls: bool,
+        on_duplicate: OnDuplicate,
+    ) -> None:
+        super().__init__(plan, Shapes(plan), (), "error", on_duplicate)
+        if plan.table is None:
+            raise OptionError(
+                f"bulk.upsert() works on one table, and {plan.name} has several (joined inheritance); find out "
+                "which rows exist with bulk.get(), then bulk.insert() and bulk.update()"
+            )
+        self.table: Table = plan.table
+        self.match = match
+        self.update = None if update is None else [plan.slot_for(a, "update") for a in update]
+        self.when_changed = when_changed
+        self.where_ = where
+        self.status = status
+        self.returning = returning
+        self.render_nulls = render_nulls
+        self.index_where: Any = None
+        for slot in self.update or ():
+            if slot is plan.version:
+                raise OptionError(f"update names {slot.label!r}, the version of {plan.name}, which goes up by itself")
+
+    def prepare(self, dialect_name: str) -> None:
+        """Look up what `match` names, before anything is sent."""
+        if self.match is not None:
+            self.finds_by, self.index_where = chosen(self.plan, self.table, self.match, dialect_name)
+
+    def read(self, call: Call, chunk: Chunk) -> list[Page]:
+        read = self.shapes.read(chunk, call.refuse)
+        if not self.finds_by and read.shapes:
+            every: frozenset[str] = frozenset.intersection(*read.shapes)
+            held = {slot for key in every for slot in self.plan.slots_of(key)}
+            self.finds_by, self.index_where = inferred(self.plan, self.table, held, call.connection.dialect.name)
+        return self.built(call, chunk, read)
+
+    def builder(self, keys: frozenset[str]) -> Builder:
+        plan = self.plan
+        made = insert_builder(plan, keys, uniform=True, render_nulls=self.render_nulls)
+        held = {slot for key in keys for slot in plan.slots_of(key)}
+
+        def role(slot: Slot) -> Any:
+            if slot in self.finds_by:
+                return "key"
+            if slot not in held or slot is plan.version:
+                return "new"
+            if self.update is None:
+                return "new" if slot in plan.key else "set"
+            return "set" if slot in self.update else "new"
+
+        return made._replace(cells=tuple(Cell(role(cell.slot), cell.slot) for cell in made.cells))
+
+    def statement(
+        self,
+        call: Call,
+        page: Page,
+        values: Sequence[ColumnElement[Any]] | None = None,
+        every: ColumnElement[bool] | None = None,
+    ) -> Any:
+        """Return the INSERT ... ON CONFLICT for pages like this one; see `insert_of` for where the rows come from."""
+        assert call.dialect.upsert is not None
+        insert = call.dialect.upsert(self.table)
+        index = {"index_elements": [slot.column for slot in self.finds_by], "index_where": self.index_where}
+        statement = insert_of(page, self.table, values, into=insert, where=every)
+        columns = [page.cells[place].slot.column for place in page.places("set")]
+        if not columns:
+            return statement.on_conflict_do_nothing(**index)
+        plan, excluded = self.plan, insert.excluded
+        assignments: dict[Any, Any] = {column: excluded[column.key] for column in columns}
+        if plan.version is not None and plan.generator is not None:
+            assignments[plan.version.column] = self._next_version(plan)
+        for slot in (*plan.slots.values(), *plan.unmapped):
+            if slot.renew is not None and slot.column not in assignments:
+                assignments[slot.column] = _renewed(plan, slot)
+        conditions: list[ColumnElement[bool]] = []
+        if self.when_changed:
+            compared = [
+                _comparable(column, call).is_distinct_from(_comparable(excluded[column.key], call))
+                for column in columns
+            ]
+            conditions.append(or_(*compared))
+        if self.where_ is not None:
+            conditions.append(self.where_(Excluded(plan, excluded)) if callable(self.where_) else self.where_)
+        where: ColumnElement[bool] | None = None
+        for condition in conditions:
+            where = condition if where is None else where & condition
+        return statement.on_conflict_do_update(**index, set_=assignments, where=where)
+
+    @staticmethod
+    def _next_version(plan: Plan) -> Any:
+        assert plan.version is not None
+        if plan.bump is None:
+            raise OptionError(
+                f"the version of {plan.name} is made by a function of its own, which the database cannot call where an "
+                "upsert finds the row; inherit Versioned or UUIDVersioned, or use bulk.get(), insert() and update()"
+            )
+        return plan.bump(plan.version.column)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Only the database can tell whether a row that is there was written."""
+        return self.when_changed or self.where_ is not None
+
+    def keys_of(self, call: Call, page: Page) -> list[tuple[Any, ...]] | None:
+        """Return the primary key of each row of a page that was sent, if it is asked for."""
+        if not self.returning:
+            return None
+        places = self.where(page)
+        columns = [page.cells[place].slot.column for place in places]
+        wanted = [tuple(row[place] for place in places) for row in page.values]
+        found = find(call.connection, call.dialect, columns, wanted, also=[slot.column for slot in self.plan.key])
+        return [found[key] for key in wanted]
+
+    def existing(self, call: Call, page: Page) -> list[bool]:
+        """Return for each row whether it is there before the page is sent."""
+        places = self.where(page)
+        wanted = [tuple(row[place] for place in places) for row in page.values]
+        found = find(call.connection, call.dialect, [page.cells[place].slot.column for place in places], wanted)
+        return [key in found for key in wanted]
+
+    def outcome(self, call: Call, page: Page, status: Sequence[Status]) -> Outcome:
+        """Return what became of a page of which every row is known."""
+        return Outcome(
+            inserted=status.count("inserted"),
+            updated=status.count("updated"),
+            unchanged=status.count("unchanged"),
+            keys=self.keys_of(call, page),
+            status=status if self.status else None,
+        )
+
+    def verify(self, call: Call, page: Page) -> None:
+        """Nothing is expected: no version is compared."""
+
+    def finish(self, call: Call, tally: Tally) -> None:
+        tally.close(status=self.status)
+        if self.returning:
+            tally.result.returned = read_back(call, self.returning, tally.keys())
+
+
+class _NoRow:
+    """The context of an `onupdate` that no single row is there for."""
+
+    def get_current_parameters(self, isolate_multiinsert_groups: bool = True) -> NoReturn:
+        raise OptionError(
+            "an onupdate of this class looks at the row, which an upsert does not have where it updates; give the "
+            "column in the rows and name it in update"
+        )
+
+    current_parameters = property(get_current_parameters)
+
+
+def _renewed(plan: Plan, slot: Slot) -> Any:
+    assert slot.renew is not None
+    if slot.renew.kind == "call":
+        return slot.renew.value(_NoRow())
+    return slot.renew.value if slot.renew.kind == "constant" else slot.column.onupdate.arg  # type: ignore[union-attr]
+
+
+def _comparable(column: Any, call: Call) -> Any:
+    # PostgreSQL's json, unlike jsonb, has no equality; its text has.
+    impl = column.type.dialect_impl(call.connection.dialect)
+    return cast(column, Text) if impl.__visit_name__ == "JSON" else column
+
+
+def upsert(
+    session: Session,
+    entity: type[Any],
+    rows: Rows,
+    *,
+    match: Sequence[Any] | None = None,
+    update: Sequence[Any] | None = None,
+    when_changed: bool = False,
+    where: Where = None,
+    status: bool = False,
+    returning: Sequence[Any] | None = None,
+    render_nulls: bool = False,
+    on_duplicate: OnDuplicate = "error",
+    **options: Unpack[WriteOptions],
+) -> BulkResult:
+    """Insert rows, or update those that are there, and leave the transaction open.
+
+    A new row gets all its defaults, as from `insert`. A row that is there gets the columns of `update`, its `onupdate`
+    columns (called once for each statement), and its next version; no version is compared.
+
+    Args:
+        session: the session in whose transaction this happens. Objects of it that are touched are refreshed on their
+            next use.
+        entity: the mapped class; one table, no joined inheritance.
+        rows: as in `insert`. Each must hold the columns of `match`.
+        match: attributes that make up a unique key of the table, by which a row is found; may be left out where the
+            rows hold just one unique key.
+        update: attributes that are written where the row is there; by default all that the row holds, without the
+            primary key. An empty list leaves such rows as they are. What a row does not hold is not written.
+        when_changed: leave a row alone in which nothing would change: no new version, no `onupdate`, no trigger.
+        where: leave a row alone for which this does not hold: a condition on the class (the row that is there), or a
+            function that makes one of the new row: ``lambda new: new.seen_at > User.seen_at``.
+        status: tell for each row whether it was inserted, updated, or left unchanged.
+        returning: as in `insert`; rows that were left unchanged are returned as well.
+        render_nulls: as in `insert`.
+        on_duplicate: what to do with a second row of the same key in the input: "error", or take the "first" or the
+            "last" one. Across chunks of an input without a length, "last" writes both, the last one at last.
+        **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``; see `WriteOptions`.
+
+    Returns:
+        A `BulkResult` with ``inserted``, ``updated``, ``unchanged``, ``status``, ``returned``, ``rejected``,
+        ``method``.
+
+    Raises:
+        BulkError: a row cannot be written; nothing was.
+        OptionError: `match` is no unique key; an option that cannot be honoured. Nothing was sent.
+
+    SQL: ``SAVEPOINT``; for each set of keys of a chunk ``INSERT ... SELECT FROM unnest(...) ON CONFLICT (...) DO
+    UPDATE`` on PostgreSQL (from 2,000 rows on from a temporary table, filled by ``COPY``), one prepared
+    ``INSERT ... ON CONFLICT`` for all rows on SQLite; ``RELEASE SAVEPOINT``.
+    """
+    known = checked(options, "bulk.upsert()")
+    one_of("on_duplicate", on_duplicate, ("error", "first", "last"))
+    work = UpsertWork(
+        plan_for(entity),
+        match=match,
+        update=update,
+        when_changed=when_changed,
+        where=where,
+        status=status,
+        returning=returning,
+        render_nulls=render_nulls,
+        on_duplicate=on_duplicate,
+    )
+    if session.autoflush:
+        session.flush()
+    call = Call(session, work, known)
+    if call.dialect.upsert is None:
+        raise OptionError(f"sessionkit knows no upsert of {call.connection.dialect.name}")
+    work.prepare(call.connection.dialect.name)
+    return call.run(rows)

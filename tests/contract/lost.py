@@ -1,0 +1,82 @@
+"""Losing connections and answers, for the tests of retry and commit. The faults themselves: tests/support/faults.py."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import text
+
+from sessionkit import commits
+from tests.support.faults import Fault, FaultProxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.doors import Door
+
+# What a COMMIT can meet, and whether the server carries it out.
+LOST_COMMITS = {
+    Fault.LOSE: False,
+    Fault.LOSE_REPLY: True,
+}
+SILENT_COMMITS = {
+    Fault.SWALLOW: False,
+    Fault.SWALLOW_REPLY: True,
+}
+
+
+class Link(NamedTuple):
+    """A way to the door's database with a proxy in it."""
+
+    proxy: FaultProxy
+    engine: Any
+    factory: Any
+
+
+@contextmanager
+def link(doors: Door, **options: Any) -> Iterator[Link]:
+    """Give a factory whose connections go through a proxy. `options`: of the factory; `connect_args` of the engine."""
+    server = doors.database.server  # type: ignore[attr-defined]
+    engine_options = {name: options.pop(name) for name in ("connect_args", "pool_pre_ping") if name in options}
+    with FaultProxy(server.host, server.port) as proxy:
+        engine = doors.make_engine(port=proxy.port, **engine_options)
+        yield Link(proxy, engine, doors.factory(engine, **options))
+
+
+async def create_markers(doors: Door, engine: Any = None) -> None:
+    await doors.twin(commits.create_table, commits.async_create_table)(engine or doors.engine)
+
+
+async def markers(doors: Door) -> list[tuple[str, str]]:
+    return [(str(key), str(state)) for key, state in await doors.rows("SELECT key, state FROM sessionkit_commit")]
+
+
+async def settled(doors: Door) -> None:
+    """Have a connection in the pool, and nothing of a cancelled one left: see test_cancellation.py."""
+    gc.collect()
+    async with doors.connect():
+        pass
+
+
+async def somebody_waits_for_a_lock(doors: Door) -> None:
+    """Wait until a backend of the test's database waits for a lock."""
+    looking = (
+        "SELECT count(*) FROM pg_stat_activity, pg_sleep(0.02)"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    for _ in range(1000):
+        if await doors.scalar(text(looking)):
+            return
+    raise AssertionError("nobody waits for a lock")
+
+
+async def backend_is_gone(doors: Door, pid: int) -> None:
+    """Wait until a backend has ended."""
+    for _ in range(1000):
+        if not await doors.scalar(
+            text("SELECT count(*) FROM pg_stat_activity, pg_sleep(0.02) WHERE pid = :pid"), pid=pid
+        ):
+            return
+    raise AssertionError(f"backend {pid} is still there")
