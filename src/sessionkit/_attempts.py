@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -132,7 +132,7 @@ def _place() -> Place:
 
 
 @contextmanager
-def _between(attempt: Attempt) -> Iterator[None]:
+def _between(attempt: Attempt) -> Generator[None, None, None]:
     """Have an exception that ends the wait for the next attempt, such as a cancellation, tell of the failed one."""
     try:
         yield
@@ -197,7 +197,7 @@ def call(scope: Scope[Any], policy: Retry, body: Callable[[Any], R]) -> R:
         with attempt as session:
             result = body(session)
         if attempt.error is None:
-            return result
+            return result  # pyright: ignore[reportPossiblyUnbound] - a body that failed has left its error
     raise AssertionError("attempts() ends after a success, or raises")  # pragma: no cover
 
 
@@ -207,5 +207,5 @@ async def async_call(scope: AsyncScope[Any], policy: Retry, body: Callable[[Any]
         async with attempt as session:
             result = await body(session)
         if attempt.error is None:
-            return result
+            return result  # pyright: ignore[reportPossiblyUnbound] - a body that failed has left its error
     raise AssertionError("attempts() ends after a success, or raises")  # pragma: no cover

@@ -35,7 +35,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.orm import Session
@@ -109,7 +109,7 @@ def _ballot(unit: Unit, held: list[Connection]) -> Ballot | None:
 
 
 @contextmanager
-def _bounded(unit: Unit, held: list[Connection]) -> Iterator[None]:
+def _bounded(unit: Unit, held: list[Connection]) -> Generator[None, None, None]:
     seconds = unit.request.commit_timeout
     if seconds is None:
         yield
@@ -150,7 +150,9 @@ def _outcomes(
     answered = isinstance(error, DBAPIError) and not is_lost(error)
     outcomes: dict[Connection, Outcome] = dict.fromkeys(sent, "committed")
     outcomes[sent[-1]] = "rolled back" if answered else "unknown"
-    return outcomes | dict.fromkeys([connection for connection in held if connection not in sent], "rolled back")
+    for connection in held:
+        outcomes.setdefault(connection, "rolled back")
+    return outcomes
 
 
 def _refuse_partial(unit: Unit, error: BaseException, outcomes: dict[Engine, Outcome]) -> None:

@@ -24,9 +24,7 @@ class Maker:
 
     _of_others: ClassVar[WeakKeyDictionary[Any, Maker]] = WeakKeyDictionary()
 
-    def __init__(
-        self, asynchronous: bool, defaults: Request | None = None, readers: Readers | None = None
-    ) -> None:
+    def __init__(self, asynchronous: bool, defaults: Request | None = None, readers: Readers | None = None) -> None:
         self.asynchronous = asynchronous
         self.defaults = defaults or Request()
         self.readers = readers

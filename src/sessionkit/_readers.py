@@ -88,7 +88,9 @@ class _Reader:
                 "replica of the primary"
             )
         # After a promotion a replica of the old primary may be further, on a way that leads elsewhere.
-        return position.lsn >= needed.lsn and position.timeline == needed.timeline and position.cluster == needed.cluster
+        return (
+            position.lsn >= needed.lsn and position.timeline == needed.timeline and position.cluster == needed.cluster
+        )
 
     def look(self, settings: Settings) -> bool:
         """Ask it how it stands; tell whether it can be used at all."""

@@ -57,7 +57,7 @@ def core_transactions(transaction: SessionTransaction) -> list[tuple[Connection,
 
 
 def commit_in_order(transaction: SessionTransaction) -> None:
-    """COMMIT on each connection, in the order in which they were used first. (SQLAlchemy has none.)"""
+    """COMMIT on each connection, in the order in which they were used first; SQLAlchemy has none."""
     held: dict[Any, tuple[Any, ...]] = transaction._connections
     done: list[Connection] = []
     try:

@@ -13,8 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from . import _dialects
 from ._commit import commit
@@ -103,7 +103,9 @@ class Unit:
         self.position: Position | None = None  # after its commit, in the log of the primary
         self.factory = factory
         self.retried = run is not None  # it is run again as a whole where that can help
-        self.deadline = _earliest(None if run is None else run.deadline, *[unit.deadline for unit in enclosing])
+        self.deadline: float | None = _earliest(
+            None if run is None else run.deadline, *[unit.deadline for unit in enclosing]
+        )
         self.watchdog: Watchdog | None = None
         self.key: str | None = None  # of the commit marker
         self.inside: dict[str, object] = {}  # "user": who is inside the session at this moment
@@ -318,7 +320,6 @@ class Unit:
             logger.warning("closing the session of %s failed", self, exc_info=True)
 
     def _commit(self) -> None:
-        session = self.session
         try:
             if self.transaction.is_active:
                 self._flush()
@@ -345,7 +346,7 @@ class Unit:
             raise UnexpectedRollback(f"nothing of {self} was committed: {swallowed(first)}") from first
 
     def _blame_first(self, error: BaseException | None) -> BaseException | None:
-        """Return the failure because of which the server has refused a statement with `error`, if that is how it was."""
+        """Return the failure of which `error` is only the aftermath, if it is."""
         if not isinstance(error, DBAPIError | PendingRollbackError) or not is_aftermath(error):
             return None
         first = first_failure(self.transaction, self)

@@ -303,12 +303,13 @@ class BulkError(SessionKitError):
 def _bulk_error_like(other: type[BaseException] | None) -> BulkError:
     if other is not None and other not in (SessionKitError, BulkError):
         try:
-            kind = _bulk_classes[other] = _bulk_classes.get(other) or type(
-                f"Bulk{other.__name__}", (BulkError, other), {}
-            )
-            return kind.__new__(kind)
+            kind: Any = _bulk_classes.get(other) or type(f"Bulk{other.__name__}", (BulkError, other), {})
+            _bulk_classes[other] = kind
+            made: BulkError = kind.__new__(kind)
         except TypeError:
             pass  # an exception whose memory layout or constructor allows no second base: UnicodeEncodeError
+        else:
+            return made
     return BulkError.__new__(BulkError)
 
 
@@ -454,6 +455,6 @@ def outcome_of(error: BaseException) -> Outcome:
     if own is not None:
         return own
     if isinstance(error, BaseExceptionGroup):
-        inside = {outcome_of(each) for each in error.exceptions}
+        inside: set[Outcome] = {outcome_of(each) for each in error.exceptions}
         return inside.pop() if len(inside) == 1 else "unknown"
     return "unknown" if error.__cause__ is None else outcome_of(error.__cause__)

@@ -64,6 +64,14 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
         options: every option of `session_scope`, as the default for this factory's scopes; `retry` as a default goes
         for
             decorated functions and `attempts`, not for a plain ``with``.
+        twophase: True: what a scope has written to several PostgreSQL databases commits as one; see `binding`.
+        readers: replicas of `bind`, each an ``Engine``. A read-only scope runs on one of them for its whole transaction.
+        read_your_writes: True (default): only on one that has replayed what this context has committed.
+        reader_wait: how long a scope waits for such a one before the primary serves it, in seconds; default 0.5.
+        max_lag: how old what a reader shows may be, in seconds; default None: any age.
+        no_reader: what to do where no reader can serve: ``"primary"`` (default) or ``"error"``, which raises
+            ``NoReader``.
+        allow_writable_readers: False (default): a reader that is no replica is an error.
 
     Raises:
         OptionError: an option has a value that cannot be honoured; ``autocommit=True`` was given.

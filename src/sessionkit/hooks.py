@@ -66,7 +66,7 @@ class Run:
     __slots__ = ("errors", "logged", "outcome")
 
     def __init__(self, outcome: Outcome, logged: bool = False) -> None:
-        self.outcome = outcome
+        self.outcome: Outcome = outcome
         self.logged = logged  # every error, as if all hooks were robust
         self.errors: list[BaseException] = []
 

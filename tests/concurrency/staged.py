@@ -96,7 +96,9 @@ class History:
     def __str__(self) -> str:
         lines = []
         for number, track in enumerate(self.tracks, 1):
-            end = "committed" if track.committed else f"refused: {track.refused.orig}" if track.refused else "rolled back"
+            end = (
+                "committed" if track.committed else f"refused: {track.refused.orig}" if track.refused else "rolled back"
+            )
             waited = ", had to wait" if number - 1 in self.waited else ""
             lines.append(f"T{number} read {track.reads}, {end}{waited}")
         return "\n".join([*lines, f"at the end: {self.final}"])
@@ -171,9 +173,9 @@ class Stage:
 
     async def _conduct(self) -> None:
         order = [int(digit) - 1 for digit in self._scenario.order]
-        assert sorted(order) == sorted(
-            number for number, track in enumerate(self._tracks) for _ in track.statements
-        ), "the order sends each statement once"
+        assert sorted(order) == sorted(number for number, track in enumerate(self._tracks) for _ in track.statements), (
+            "the order sends each statement once"
+        )
         while order:
             # Who is kept waiting does not get its next turn: the others go on, until one of them lets it go.
             turn = next(index for index, number in enumerate(order) if not self._tracks[number].outstanding)

@@ -155,7 +155,9 @@ SCENARIOS: dict[str, list[Scenario]] = {
 def engine_of(doors: Door, kind: str) -> Any:
     if kind == "as it is":
         return doors.make_engine(**({"connect_args": {"timeout": 25}} if doors.backend == "sqlite" else {}))
-    return sqlite.configure(doors.make_engine(), busy_timeout=25, begin="deferred" if kind == "deferred" else "immediate")
+    return sqlite.configure(
+        doors.make_engine(), busy_timeout=25, begin="deferred" if kind == "deferred" else "immediate"
+    )
 
 
 def options_of(doors: Door, kind: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
 from sessionkit import READ_ONLY, REPORT, SNAPSHOT, _readers, binding, errors
+from tests.contract.many import at_commit, at_statement, cut
 from tests.contract.settings import READ_ONLY_VIOLATION, error_code
 from tests.support.clusters import Cluster, Node
 from tests.support.models import User
@@ -60,6 +62,16 @@ class Site:
         options = {name: value for name, value in {"read_only": True, **options}.items() if value is not None}
         async with self.doors.scope(factory, **options) as session:
             return await self.where(session)
+
+    @staticmethod
+    @contextmanager
+    def forgetting() -> Iterator[None]:
+        """Have the readers be asked each time how they stand."""
+        fresh, _readers.FRESH = _readers.FRESH, 0.0
+        try:
+            yield
+        finally:
+            _readers.FRESH = fresh
 
     async def write(self, factory: Any, name: str) -> None:
         async with self.doors.scope(factory) as session:
@@ -271,8 +283,6 @@ async def test_a_hook_of_a_commit_sees_what_was_committed(site: Site) -> None:
 
 
 async def test_a_commit_without_an_answer_keeps_its_context_on_the_primary(site: Site) -> None:
-    from tests.contract.many import at_commit, cut
-
     factory = site.factory()
     primary = site.doors.sync_engine_of(site.primary)
     with pytest.raises(errors.CommitOutcomeUnknown), at_commit(primary, cut):
@@ -283,6 +293,19 @@ async def test_a_commit_without_an_answer_keeps_its_context_on_the_primary(site:
     other = site.factory()
     binding.use_commit_token(other, token)
     assert (await site.count(other))[1] is site.cluster.primary
+    await site.write(factory, "bob")
+    site.cluster.catch_up()
+    assert (await site.count(factory))[1] in site.cluster.replicas
+
+
+async def test_a_commit_whose_place_cannot_be_had_is_a_success_and_keeps_its_context_on_the_primary(
+    site: Site,
+) -> None:
+    factory = site.factory()
+    primary = site.doors.sync_engine_of(site.primary)
+    with at_statement(primary, "SELECT CAST(system_identifier", cut):
+        await site.write(factory, "ann")
+    assert await site.count(factory) == (1, site.cluster.primary)
     await site.write(factory, "bob")
     site.cluster.catch_up()
     assert (await site.count(factory))[1] in site.cluster.replicas
@@ -341,6 +364,41 @@ async def test_a_pool_full_of_connections_that_a_restart_has_cut_does_not_surfac
         node.stop(signal.SIGQUIT)
         node.start()
     assert await site.reads_on(factory) is node
+
+
+async def test_a_read_only_unit_that_is_retried_moves_to_another_reader(site: Site) -> None:
+    factory = site.factory()
+    for _ in range(4):
+        await site.reads_on(factory)
+    dead, other = site.cluster.replicas
+    dead.stop(signal.SIGQUIT)  # a moment after it was asked how it stands
+    for _ in range(2):
+        async for attempt in site.doors.attempts(factory, read_only=True, retry=3):
+            async with attempt as session:
+                node = await site.where(session)
+        assert node is other
+
+
+async def test_a_replica_that_was_promoted_is_left_alone_and_tokens_of_before_are_refused(doors: Door) -> None:
+    cluster = Cluster(replicas=1)
+    try:
+        site = Site(doors, cluster)
+        factory = site.factory()
+        await site.write(factory, "ann")
+        before = binding.commit_token(factory)
+        assert before is not None
+        cluster.catch_up()
+        assert (await site.count(factory))[1] is cluster.replicas[0]
+        cluster.replicas[0].sql("SELECT pg_promote()")
+        with site.forgetting():
+            assert await site.reads_on(factory) is cluster.primary
+        after = doors.factory(site.readers[0], readers=[site.primary], allow_writable_readers=True)
+        await site.write(after, "bob")
+        with pytest.raises(errors.CommitTokenError, match="timeline 1, but the primary has reached timeline 2"):
+            binding.use_commit_token(after, before)
+        assert await site.count(after) == (2, cluster.replicas[0]), "the old primary is on another timeline"
+    finally:
+        cluster.close()
 
 
 async def test_with_all_replicas_down_the_primary_serves_or_the_scope_says_so(site: Site) -> None:
@@ -433,7 +491,8 @@ async def test_a_reader_that_would_take_writes_is_refused_unless_it_is_allowed(s
 
 
 @pytest.mark.parametrize(
-    "token", ["", "x", "1-1", "1-1-1-1", "1-1-1 ", " 1-1-1", "1-1-g", "-1-1-1", "1-1-1\n", "١-1-1", "f" * 99, None, 7, b"1-1-1"]
+    "token",
+    ["", "x", "1-1", "1-1-1-1", "1-1-1 ", " 1-1-1", "1-1-g", "-1-1-1", "1-1-1\n", "١-1-1", "f" * 99, None, 7, b"1-1-1"],
 )
 async def test_a_token_that_is_none_is_refused(site: Site, token: Any) -> None:
     with pytest.raises(errors.CommitTokenError, match="is no commit token"):
@@ -500,5 +559,3 @@ async def test_readers_can_be_given_and_taken_away_later(site: Site) -> None:
     assert await site.reads_on(factory) in site.cluster.replicas
     factory.configure(readers=[])
     assert await site.reads_on(factory) is site.cluster.primary
-
-

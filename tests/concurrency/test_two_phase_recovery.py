@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from sessionkit import binding, errors
 from tests.concurrency.transfers import STEPS, arm, async_transfer, sync_transfer
 from tests.contract.many import Two, two_databases
-from tests.support.postgres import ROOT
 from tests.support.models import Account
+from tests.support.postgres import ROOT
 
 if TYPE_CHECKING:
     from tests.support.doors import Door
@@ -121,5 +121,3 @@ async def test_transfers_that_are_killed_while_others_recover_lose_and_make_no_m
     assert first + second == 2000
     assert 1000 - first >= 10 * committed, "a unit that was told to be committed is gone"
     assert await two.prepared() == []
-
-

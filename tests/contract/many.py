@@ -89,9 +89,7 @@ def at_commit(engine: Engine, act: Callable[[Any], None]) -> Iterator[None]:
 
 
 @contextmanager
-def at_statement(
-    engine: Engine, start: str, act: Callable[[Any], None], *, after: bool = False
-) -> Iterator[list[str]]:
+def at_statement(engine: Engine, start: str, act: Callable[[Any], None], *, after: bool = False) -> Iterator[list[str]]:
     """Call `act` with the connection once, before or after the first statement that starts so."""
     seen: list[str] = []
 

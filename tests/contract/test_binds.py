@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from tests.support.doors import Door
 
 
-
-
 class Interrupt(BaseException):
     """As a KeyboardInterrupt, which an event loop would not let a test catch."""
 

@@ -326,7 +326,7 @@ async def test_a_function_that_returns_a_coroutine_after_all_is_refused_when_cal
         return body(*args)
 
     with pytest.raises(errors.ColourError):
-        result = doors.Session.scope(lambda session: hidden(session))()  # noqa: PLW0108
+        result = doors.Session.scope(lambda session: hidden(session))()
         result.close()
 
 

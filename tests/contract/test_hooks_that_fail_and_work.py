@@ -125,7 +125,7 @@ async def test_an_async_hook_is_awaited_in_its_turn(doors: Door) -> None:
     async with doors.scope():
         on_commit(ran.will("before"))
         on_commit(hook)
-        on_commit(lambda: hook())  # noqa: PLW0108 - it hides that the hook is async
+        on_commit(lambda: hook())
         on_commit(ran.will("after"))
     assert ran == ["before", "async", "async", "after"]
 
@@ -140,7 +140,7 @@ async def test_an_async_hook_of_a_sync_scope_is_refused(doors: Door) -> None:
             on_commit(hook)
     with pytest.raises(errors.HookError) as caught:
         async with doors.scope():
-            on_commit(lambda: hook())  # noqa: PLW0108 - it hides that the hook is async
+            on_commit(lambda: hook())
     assert isinstance(caught.value.errors[0], errors.ScopeError)
 
 

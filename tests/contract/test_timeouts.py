@@ -121,7 +121,10 @@ async def test_a_statement_that_waits_for_a_lock_ends_at_its_statement_timeout(
         hold(doors, holding, done), wait_for_it(doors, holding, done, doors.factory(engine), **options)
     )
     # SQLite has no word for it but "locked".
-    assert error_code(error) == (STATEMENT_TIMED_OUT if doors.backend == "postgresql" else LOCK_NOT_AVAILABLE)[doors.backend]
+    assert (
+        error_code(error)
+        == (STATEMENT_TIMED_OUT if doors.backend == "postgresql" else LOCK_NOT_AVAILABLE)[doors.backend]
+    )
 
 
 def patient_engine(doors: Door, configured: str) -> Any:

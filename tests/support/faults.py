@@ -97,7 +97,9 @@ class FaultProxy:
         self._run(self._listen())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(30)
@@ -117,7 +119,7 @@ class FaultProxy:
 
     def swallow(self) -> None:
         """From now on nothing passes in either direction; connections are accepted, and hear nothing."""
-        self.call(setattr, self, "deaf", True)  # noqa: FBT003
+        self.call(setattr, self, "deaf", True)
 
     def refuse(self) -> None:
         """Reset every link, and refuse new ones."""
@@ -130,7 +132,7 @@ class FaultProxy:
 
     def heal(self) -> None:
         """Reset what hangs, and let everything pass again."""
-        self.call(setattr, self, "deaf", False)  # noqa: FBT003
+        self.call(setattr, self, "deaf", False)
         self.reset()
         self._run(self._listen())
 

@@ -251,7 +251,9 @@ def test_what_asyncpg_raises_while_it_connects_is_told_by_where_it_came_from() -
         assert classify(error) == expected("cannot_connect", None, True, False)
 
 
-@pytest.mark.parametrize("kind", [OSError, ConnectionRefusedError, ConnectionResetError, TimeoutError, FileNotFoundError])
+@pytest.mark.parametrize(
+    "kind", [OSError, ConnectionRefusedError, ConnectionResetError, TimeoutError, FileNotFoundError]
+)
 def test_an_oserror_of_somebody_else_is_not_the_databases(kind: type[OSError]) -> None:
     """A mail server that cannot be reached is no reason to run the unit again."""
     try:
@@ -280,7 +282,11 @@ def test_an_unexpected_rollback_means_what_its_first_error_means() -> None:
 
 
 def test_what_was_raised_from_a_drivers_error_means_what_that_means() -> None:
-    for cause in (psycopg_error("40001"), wrapped("psycopg", psycopg_error("40001")), wrapped("asyncpg", asyncpg_error("40001"))):
+    for cause in (
+        psycopg_error("40001"),
+        wrapped("psycopg", psycopg_error("40001")),
+        wrapped("asyncpg", asyncpg_error("40001")),
+    ):
         try:
             raise LookupError("mine") from cause
         except LookupError as error:

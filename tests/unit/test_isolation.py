@@ -61,7 +61,9 @@ def test_no_other_text_is_a_level(text: str) -> None:
         Preset(isolation=text)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("wrong", ["", "CHAOS", "SNAPSHOT", "SERIALIZABLE; DROP TABLE users", "SERIALIZABLE\0", 3, b"SERIALIZABLE"])
+@pytest.mark.parametrize(
+    "wrong", ["", "CHAOS", "SNAPSHOT", "SERIALIZABLE; DROP TABLE users", "SERIALIZABLE\0", 3, b"SERIALIZABLE"]
+)
 def test_the_error_lists_the_levels(wrong: Any) -> None:
     with pytest.raises(errors.OptionError) as caught:
         Preset(isolation=wrong)
@@ -145,7 +147,7 @@ def test_replace_changes_what_it_is_told_and_checks_the_whole() -> None:
         REPORT.replace(read_only=None)
     with pytest.raises(errors.UnknownOptionError, match="did you mean 'isolation'"):
         REPORT.replace(isolatoin="SERIALIZABLE")
-    assert SNAPSHOT == Preset("REPEATABLE READ", True)
+    assert Preset("REPEATABLE READ", True) == SNAPSHOT
 
 
 # Merging is a law: what is on the right wins, what it leaves open comes from the left.

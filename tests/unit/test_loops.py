@@ -168,7 +168,7 @@ def a_variable_of_an_inner_function(loop: Loop, fails: bool) -> None:
 
 
 def a_global_variable(loop: Loop, fails: bool) -> None:
-    global _attempt  # noqa: PLW0603 - that it works is the point
+    global _attempt
     for _attempt in loop:
         with _attempt:
             _attempt.work(fails)

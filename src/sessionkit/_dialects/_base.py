@@ -134,8 +134,8 @@ class Dialect:
         insert_or_wait: an INSERT that does nothing where the row is there already, and waits for a transaction that has inserted
             it and is still open.
         cut: ends whatever a connection is waiting for, from another thread or task: who waits gets the driver's error.
-        connect_within: connects within so many seconds, or raises the driver's OperationalError; None where it cannot hang,
-            or nobody has looked.
+        connect_within: connects within so many seconds, or raises the driver's OperationalError; None where that cannot
+            hang, or nobody has looked.
         bound_commit: prepares for a COMMIT that is to be cut after so many seconds, where there is something to prepare.
         two_phase: how several of its databases commit as one; None where they cannot.
         replication: how its replicas tell how far they have come; None where nobody has looked.

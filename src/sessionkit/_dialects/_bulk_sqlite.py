@@ -6,7 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, Enum, Integer, String, delete, false, func, select
+from sqlalchemy import JSON, Enum, Integer, String, TypeDecorator, delete, false, func, select
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from ._bulk import Bulk
@@ -100,8 +100,8 @@ _BOOLS = {"BOOLS": {True: 1, False: 0}}
 
 
 def _plain_json(type_: Any) -> bool:
-    base: Any = JSON
-    return bool(type(type_).bind_processor is base.bind_processor)
+    own: Any = JSON
+    return isinstance(type_, JSON) and getattr(type_.__class__, "bind_processor", None) is own.bind_processor
 
 
 def _stored_as(type_: Any, dialect: Any) -> tuple[str, dict[str, Any]] | None:
@@ -110,10 +110,10 @@ def _stored_as(type_: Any, dialect: Any) -> tuple[str, dict[str, Any]] | None:
     impl = type_.dialect_impl(dialect)
     if not type(impl).__module__.startswith("sqlalchemy.") or getattr(dialect, "native_datetime", False):
         return None
-    if isinstance(type_, JSON) and _plain_json(type_):
+    if _plain_json(impl) and not isinstance(type_, TypeDecorator):
         # As SQLAlchemy's processor does it, without what stands around; JSON.NULL and the like make it raise.
         dumps = getattr(dialect, "_json_serializer", None) or json.dumps
-        return ("dumps({})", {"dumps": dumps}) if type_.none_as_null else None
+        return ("dumps({})", {"dumps": dumps}) if impl.none_as_null else None
     found = _EXPRESSIONS.get(type(impl).__name__)
     if found is None or getattr(impl, "_storage_format", None) != found[1]:
         return None

@@ -56,8 +56,9 @@ class _InThread:
 
 
 async def _async_connect_within(dialect: Any, cargs: Any, cparams: Any, seconds: float) -> Any:
+    limit = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds) as limit:
+        async with limit:
             return await greenlet_spawn(dialect.connect, *cargs, **cparams)
     except TimeoutError as error:
         if not limit.expired():

@@ -18,7 +18,7 @@ from ..errors import classify
 from ._two_phase import Pending, TwoPhase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from sqlalchemy import Executable
     from sqlalchemy.engine import Connection
@@ -59,7 +59,7 @@ def _named(command: str, gid: str) -> Executable:
 
 
 @contextmanager
-def _outside(connection: Connection) -> Iterator[None]:
+def _outside(connection: Connection) -> Generator[None, None, None]:
     driver: Any = connection.connection.dbapi_connection
     looks = connection.dialect.driver.startswith("psycopg") and connection.dialect.driver != "psycopg2"
     if looks:

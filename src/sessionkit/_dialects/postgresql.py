@@ -68,7 +68,7 @@ class _Driver(NamedTuple):
     set: Callable[[Any, _Modes], None]
     level: Callable[[str], Any]
     begun: Callable[[Any], bool]
-    unsaid: Callable[[Any, _Wanted], list[str]] = lambda driver_connection, wanted: []
+    unsaid: Callable[[Any, _Wanted], list[str]] = lambda _, __: []
 
 
 def _psycopg_level(level: str) -> Any:

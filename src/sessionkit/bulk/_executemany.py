@@ -5,7 +5,7 @@ The values are brought into the form that the driver stores by one generated lis
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import delete as sa_delete
 
@@ -123,7 +123,7 @@ def _compiled(call: Call, page: Page, dialect: Dialect, translation: Any) -> tup
         statement = delete_of(plan, page, parameter(page), table)
     if translation is not None:
         options |= {"schema_translate_map": translation, "render_schema_translate": True}
-    compiled: Any = statement.compile(dialect=dialect, **options)
+    compiled = cast(Any, statement).compile(dialect=dialect, **options)
     places: list[int] = []
     constants: dict[int, Any] = {}
     values: dict[str, Any] = compiled.params

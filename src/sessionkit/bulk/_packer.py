@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import types as sqltypes
 
 from ._plan import OMIT
-from ._wire import HELPERS, Wire, array_packer, element_of, wire_of
+from ._wire import HELPERS, Wire, array_packer, element_of, is_plain_json, wire_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,14 +66,15 @@ def field_of(cell: Cell, dialect: Dialect, *, omits: bool) -> Field | None:
         if wire is None:
             return None
     process = type_._cached_bind_processor(dialect)
+    impl: Any = type_._unwrapped_dialect_impl(dialect)
     nullable = bool(cell.slot.column.nullable)
     if isinstance(type_, sqltypes.Boolean):
         process = None  # the packer is as strict, and four times as fast
-    elif type(type_).__visit_name__ in {"JSON", "JSONB"} and type(type_).bind_processor is sqltypes.JSON.bind_processor:
+    elif is_plain_json(impl) and not isinstance(type_, sqltypes.TypeDecorator):
         # The same function without what stands around it, which takes as long as a small document. JSON.NULL and the
         # like make it raise.
         dumps = getattr(dialect, "_json_serializer", None) or json.dumps
-        return Field(wire, array, None, omits, type_.none_as_null, dumps)
+        return Field(wire, array, None, omits, impl.none_as_null, dumps)
     elif isinstance(type_, sqltypes.Uuid) and type_.as_uuid:
         wire = wire._replace(value="{}.bytes")
     return Field(wire, array, process, omits, nullable)

@@ -174,12 +174,12 @@ _plans: WeakKeyDictionary[Mapper[Any], Plan] = WeakKeyDictionary()
 def plan_for(entity: object) -> Plan:
     """Return the plan of a mapped class."""
     try:
-        mapper: Any = inspect(entity)
+        found: Any = inspect(entity)
     except NoInspectionAvailable:
-        mapper = None
-    if not isinstance(mapper, Mapper):
+        found = None
+    if not isinstance(found, Mapper):
         raise OptionError(f"bulk works on mapped classes, but was given {entity!r}")
-    mapper = cast("Mapper[Any]", mapper)
+    mapper = cast(Any, found)
     plan = _plans.get(mapper)
     if plan is None:
         mapper._check_configure()  # relationships and the like of classes that were never used yet
@@ -189,7 +189,7 @@ def plan_for(entity: object) -> Plan:
 
 def _make(mapper: Mapper[Any]) -> Plan:
     single: Any = mapper.persist_selectable
-    table: Any = single if isinstance(single, Table) and len(mapper.tables) == 1 else None
+    table = cast(Any, single if isinstance(single, Table) and len(mapper.tables) == 1 else None)
     version = mapper.version_id_col
     chosen = mapper.version_id_generator if version is not None else False
     generator = chosen if callable(chosen) else None

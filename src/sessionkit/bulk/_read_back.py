@@ -59,10 +59,9 @@ def read_back(call: Call, returning: Sequence[Any], keys: Sequence[Key | None]) 
 
 
 def _rows(names: Sequence[str], values: list[Any]) -> list[Any]:
-    full: Any = IteratorResult(
-        SimpleResultMetaData(list(names)), (value for value in values if value is not None)
-    ).all()
+    told = values if None not in values else [value for value in values if value is not None]
+    full: list[Any] = [*IteratorResult[Any](SimpleResultMetaData(list(names)), iter(told))]
     if len(full) == len(values):
-        return list(full)
+        return full
     rows = iter(full)
     return [None if value is None else next(rows) for value in values]

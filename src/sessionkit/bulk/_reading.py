@@ -105,10 +105,10 @@ def sorted_by_key(page: Page, places: Sequence[int]) -> Page:
 
     Rows are then locked in one order by everybody, and the pages of the index are read once.
     """
-    key: Any = itemgetter(*places)
     values = page.values
+    keys = page.at(places)
     try:
-        order = sorted(range(len(values)), key=list(map(key, values)).__getitem__)
+        order = sorted(range(len(values)), key=keys.__getitem__)
     except TypeError:
         return page
     return page if order == list(range(len(values))) else page.only(order)

@@ -63,19 +63,18 @@ def chunks(rows: Rows, size: int, *, asynchronous: bool) -> Iterator[Chunk]:
         ColourError: an async iterable outside of the async twin.
         OptionError: not iterable, or a single row in the place of the rows.
     """
-    asked: Any = rows
+    asked = cast(object, rows)
     if isinstance(asked, Mapping | str | bytes):
-        raise OptionError(
-            f"the rows are an iterable of rows, but this is a single {type(cast('object', asked)).__name__}; put it into a list"
-        )
+        kind: type[Any] = type(asked)
+        raise OptionError(f"the rows are an iterable of rows, but this is a single {kind.__name__}; put it into a list")
     pull: Callable[[], list[Any]]
     if isinstance(asked, Iterable):
-        iterator: Iterator[Any] = iter(asked)
+        iterator = iter(cast(Any, asked))
         pull = lambda: list(islice(iterator, size))  # noqa: E731
     elif isinstance(asked, AsyncIterable):
         if not asynchronous:
             raise ColourError("an async iterable was given to a sync session; use the async_ twin with an AsyncSession")
-        iterator_: AsyncIterator[Any] = aiter(asked)
+        iterator_ = aiter(cast(Any, asked))
         # One switch into the event loop for each chunk, and not for each row.
         pull = lambda: await_only(_pull(iterator_, size))  # noqa: E731
     else:
@@ -165,10 +164,10 @@ class Shapes:
             refuse(BulkError(message, position=position, row=chunk.rows[place], column=str(unknown)))
         return Read(kept, good, {frozenset(row) for row in good})
 
-    def _reader(self, kind: type) -> Callable[[Any], Mapping[str, Any]] | None:
+    def _reader(self, kind: type[Any]) -> Callable[[Any], Mapping[str, Any]] | None:
         if issubclass(kind, Mapping):
             return None
-        mapper: Any = inspect(kind, raiseerr=False)
+        mapper = cast(Any, inspect(kind, raiseerr=False))
         if isinstance(mapper, Mapper):
             if mapper is self._plan.mapper:
                 return self._read_object
@@ -179,9 +178,12 @@ class Shapes:
             fields = tuple(f.name for f in dataclasses.fields(kind))
             return lambda row: {name: getattr(row, name) for name in fields}
         if issubclass(kind, tuple):
-            if hasattr(kind, "_fields") and hasattr(kind, "_asdict"):  # also SQLAlchemy's Row, without which see below
+            names: Any = kind
+            if hasattr(names, "_fields") and hasattr(
+                names, "_asdict"
+            ):  # also SQLAlchemy's Row, without which see below
                 return lambda row: row._asdict()
-            if hasattr(kind, "_mapping"):
+            if hasattr(names, "_mapping"):
                 return lambda row: row._mapping
         return partial(
             _refuse,
@@ -190,7 +192,7 @@ class Shapes:
         )
 
     def _read_key(self, row: Any) -> Mapping[str, Any]:
-        values: tuple[Any, ...] = row if isinstance(row, tuple) else (row,)
+        values = cast(Any, row if isinstance(row, tuple) else (row,))
         if len(values) != len(self._keys):
             wanted = f"a key of {self._plan.name} is ({', '.join(self._keys)})"
             raise _WrongRow(f"is {row!r}, which is not a key: {wanted}")

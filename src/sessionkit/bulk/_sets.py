@@ -63,7 +63,7 @@ def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Call
         order, pack = call.plan.remembered(("rows", tuple(fields)), lambda: row_packer(fields))
         data = pack(page.values)
         return lambda: _through_table(call, page, fields, order, data)
-    parameters = {}
+    parameters: dict[str, Any] = {}
     for place, (field, values) in enumerate(zip(fields, zip(*page.values, strict=True), strict=True)):
         pack = call.plan.remembered(("column", field), partial(column_packer, field))
         type_ = page.cells[place].slot.column.type
@@ -187,8 +187,8 @@ def _upsert(
     statement = work.statement(call, page, values, every)
     is_new: Any = call.dialect.is_new
     if work.status:
-        places = work.where(page)
-        columns = [page.cells[place].slot.column for place in places]
+        places: list[int] = work.where(page)
+        columns: list[Any] = [page.cells[place].slot.column for place in places]
         told = {
             tuple(row[:-1]): row[-1]
             for row in call.connection.execute(statement.returning(*columns, is_new), parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ClauseElement, insert
@@ -138,9 +139,9 @@ def _upsert(call: Call, page: Page) -> Outcome:
             told = [execute(statement, row).scalars().all() for row in rows]
             status = [("inserted" if new[0] else "updated") if new else "unchanged" for new in told]
             return work.outcome(call, page, status)  # type: ignore[no-any-return]
-        new_ones = execute(statement, rows).scalars().all()
-        status = ["inserted" if new else "updated" for new in new_ones]
-        status += ["unchanged"] * (len(rows) - len(status))
+        counts = Counter(execute(statement, rows).scalars())
+        untouched = len(rows) - counts.total()
+        status = [*_times("inserted", counts[True]), *_times("updated", counts[False]), *_times("unchanged", untouched)]
         return work.outcome(call, page, status)  # type: ignore[no-any-return]
     there = work.existing(call, page)
     if work.status and work.is_conditional:
@@ -148,6 +149,10 @@ def _upsert(call: Call, page: Page) -> Outcome:
         status = [("updated" if old else "inserted") if count else "unchanged" for old, count in known]
         return work.outcome(call, page, status)  # type: ignore[no-any-return]
     return upsert_outcome(work, call, page, there, execute(statement, rows).rowcount)
+
+
+def _times(status: Status, count: int) -> list[Status]:
+    return [status] * count
 
 
 def upsert_outcome(work: Any, call: Call, page: Page, there: list[bool], count: int) -> Outcome:

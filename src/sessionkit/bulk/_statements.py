@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Table, bindparam, delete, insert, select, update
 
@@ -112,5 +112,5 @@ def tables_of(plan: Plan) -> Sequence[Table]:
     """Return the tables of a mapper, those that others point to first."""
     if plan.table is not None:
         return (plan.table,)
-    tables: Any = plan.mapper._sorted_tables
-    return [table for table in tables if isinstance(table, Table)]
+    tables: dict[Any, Any] = cast(Any, plan.mapper)._sorted_tables
+    return [cast(Any, table) for table in tables if isinstance(table, Table)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import Select, tuple_
 
@@ -56,8 +56,7 @@ def stream(
     ``SELECT ... WHERE id > ? ORDER BY id LIMIT ?`` for each chunk.
     """
     checked({"chunk": chunk}, "bulk.stream()")
-    asked: object = statement
-    if not isinstance(asked, Select):
+    if not isinstance(cast(object, statement), Select):
         raise OptionError(f"bulk.stream() reads a select(), not {type(statement).__name__}")
     parts = _by_key(session, statement, chunk) if keyset else _by_cursor(session, statement, chunk)
     bar = Bar("stream", total) if progress else None
@@ -147,7 +146,7 @@ def _shortened(rows: Sequence[Row[Any]], width: int) -> list[Any]:
     from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 
     names = list(rows[0]._fields[:-width])
-    return list(IteratorResult(SimpleResultMetaData(names), (tuple(row)[:-width] for row in rows)).all())
+    return [*IteratorResult[Any](SimpleResultMetaData(names), (tuple(row)[:-width] for row in rows))]
 
 
 def _let_go(session: Session) -> None:

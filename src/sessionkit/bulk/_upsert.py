@@ -93,7 +93,8 @@ class UpsertWork(KeyedWork):
     def read(self, call: Call, chunk: Chunk) -> list[Page]:
         read = self.shapes.read(chunk, call.refuse)
         if not self.finds_by and read.shapes:
-            every: frozenset[str] = frozenset.intersection(*read.shapes)
+            first, *others = read.shapes
+            every = first.intersection(*others)
             held = {slot for key in every for slot in self.plan.slots_of(key)}
             self.finds_by, self.index_where = inferred(self.plan, self.table, held, call.connection.dialect.name)
         return self.built(call, chunk, read)
@@ -144,7 +145,8 @@ class UpsertWork(KeyedWork):
             ]
             conditions.append(or_(*compared))
         if self.where_ is not None:
-            conditions.append(self.where_(Excluded(plan, excluded)) if callable(self.where_) else self.where_)
+            chosen_rows: Any = self.where_(Excluded(plan, excluded)) if callable(self.where_) else self.where_
+            conditions.append(chosen_rows)
         where: ColumnElement[bool] | None = None
         for condition in conditions:
             where = condition if where is None else where & condition

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from struct import Struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uuid import UUID
 
 from sqlalchemy import types as sqltypes
@@ -118,14 +118,21 @@ def wire_of(type_: TypeEngine[Any], dialect: Dialect) -> Wire | None:
     return WIRES[name] if name else None
 
 
+def is_plain_json(impl: Any) -> bool:
+    """Tell whether a type makes text of a document as SQLAlchemy's own JSON does."""
+    own: Any = sqltypes.JSON
+    return isinstance(impl, sqltypes.JSON) and getattr(impl.__class__, "bind_processor", None) is own.bind_processor
+
+
 def element_of(type_: TypeEngine[Any], dialect: Dialect) -> Wire | None:
     """Return how the elements of an array type are sent; None if it is no array, or that is not certain."""
-    impl: Any = type_._unwrapped_dialect_impl(dialect)
+    impl = type_._unwrapped_dialect_impl(dialect)
     if getattr(type_, "_has_bind_expression", False) or not isinstance(impl, sqltypes.ARRAY):
         return None
-    if isinstance(impl.item_type._unwrapped_dialect_impl(dialect), sqltypes.Enum):
+    item: TypeEngine[Any] = cast(Any, impl).item_type
+    if isinstance(item._unwrapped_dialect_impl(dialect), sqltypes.Enum):
         return None  # the array names the type of its elements, by a number that is this database's own
-    return wire_of(impl.item_type, dialect)
+    return wire_of(item, dialect)
 
 
 def _name_of(impl: TypeEngine[Any]) -> str | None:
@@ -226,6 +233,12 @@ def _numeric(value: Any) -> bytes:
     return Struct(f">hhHH{len(groups)}h").pack(len(groups), weight, 0x4000 if sign else 0, scale, *groups)
 
 
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{value!r} is not a list")
+    return list(cast("list[Any]", value))
+
+
 def array_packer(element: Wire) -> Callable[[Any], bytes]:
     """Return what packs a list, or lists in lists, of elements that the array's type has processed."""
     names = dict(HELPERS)
@@ -238,10 +251,8 @@ def array_packer(element: Wire) -> Callable[[Any], bytes]:
     pack_all = eval(f"lambda items: [NULL if v is None else {field} for v in items]", names)  # noqa: S307 - from this file
 
     def pack(value: Any) -> bytes:
-        if not isinstance(value, list | tuple):
-            raise TypeError(f"{value!r} is not a list")
-        dimensions = [len(value)]
-        items: Any = value
+        items: list[Any] = _listed(value)
+        dimensions = [len(items)]
         while items and isinstance(items[0], list | tuple):
             if len({len(item) for item in items}) != 1:
                 raise ValueError(f"the lists in {value!r} have different lengths")

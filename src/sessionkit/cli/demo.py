@@ -127,7 +127,7 @@ def _first_line(error: BaseException) -> str:
 
 def commits(stage: Stage) -> str:
     """A scope commits."""
-    Session = stage.Session  # noqa: N806 - what a user calls it
+    Session = stage.Session
 
     def code() -> None:
         with Session.scope() as session:
@@ -142,7 +142,7 @@ def commits(stage: Stage) -> str:
 
 def rolls_back(stage: Stage) -> str:
     """An exception rolls back."""
-    Session = stage.Session  # noqa: N806 - what a user calls it
+    Session = stage.Session
 
     def code() -> None:
         with Session.scope() as session:
@@ -158,7 +158,7 @@ def rolls_back(stage: Stage) -> str:
 
 def decorates(stage: Stage) -> str:
     """A function that runs in a scope."""
-    Session = stage.Session  # noqa: N806 - what a user calls it
+    Session = stage.Session
 
     def code() -> None:
         @Session.scope
@@ -176,7 +176,7 @@ def decorates(stage: Stage) -> str:
 
 def hook_waits(stage: Stage) -> str:
     """A hook that waits for the commit."""
-    Session, remark, balances = stage.Session, stage.ledger.remark, stage.balances  # noqa: N806
+    Session, remark, balances = stage.Session, stage.ledger.remark, stage.balances
 
     def code() -> None:
         def mail() -> None:
@@ -195,7 +195,7 @@ def hook_waits(stage: Stage) -> str:
 
 def joins(stage: Stage) -> str:
     """A scope inside a scope joins it."""
-    Session = stage.Session  # noqa: N806 - what a user calls it
+    Session = stage.Session
 
     def code() -> None:
         @Session.scope
@@ -215,7 +215,7 @@ def joins(stage: Stage) -> str:
 
 def savepoint_heals(stage: Stage) -> str:
     """A nested scope fails alone."""
-    Session = stage.Session  # noqa: N806 - what a user calls it
+    Session = stage.Session
 
     def code() -> None:
         with Session.scope() as session:
@@ -251,7 +251,7 @@ def plain_says_nothing(stage: Stage) -> str:
 
 def honest_commit(stage: Stage) -> str:
     """The same error, and the honest commit."""
-    Session = stage.Session  # noqa: N806 - what a user calls it
+    Session = stage.Session
 
     def code() -> None:
         with Session.scope() as session:
@@ -276,7 +276,7 @@ def async_twin(stage: Stage) -> str:
 
     engine = create_async_engine(url)
     stage.ledger.follow(engine.sync_engine)
-    Session = async_sessionmaker(engine)  # noqa: N806 - what a user calls it
+    Session = async_sessionmaker(engine)
 
     async def code() -> None:
         async with Session.scope() as session:

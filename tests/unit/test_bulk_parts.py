@@ -1,0 +1,82 @@
+"""The parts of bulk that need no database."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from decimal import Decimal
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from sessionkit.bulk._duplicates import Seen
+from sessionkit.bulk._progress import Bar
+from sessionkit.bulk._wire import HELPERS
+from sessionkit.errors import BulkError
+
+
+@pytest.mark.parametrize(
+    ("value", "octets"),
+    [
+        # What PostgreSQL's numeric_send gives for these.
+        ("0", "0000000000000000"),
+        ("1", "00010000000000000001"),
+        ("-12.345", "0002000040000003000c0d7a"),
+        ("0.0001", "0001ffff000000040001"),
+        ("10000", "00010001000000000001"),
+        ("1E+3", "000100000000000003e8"),
+        ("123456.789", "0003000100000003000c0d801ed2"),
+        ("NaN", "00000000c0000000"),
+    ],
+)
+def test_a_number_is_packed_in_groups_of_four_digits(value: str, octets: str) -> None:
+    assert HELPERS["numeric"](Decimal(value)).hex() == octets
+
+
+@pytest.mark.parametrize("value", [1.5, "1", Decimal("Infinity"), None])
+def test_what_is_no_exact_number_is_not_packed(value: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        HELPERS["numeric"](value)
+
+
+def test_duplicates_are_found_within_and_across_chunks() -> None:
+    seen = Seen()
+    assert seen.duplicates([(1,), (3,), (5,)], range(3)) == {}
+    assert seen.duplicates([(7,), (9,)], range(3, 5)) == {}
+    assert seen.duplicates([(4,), (3,), (8,), (4,), (9,)], range(5, 10)) == {1: 1, 3: 5, 4: 4}
+    assert seen.duplicates([("a", 1), ("a", 1)], range(10, 12)) == {1: 10}
+
+
+def test_a_bar_shows_rows_rate_and_what_is_left() -> None:
+    now = [0.0]
+    out = io.StringIO()
+    bar = Bar("insert User", 4000, stream=out, clock=lambda: now[0])
+    now[0] = 2.0
+    bar(1000, 4000)
+    assert bar.line(now[0]).endswith("25%  1,000/4,000 rows  500/s  0:06 left")
+    bar.close()
+    assert out.getvalue().count("\n") == 1
+
+
+def test_a_bar_without_a_length_shows_rows_and_rate() -> None:
+    now = [0.0]
+    bar = Bar("insert User", stream=io.StringIO(), clock=lambda: now[0])
+    now[0] = 3700.0
+    bar(37_000)
+    assert bar.line(now[0]) == "insert User  37,000 rows  10/s  1:01:40"
+
+
+def test_a_bulk_error_is_of_the_other_class_too_and_survives_a_pickle() -> None:
+    error = BulkError.of(
+        IntegrityError("INSERT", {}, ValueError("no")), "row 3 was refused", position=3, row={"a": 1}, column="a"
+    )
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, IntegrityError)
+    assert isinstance(again, BulkError)
+    assert (str(again), again.position, again.row, again.column) == ("row 3 was refused", 3, {"a": 1}, "a")
+    assert again.statement == "INSERT"
+
+
+def test_a_bulk_error_of_a_class_that_allows_no_second_base_is_a_bulk_error() -> None:
+    error = BulkError.of(UnicodeEncodeError("utf-8", "\ud800", 0, 1, "no"), "row 0", position=0, row=None)
+    assert isinstance(error, BulkError)
