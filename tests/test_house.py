@@ -41,7 +41,7 @@ ROOMS: dict[str, str] = {
     # the unit of work
     "_locking": "",
     "_verdict": "_savepoints _watch _dialects errors",
-    "_routes": "_savepoints _watch _dialects isolation errors",
+    "_routes": "_savepoints _watch _watchdog _dialects isolation errors",
     "_restriction": "_savepoints _watch _dialects errors",
     "_claims": "_watch _watchdog _dialects commits isolation",
     "_twophase": "_claims _savepoints _dialects commits errors",

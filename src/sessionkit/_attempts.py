@@ -193,19 +193,23 @@ async def async_attempts(
 
 def call(scope: Scope[Any], policy: Retry, body: Callable[[Any], R]) -> R:
     """Call `body` with a session until it has succeeded."""
+    result: Any = None
     for attempt in attempts(scope, policy, loops=True):
         with attempt as session:
             result = body(session)
         if attempt.error is None:
-            return result  # pyright: ignore[reportPossiblyUnbound] - a body that failed has left its error
+            returned: R = result
+            return returned
     raise AssertionError("attempts() ends after a success, or raises")  # pragma: no cover
 
 
 async def async_call(scope: AsyncScope[Any], policy: Retry, body: Callable[[Any], Awaitable[R]]) -> R:
     """Call `body` with a session until it has succeeded."""
+    result: Any = None
     async for attempt in async_attempts(scope, policy, loops=True):
         async with attempt as session:
             result = await body(session)
         if attempt.error is None:
-            return result  # pyright: ignore[reportPossiblyUnbound] - a body that failed has left its error
+            returned: R = result
+            return returned
     raise AssertionError("attempts() ends after a success, or raises")  # pragma: no cover

@@ -92,7 +92,8 @@ class Request:
         if name is not None and not isinstance(name, str):
             raise OptionError(f"name={name!r} was given to {where}; it is a string or None")
         verify: Any = options.get("verify_commit", self.verify_commit)
-        if not isinstance(verify, bool) and not callable(verify):
+        checked: object = verify
+        if not isinstance(checked, bool) and not callable(checked):
             raise OptionError(
                 f"verify_commit={verify!r} was given to {where}; it is True, False or a function of a session"
             )

@@ -68,7 +68,7 @@ def test_a_change_of_the_schema_is_undone(database: PostgresqlDatabase, engine: 
                 for query in (
                     # Without what has an oid in its name.
                     "SELECT relname FROM pg_class WHERE oid >= 16384 AND relname NOT LIKE 'pg_toast%' ORDER BY 1",
-                    "SELECT relname, attname, atthasdef FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"  # noqa: ISC004
+                    "SELECT relname, attname, atthasdef FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
                     " WHERE c.oid >= 16384 AND attnum > 0 AND relname NOT LIKE 'pg_toast%' ORDER BY 1, 2",
                     "SELECT conname FROM pg_constraint WHERE oid >= 16384 ORDER BY 1",
                     "SELECT nspname FROM pg_namespace ORDER BY 1",

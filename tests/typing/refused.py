@@ -107,7 +107,7 @@ def a_function_of_the_other_colour(async_engine: AsyncEngine) -> None:
 
 def hooks() -> None:
     on_commit("not a function")  # type: ignore[type-var]
-    on_commit(lambda session: None)  # type: ignore[type-var] # noqa: ARG005
+    on_commit(lambda session: None)  # type: ignore[type-var]
 
 
 class Base(orm.DeclarativeBase):

@@ -352,7 +352,7 @@ def the_loop_is_over_something_else(loop: Loop, fails: bool) -> None:
 def the_variable_is_set_anew(loop: Loop, fails: bool) -> None:
     for attempt in loop:
         entered = attempt
-        attempt = Attempt()  # noqa: PLW2901 - that it is lost is the point
+        attempt = Attempt()
         with entered:
             entered.work(fails)
 
