@@ -398,7 +398,7 @@ async def test_nobody_is_asked_if_the_answer_came(doors: Door) -> None:
     assert await names(doors) == ["ann"]
 
 
-@pytest.mark.parametrize("value", [1, "yes", None, object()], ids=repr)
+@pytest.mark.parametrize("value", [1, "yes", None, object()], ids=["a number", "a string", "None", "an object"])
 async def test_verify_commit_must_be_a_bool_or_a_function(doors: Door, value: Any) -> None:
     with pytest.raises(errors.OptionError, match="verify_commit="):
         doors.Session.scope(verify_commit=value)

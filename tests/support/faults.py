@@ -1,4 +1,4 @@
-"""Faults between a client and PostgreSQL: a proxy that cuts, delays and swallows, and a server that may be killed.
+"""Faults between a client and PostgreSQL: a proxy that cuts, delays and swallows. (clusters.py has servers to kill.)
 
     with FaultProxy(server.host, server.port) as proxy:
         engine = doors.make_engine(port=proxy.port)
@@ -15,23 +15,18 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import os
-import signal
 import socket
 import struct
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.support import postgres
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from types import TracebackType
 
-    from sqlalchemy.engine import URL
-
 _SSL_REQUEST, _GSS_REQUEST = 80877103, 80877104
+_BACKEND_KEY_DATA = b"K\0\0\0\x0c"
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST and drops what is unsent
 
 
@@ -41,6 +36,7 @@ class Fault(enum.Enum):
     LOSE = "it never arrives, and both ends are reset"
     LOSE_REPLY = "the server carries it out; instead of the answer the client gets a reset"
     LATE = "the client is reset; the server gets the message when `Struck.deliver` is called"
+    PASS = "nothing; `then` is called with the process id of the backend, after it was sent there"
     SWALLOW = "it never arrives, and nobody hears anything any more"
     SWALLOW_REPLY = "the server carries it out; the client hears nothing any more"
 
@@ -48,8 +44,9 @@ class Fault(enum.Enum):
 class Struck:
     """A fault that waits for its message, and then has struck."""
 
-    def __init__(self, proxy: FaultProxy, word: bytes, fault: Fault) -> None:
+    def __init__(self, proxy: FaultProxy, word: bytes, fault: Fault, then: Callable[[int], object]) -> None:
         self.word = word
+        self.then = then
         self.fault = fault
         self._proxy = proxy
         self._struck = threading.Event()
@@ -107,9 +104,9 @@ class FaultProxy:
 
     # What a test says
 
-    def at(self, word: str, fault: Fault) -> Struck:
+    def at(self, word: str, fault: Fault, then: Callable[[int], object] = lambda _: None) -> Struck:
         """Have `fault` strike the next message of a client that contains `word`."""
-        struck = Struck(self, word.encode(), fault)
+        struck = Struck(self, word.encode(), fault, then)
         self.call(self._faults.append, struck)
         return struck
 
@@ -203,6 +200,7 @@ class _Link:
         self._server: asyncio.StreamWriter | None = None
         self._silent = False  # nothing passes
         self._mute = False  # nothing passes to the client; what belongs to the message still arrives
+        self._pid = 0
         self.on_answer: Callable[[], None] | None = None
 
     async def run(self, host: str, port: int) -> None:
@@ -258,6 +256,9 @@ class _Link:
                 fault.held = (self, message)
                 self._silent = True
                 _reset(self._client)
+            case Fault.PASS:
+                self.send_to_server(message)
+                fault.then(self._pid)
             case Fault.SWALLOW:
                 self._silent = True
             case Fault.SWALLOW_REPLY:
@@ -269,6 +270,8 @@ class _Link:
     async def _back(self, answers: asyncio.StreamReader) -> None:
         with suppress(OSError):
             while data := await answers.read(65536):
+                if not self._pid and (place := data.find(_BACKEND_KEY_DATA)) >= 0:
+                    (self._pid,) = struct.unpack_from("!i", data, place + len(_BACKEND_KEY_DATA))
                 if self.on_answer is not None:
                     self.on_answer()
                 elif self._is_heard():
@@ -296,26 +299,3 @@ def _reset(writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         writer.transport.abort()
-
-
-class OwnServer:
-    """A PostgreSQL of one's own, that may be killed: whoever else tests on the run's server does not notice."""
-
-    def __init__(self) -> None:
-        self._guard = postgres.Guard()
-        self.server = postgres.from_keeper(self._guard.port)
-
-    def url(self, driver: str, database: str = "postgres") -> URL:
-        return self.server.url(driver, database)
-
-    def kill(self, pid: int) -> None:
-        """Kill a backend as `kill -9` does: the server throws everybody out, recovers, and goes on."""
-        os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-
-    def restart(self) -> None:
-        """Shut the server down immediately, as a crash would, and start it again."""
-        answer = postgres.ask(self._guard.port, "restart")
-        assert "error" not in answer, answer["error"]
-
-    def close(self) -> None:
-        self._guard.close()

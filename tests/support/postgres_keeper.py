@@ -24,14 +24,10 @@ import tempfile
 import threading
 import traceback
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from tests.support.postgres_binaries import Candidate, candidates, nothing_found
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 if sys.platform != "win32":
     import pwd
@@ -85,7 +81,6 @@ class Keeper:
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._answer: dict[str, Any] | None = None
-        self._launch_again: Callable[[], subprocess.Popen[bytes]] | None = None
 
     def want(self) -> dict[str, Any]:
         with self._lock:
@@ -101,20 +96,6 @@ class Keeper:
     def report(self) -> dict[str, Any]:
         """Tell about the server without starting it."""
         return self._answer or {}
-
-    def restart(self) -> dict[str, Any]:
-        """End the server as a crash would (an immediate shutdown: no checkpoint, recovery at the start); start it."""
-        with self._lock:
-            assert self._process is not None
-            assert self._launch_again is not None
-            assert self._answer is not None
-            self._process.send_signal(getattr(signal, "SIGQUIT", signal.SIGTERM))
-            self._process.wait(timeout=60)
-            process = self._launch_again()
-            if not _is_ready(process, Path(self._answer["data"])):
-                return {"error": "the server did not start again"}
-            self._answer["pid"] = process.pid
-            return self._answer
 
     def stop(self) -> None:
         with self._lock:
@@ -149,8 +130,7 @@ class Keeper:
         account.run([candidate.program("initdb"), "-D", str(data), *options])
         for _ in range(3):  # somebody else may take the free port before the server does
             port = _free_port()
-            self._launch_again = partial(self._launch, candidate, account, data, port, folder / "log")
-            process = self._launch_again()
+            process = self._launch(candidate, account, data, port, folder / "log")
             if _is_ready(process, data):
                 break
             self._process = None
@@ -312,9 +292,8 @@ def _serve(listener: socket.socket, keeper: Keeper) -> None:
 def _answer(connection: socket.socket, keeper: Keeper) -> None:
     stream: IO[str]
     with connection, connection.makefile("rw") as stream:
-        answers = {"want": keeper.want, "restart": keeper.restart}
-        answer = answers.get(stream.readline().strip(), keeper.report)
-        stream.write(json.dumps(answer()) + "\n")
+        question = stream.readline().strip()
+        stream.write(json.dumps(keeper.want() if question == "want" else keeper.report()) + "\n")
 
 
 def main() -> None:
