@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy import ForeignKey, MetaData, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from sessionkit import TimestampVersioned, UUIDVersioned
+
 
 class Base(DeclarativeBase):
     metadata = MetaData()
@@ -23,6 +25,22 @@ class Order(Base):
     version: Mapped[int] = mapped_column()
 
     __mapper_args__: dict[str, Any] = {"version_id_col": version}  # noqa: RUF012 - SQLAlchemy's name and form
+
+
+class Note(TimestampVersioned, Base):
+    """A version that is the server's time."""
+
+    __tablename__ = "bulk_notes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(String(20))
+
+
+class Token(UUIDVersioned, Base):
+    __tablename__ = "bulk_tokens"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(String(20))
 
 
 class Line(Base):

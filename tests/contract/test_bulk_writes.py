@@ -12,7 +12,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from sessionkit import bulk
 from sessionkit.errors import BulkError, ColourError, OptionError, SessionKitError, VersionConflict
-from tests.contract.bulk_models import Dog, Line, Order, create
+from tests.contract.bulk_models import Dog, Line, Note, Order, Token, create
 from tests.support.models import Account, Item, User
 
 if TYPE_CHECKING:
@@ -369,6 +369,35 @@ async def test_keys_without_a_row_are_an_error_or_ignored(doors: Door, count: in
             await update(session, User, [{"id": i, "email": "x"} for i in range(count + 1)], missing="ignore")
         ).updated == count
         assert (await delete(session, User, range(count + 1), missing="ignore")).deleted == count
+
+
+@pytest.mark.parametrize("model", [Note, Token])
+@pytest.mark.parametrize("count", [2, 30, 2100])
+async def test_times_and_uuids_are_versions_as_well(doors: Door, model: Any, count: int) -> None:
+    await create(doors)
+    insert, update, upsert = (
+        doors.twin(bulk.insert, bulk.async_insert),
+        doors.twin(bulk.update, bulk.async_update),
+        doors.twin(bulk.upsert, bulk.async_upsert),
+    )
+    version = model.__mapper__.version_id_col.name
+
+    async def versions(session: Any) -> list[Any]:
+        return list((await session.scalars(select(getattr(model, version)).order_by(model.id))).all())
+
+    async with doors.scope() as session:
+        await insert(session, model, [{"id": i, "text": "a"} for i in range(count)])
+        seen = [await versions(session)]
+        checked = [{"id": i, "text": "b", version: old} for i, old in enumerate(seen[0])]
+        assert (await update(session, model, checked)).checked
+        seen.append(await versions(session))
+        await update(session, model, [{"id": i, "text": "c"} for i in range(count)])
+        seen.append(await versions(session))
+        await upsert(session, model, [{"id": i, "text": "d"} for i in range(count)])
+        seen.append(await versions(session))
+        with pytest.raises(VersionConflict):
+            await update(session, model, checked)
+    assert all(len(set(of_a_row)) == 4 for of_a_row in zip(*seen, strict=True))
 
 
 # Duplicates

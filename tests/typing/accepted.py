@@ -17,6 +17,7 @@ from sessionkit import (
     Versioned,
     async_scoped_session,
     async_sessionmaker,
+    binding,
     bulk,
     bump_version,
     current_session,
@@ -279,3 +280,15 @@ def bulk_writes(session: orm.Session) -> None:
 
 async def async_bulk_writes(session: sa_asyncio.AsyncSession) -> None:
     assert_type(await bulk.async_insert(session, Order, [{"state": "new"}], progress=True), bulk.BulkResult)
+
+
+def readers(engine: Engine, factory: sessionkit.sessionmaker[sessionkit.Session]) -> None:
+    made = sessionkit.sessionmaker(engine, readers=[engine], reader_wait=1, no_reader="error")
+    assert_type(made, sessionkit.sessionmaker[sessionkit.Session])
+    assert_type(binding.commit_token(factory), str | None)
+    for found in binding.recover_prepared(engine, engine, older_than=1.5):
+        assert_type(found.age, float)
+
+
+async def async_recovery(engine: sa_asyncio.AsyncEngine) -> None:
+    assert_type(await binding.async_recover_prepared(engine), list[binding.PreparedTransaction])

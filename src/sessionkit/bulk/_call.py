@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError, StatementError
 from .. import _dialects
 from ..errors import BulkError, OptionError, VersionConflict
 from ..version import Conflicts
+from ..version._kinds import clock, server_now
 from ._conflicts import swallowed
 from ._identity import expire
 from ._paths import SQLALCHEMY, Path, choose
@@ -114,6 +115,7 @@ class Call:
 
     def _write(self, chunk: Chunk, total: int | None, bar: Bar | None) -> None:
         self.tally.length += len(chunk.rows)
+        self._memory.pop("now", None)
         for page in self.work.pages(self, chunk):
             if page.values:
                 self.deliver(page)
@@ -128,10 +130,13 @@ class Call:
         depth = _depths[self.connection] = _depths.get(self.connection, 0) + 1
         self.temporary_name = f"sessionkit_bulk_{depth}"
         self._outer = self.connection.begin_nested()
+        # A version that is a time is the server's, asked once for each chunk.
+        self._clock = clock.set(lambda: self.remembered("now", lambda: server_now(self.connection)))
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         _depths[self.connection] -= 1
+        clock.reset(self._clock)
         if error is None:
             self._outer.commit()
         elif self._outer.is_active:
