@@ -243,5 +243,10 @@ def _key(entity: type[Any]) -> list[InstrumentedAttribute[Any]]:
 
 def _kind(entity: type[Any]) -> Kind:
     kind = kind_of(inspect(entity))
-    assert kind is not None
+    if kind is None:
+        # A bulk call finds conflicts of such a class too.
+        raise VersionError(
+            f"the rows of {entity.__name__} cannot be loaded or resolved: it has a version_id_col of its own; have it inherit "
+            "Versioned, or read its rows with a SELECT"
+        )
     return kind
