@@ -66,7 +66,7 @@ def writing(url: URL) -> list[Case]:
 
         return once
 
-    readers = {"readers": [create_engine(url)], "allow_writable_readers": True}
+    readers: dict[str, Any] = {"readers": [create_engine(url)], "allow_writable_readers": True}
     return [
         Case("no readers", repeat(body(sessionkit.sessionmaker(create_engine(url))))),
         Case("readers", repeat(body(sessionkit.sessionmaker(create_engine(url), **readers)))),

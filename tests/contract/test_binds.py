@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 class Interrupt(BaseException):
     """As a KeyboardInterrupt, which an event loop would not let a test catch."""
+
+
+def note(seen: list[str], what: str, _: Any) -> None:
+    seen.append(what)
 
 
 async def with_account(two: Two) -> Two:
@@ -102,8 +107,8 @@ async def test_databases_commit_in_the_order_in_which_they_were_used_first(doors
     for first, second in [(User, Pledge), (Pledge, User)] * 3:
         seen: list[str] = []
         with (
-            at_commit(two.users_sync, lambda _, seen=seen: seen.append("users")),
-            at_commit(two.pledges_sync, lambda _, seen=seen: seen.append("pledges")),
+            at_commit(two.users_sync, partial(note, seen, "users")),
+            at_commit(two.pledges_sync, partial(note, seen, "pledges")),
         ):
             async with doors.scope(two.factory()) as session:
                 for model in (first, second):

@@ -263,7 +263,7 @@ async def test_a_decision_without_an_answer_is_unknown_and_recovery_goes_by_what
     assert ran == []
     left = await two.prepared()
     assert len(left) == (1 if after else 2)
-    assert all(caught.value.key in gid for gid in left)
+    assert all(str(caught.value.key) in gid for gid in left)
     expected = "committed" if after else "rolled back"
     assert [found.decision for found in await recover(two)] == [expected] * len(left)
     assert await two.committed() == ((1, 1) if after else (0, 0))
