@@ -24,6 +24,9 @@ def claim(engine: Engine, key: str, seconds: float, asynchronous: bool) -> commi
     with (
         bounded.connect() as connection,
         Watchdog(seconds + 0.5, lambda: [connection], asynchronous),  # should the server not keep its own time
-        connection.begin(),
     ):
-        return commits.claim(connection, key)
+        transaction = connection.begin()
+        verdict = commits.claim(connection, key)
+        if verdict == "rolled back":  # "committed" is read, and needs no COMMIT of ours, which could be lost as well
+            transaction.commit()
+        return verdict

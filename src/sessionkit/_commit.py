@@ -31,11 +31,12 @@ from .errors import (
     PartialCommit,
     ScopeError,
     UnexpectedRollback,
+    classify,
     is_lost,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.orm import Session
@@ -170,27 +171,28 @@ def _resolve(unit: Unit, held: list[Connection], key: str | None, error: Excepti
     engines = [connection.engine for connection in held]
     unit.give_up_connection()
     verify = unit.request.verify_commit
+    question: Callable[[float], commits.Verdict | None]
     if ballot is not None and verify:
-        verdict = _ask(unit, lambda left: ballot.ask(max(left, 0.05)))
-        if verdict is not None:
-            ballot.finish(verdict)
+        question = ballot.ask
     elif ballot is None and key is not None:
-        verdict = _ask(unit, lambda left: claim(engines[0], key, max(left, 0.05), unit.asynchronous))
+        question = lambda left: claim(engines[0], key, left, unit.asynchronous)  # noqa: E731
     elif callable(verify):
-        try:
-            verdict = _ask(unit, lambda left: _ask_application(unit, verify, left))
-        except Exception as failure:
-            # What the caller must learn is that the outcome is unknown; why nobody could tell comes second.
-            error.add_note(f"besides, the function of verify_commit= failed: {type(failure).__name__}: {failure}")
-            logger.exception("the function of verify_commit= failed")
-            verdict = None
+        question = lambda left: _ask_application(unit, verify, left)  # noqa: E731
     else:
         raise CommitOutcomeUnknown(
-            f"the connection of {unit} was lost during COMMIT, so it may have been committed or not; it is not "
-            f"retried. "
+            f"the connection of {unit} was lost during COMMIT, so it may have been committed or not; it is not retried. "
             "With verify_commit=True the scope finds out",
             key,
         ) from error
+    verdict = None
+    try:
+        verdict = _ask(unit, question)
+        if verdict is not None and ballot is not None:
+            ballot.finish(verdict)
+    except Exception as failure:
+        # What the caller must learn is that the outcome is unknown; why nobody could tell comes second.
+        error.add_note(f"besides, asking what became of it failed: {type(failure).__name__}: {failure}")
+        logger.exception("asking what became of a COMMIT of %s failed", unit)
     if verdict is None:
         raise CommitOutcomeUnknown(
             f"the connection of {unit} was lost during COMMIT, and no answer could be had of what became of it; it is "
@@ -202,7 +204,7 @@ def _resolve(unit: Unit, held: list[Connection], key: str | None, error: Excepti
         raise error
 
 
-def _ask(unit: Unit, question: Any) -> commits.Verdict | None:
+def _ask(unit: Unit, question: Callable[[float], commits.Verdict | None]) -> commits.Verdict | None:
     """Put the question until it is answered or the time is over."""
     now = time.monotonic()
     ends = now + VERIFY_TIMEOUT if unit.deadline is None else max(unit.deadline, now + 0.5)
@@ -210,11 +212,11 @@ def _ask(unit: Unit, question: Any) -> commits.Verdict | None:
     delay = 0.02
     while True:
         try:
-            verdict: commits.Verdict | None = question(ends - time.monotonic())
-        except (DBAPIError, PoolTimeout, OSError) as error:
+            return question(max(ends - time.monotonic(), 0.05))
+        except Exception as error:
+            if not isinstance(error, DBAPIError | PoolTimeout | OSError) and not classify(error).retryable:
+                raise
             logger.info("asking what became of a COMMIT failed, trying again", exc_info=error)
-        else:
-            return verdict
         left = ends - time.monotonic()
         if left <= 0:
             return None
@@ -231,7 +233,7 @@ def _ask_application(unit: Unit, verify: Any, left: float) -> commits.Verdict | 
         return [] if transaction is None else connections(transaction)
 
     try:
-        with Watchdog(max(left, 0.05), held, unit.asynchronous):
+        with Watchdog(left, held, unit.asynchronous):
             answer = verify(session)
             if inspect.isawaitable(answer):
                 answer = await_only(answer)

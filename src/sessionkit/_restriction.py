@@ -74,6 +74,12 @@ class Restriction:
                             f"error was "
                             f"{type(failure.error).__name__}: {failure.error}"
                         ) from failure.error
+                for connection, savepoint in self._held:
+                    # Nothing is undone by its rollback: what was registered inside (a hook, say) stays.
+                    log = failure_log(connection)
+                    if log is not None:
+                        log.named(savepoint._savepoint)
+                        log.released(savepoint._savepoint)
         finally:
             self._unit.restrictions -= 1
             self._lift()
@@ -82,8 +88,7 @@ class Restriction:
         for connection, savepoint in reversed(self._held):
             try:
                 if not connection.invalidated and not connection.closed:
-                    if not self._unit.restrictions:  # else a read-only scope around this one goes on
-                        _dialects.of(connection).lift(connection)
+                    _dialects.of(connection).lift(connection)
                     if savepoint.is_active:
                         savepoint.rollback()
             except Exception:

@@ -131,6 +131,11 @@ class Found(NamedTuple):
     meaning: Meaning
 
 
+def is_asyncpgs(error: BaseException) -> bool:
+    """Tell whether an exception is one of asyncpg's own, which has none of its base classes in common with others."""
+    return type(error).__module__.partition(".")[0] == "asyncpg"
+
+
 def look_up(error: BaseException) -> Found | None:
     """Return the code that an exception carries itself, or None if it carries none."""
     state: Any = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)

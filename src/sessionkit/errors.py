@@ -375,8 +375,8 @@ def _meaning(error: BaseException) -> tuple[_sqlstate.Meaning, str | None]:
             if each.statement is None:
                 # No statement, no code: the connection was not made. A COMMIT that fails has a code, or has lost it.
                 return _sqlstate.CANNOT_CONNECT, None
-        elif isinstance(each, OSError) and _while_connecting(each):
-            return _sqlstate.CANNOT_CONNECT, None  # asyncpg: SQLAlchemy does not wrap what its connect() raises
+        elif (isinstance(each, OSError) or _sqlstate.is_asyncpgs(each)) and _while_connecting(each):
+            return _sqlstate.CANNOT_CONNECT, None  # SQLAlchemy does not wrap what asyncpg raises while it connects
     return _sqlstate.OTHER, None
 
 
@@ -393,7 +393,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 _CONNECTING = {("asyncpg.connection", "connect"), ("sqlalchemy.pool.base", "__connect")}
 
 
-def _while_connecting(error: OSError) -> bool:
+def _while_connecting(error: BaseException) -> bool:
     # An OSError can be anybody's: of a file, of a mail server. Only where it came from tells.
     traceback = error.__traceback__
     while traceback is not None:

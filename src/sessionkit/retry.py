@@ -13,6 +13,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from sqlalchemy.orm.exc import StaleDataError
+
 from .errors import KINDS, OptionError, classify, first_of, outcome_of
 
 __all__ = ["Attempt", "Retry"]
@@ -53,7 +55,9 @@ class Retry:
             not together with `on`.
         before_retry: called with the failed `Attempt` before the wait; in async code it may be async.
         lock_on_retry: from the second run on, the unit's ORM SELECTs of entities lock their rows (``FOR UPDATE``),
-            which on a contended row ends the contest instead of repeating it.
+            which on a contended row ends the contest instead of repeating it. After a stale version there is no wait
+            then: the queue for the lock is one. For version columns; a SERIALIZABLE transaction has its snapshot before
+            it waits for a lock, and fails all the same.
 
     By default a unit is run again after a serialization failure, a deadlock, SQLite's BUSY and LOCKED, a stale
     version, and a connection that was lost before COMMIT was sent. A unit whose outcome is unknown is never run again.
@@ -191,7 +195,10 @@ class Attempts:
             if attempt.number > 1:
                 add_note(error, f"this was attempt {attempt.number}; {self._before()}")
             return False
-        delay = self.policy.delay_after(attempt.number, self._rng)
+        if self.policy.lock_on_retry and isinstance(error, StaleDataError):
+            delay = 0.0  # the next attempt waits in the queue for the lock
+        else:
+            delay = self.policy.delay_after(attempt.number, self._rng)
         if attempt.number >= self.policy.attempts:
             add_note(error, f"gave up after {_counted(attempt.number)}; {self._before()}")
             return False

@@ -28,7 +28,7 @@ class Task:
     count: int
     verify: bool = False
     attempts: int = 200
-    tasks: int = 4
+    tasks: int = 2
 
 
 class Worker:

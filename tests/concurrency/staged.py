@@ -206,12 +206,16 @@ class Stage:
         holders = [
             other
             for other_number, other in enumerate(self._tracks)
-            if other.began and not other.over and self._scenario.writes(other_number)
+            if self._takes_lock(other_number) and other.began and not other.outstanding and not other.over
         ]
-        if self._deferred or track.began or not holders:
+        if track.began or not holders or not self._takes_lock(number):
             return False
         assert self._is_locked(), "a transaction that writes has begun, and does not hold the write lock"
         return True
+
+    def _takes_lock(self, number: int) -> bool:
+        """Tell whether a transaction begins by taking SQLite's write lock."""
+        return not self._deferred and ("read_only" in self._options or self._scenario.writes(number))
 
     def _is_locked(self) -> bool:
         """Ask SQLite for the write lock, without waiting."""

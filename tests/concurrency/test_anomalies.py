@@ -162,7 +162,10 @@ def engine_of(doors: Door, kind: str) -> Any:
 
 def options_of(doors: Door, kind: str) -> dict[str, Any]:
     if kind == "deferred":
-        return {"lock_timeout": 0.01, "deferred": True}  # a deferred writer in the way of another is refused, sooner or later
+        return {
+            "lock_timeout": 0.01,
+            "deferred": True,
+        }  # a deferred writer in the way of another is refused, sooner or later
     # Without WAL a reader keeps a writer's COMMIT waiting: there each takes its turn from the beginning.
     return {"read_only": None} if doors.backend == "sqlite" and kind == "as it is" else {}
 

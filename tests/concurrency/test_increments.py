@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from sqlalchemy import create_engine, insert, select, text, update
 from sessionkit import Retry, commits, errors
 from tests.concurrency.incrementer import Task
 from tests.support.clusters import Cluster
-from tests.support.faults import Fault, FaultProxy
+from tests.support.faults import Fault, FaultProxy, Struck
 from tests.support.models import Account, Shift
 from tests.support.postgres import ROOT
 
@@ -88,27 +89,34 @@ class Fire:
         self._proxy = proxy
         self._dice = random.Random(seed)
         self.struck: Counter[str] = Counter()
+        self._waiting: Struck | None = None
+        self._running = lambda: True
+        self._pace = threading.Event()  # never set
         self._faults: list[tuple[int, Callable[[], None]]] = [
             (8, self._terminate),
             (2, self._kill),
-            (6, lambda: self._cut(Fault.LOSE)),
-            (6, lambda: self._cut(Fault.LOSE_REPLY)),
-            (2, self._kill_in_commit),
+            (6, lambda: self._at_commit("COMMIT lost", Fault.LOSE)),
+            (6, lambda: self._at_commit("answer lost", Fault.LOSE_REPLY)),
+            (2, lambda: self._at_commit("killed in COMMIT", Fault.PASS, self._kill_9)),
             (3, self._reset),
         ]
 
     def run(self, started: list[subprocess.Popen[str]]) -> None:
-        """Go on until all processes are done; restart the server once in between, in the middle of a COMMIT."""
+        """Go on until a process is done; now and then restart the server in the middle of a COMMIT.
+
+        Not longer: the last one would have every COMMIT of its own struck, and every question that follows it too.
+        """
+        self._running = lambda: all(process.poll() is None for process in started)
         weights = [weight for weight, _ in self._faults]
-        restart_at = 10
-        while any(process.poll() is None for process in started):
-            if sum(self.struck.values()) >= restart_at:
-                restart_at += 60
-                self._restart_in_commit()
+        restart_at = 5
+        while self._running():
+            self._pace.wait(0.05)
             (fault,) = self._dice.choices([fault for _, fault in self._faults], weights)
+            if sum(self.struck.values()) >= restart_at:
+                fault = self._restart_in_commit
+                restart_at += 150
             with suppress(psycopg.OperationalError):  # the server recovers from the last one
                 fault()
-                self._cluster.primary.sql("SELECT pg_sleep(0.05)")
 
     def _pid(self) -> int | None:
         found = self._cluster.primary.sql(
@@ -131,24 +139,22 @@ class Fire:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
-    def _cut(self, fault: Fault) -> None:
-        self._proxy.at("COMMIT", fault)
-        self.struck[fault.name] += 1
-
-    def _kill_in_commit(self) -> None:
-        self._proxy.at("COMMIT", Fault.PASS, self._kill_9)
-        self.struck["killed in COMMIT"] += 1
+    def _at_commit(self, name: str, fault: Fault, then: Callable[[int], object] = lambda _: None) -> None:
+        # One at a time: a fault that waits for its COMMIT must not be followed by a queue of others.
+        if self._waiting is None or self._waiting.struck:
+            self._waiting = self._proxy.at("COMMIT", fault, then)
+            self.struck[name] += 1
 
     def _reset(self) -> None:
         self._proxy.reset()
         self.struck["links reset"] += 1
 
     def _restart_in_commit(self) -> None:
-        self._proxy.at("COMMIT", Fault.PASS, lambda _: self._cluster.primary.stop(signal.SIGQUIT))
-        with suppress(psycopg.OperationalError):
-            for _ in range(100):
-                self._cluster.primary.sql("SELECT pg_sleep(0.02)")
-        if self._cluster.primary.pid is None:
+        fault = self._proxy.at("COMMIT", Fault.PASS, lambda _: self._cluster.primary.stop(signal.SIGQUIT))
+        while not fault.struck and self._running():
+            self._pace.wait(0.01)
+        fault.call_off()
+        if fault.struck:
             self._cluster.primary.start()
             self.struck["restarted"] += 1
 
@@ -170,8 +176,6 @@ def test_what_was_acknowledged_under_fire_is_there_and_no_more(cluster: Cluster,
         with processes(Task(url, COUNT, verify)) as started:
             fire.run(started)
             told = told_by(started)
-    if cluster.primary.pid is None:
-        cluster.primary.start()
     [(final,)] = cluster.primary.sql("SELECT balance FROM accounts WHERE id = 1")
     acknowledged, unknown, hooks = (told.pop(name, 0) for name in ("acknowledged", "unknown", "hooks"))
     told.pop("retries", None)

@@ -23,6 +23,7 @@ from sessionkit import (
     SERIALIZABLE,
     SNAPSHOT,
     Preset,
+    commits,
     errors,
 )
 from sessionkit._dialects import postgresql
@@ -139,15 +140,21 @@ async def test_a_preset_is_in_force_on_every_engine_of_binds(doors: Door) -> Non
 
 @on_postgresql
 @each_preset
-async def test_a_preset_is_in_force_in_a_two_phase_transaction(doors: Door, preset: Preset) -> None:
-    if preset.deferrable:
-        preset = preset.replace(deferrable=None)
-    engine = pooled_engine(doors)
-    before = await left_behind(doors, engine)
-    default = await without_preset(doors, engine)
-    async with doors.scope(doors.factory(engine, twophase=True), preset=preset) as session:
-        assert await in_force(doors, session) == expected(doors, preset, default)
-    assert await left_behind(doors, engine) == before
+async def test_a_preset_is_in_force_in_both_transactions_of_a_two_phase_commit(doors: Door, preset: Preset) -> None:
+    one, other = pooled_engine(doors), doors.other_engine(pool_size=2, max_overflow=0)
+    for engine in (one, other):
+        await doors.twin(commits.create_table, commits.async_create_table)(engine)
+    before = [await left_behind(doors, engine) for engine in (one, other)]
+    default = await without_preset(doors, one)
+    Session = doors.factory(binds={User: one, Account: other}, twophase=True)
+    async with doors.scope(Session, preset=preset) as session:
+        for mapper in (User, Account):
+            connection = await session.connection(bind_arguments={"mapper": mapper})
+            assert await in_force(doors, connection) == expected(doors, preset, default)
+        if not preset.read_only:
+            session.add_all([User(name="ann"), Account(owner="ann")])
+    assert await doors.rows(select(User.name)) == ([] if preset.read_only else [("ann",)])
+    assert [await left_behind(doors, engine) for engine in (one, other)] == before
 
 
 @on_postgresql
@@ -600,12 +607,15 @@ def counted(doors: Door) -> Iterator[Counted]:
 
 @on_postgresql
 async def test_level_read_only_and_deferrable_add_no_statement_and_no_round_trip(doors: Door, counted: Counted) -> None:
+    # asyncpg has no word for READ WRITE; it is the server's default here, as the server has told the driver.
+    writable = "" if doors.driver == "asyncpg" else " READ WRITE"
     for spoken, preset in {
         "": None,
         " ISOLATION LEVEL READ COMMITTED": READ_COMMITTED,
         " ISOLATION LEVEL REPEATABLE READ": REPEATABLE_READ,
         " ISOLATION LEVEL SERIALIZABLE": SERIALIZABLE,
         " READ ONLY": READ_ONLY,
+        f" ISOLATION LEVEL REPEATABLE READ{writable}": Preset("REPEATABLE READ", read_only=False),
         " ISOLATION LEVEL REPEATABLE READ READ ONLY": SNAPSHOT,
         " ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE": REPORT,
     }.items():

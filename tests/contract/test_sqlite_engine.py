@@ -171,6 +171,25 @@ async def test_a_commit_that_had_to_wait_too_long_leaves_nothing_behind(doors: D
     assert await names(doors) == ["bob"]
 
 
+async def test_the_failed_commit_of_a_plain_session_is_not_made_good_by_the_scope_that_comes_after_it(
+    doors: Door,
+) -> None:
+    """SQLAlchemy takes the transaction for ended, and gives the connection back with it."""
+    engine = doors.make_engine(pool_size=1, max_overflow=0, connect_args={"timeout": 0.01})
+    Session = doors.factory(engine)
+    async with doors.scope(Session) as session:
+        session.add(User(name="before"))
+    async with doors.scope(preset=READ_ONLY) as reader:
+        await reader.execute(select(User))
+        with pytest.raises(OperationalError):
+            async with doors.session(Session) as session:
+                session.add(User(name="lost"))
+                await session.commit()
+    async with doors.scope(Session) as session:
+        session.add(User(name="after"))
+    assert await names(doors) == ["before", "after"]
+
+
 async def test_a_unit_whose_commit_had_to_wait_too_long_is_applied_once_when_it_is_retried(doors: Door) -> None:
     engine = doors.make_engine(pool_size=1, max_overflow=0, connect_args={"timeout": 0.01})
     tried, looked_away = [], doors.event()
@@ -431,19 +450,33 @@ async def test_connections_that_are_there_already_are_set_up_when_they_are_next_
     assert (await pragmas(doors, engine))["busy_timeout"] == 2000
 
 
-async def test_first_connections_that_switch_to_wal_together_wait_for_each_other(doors: Door) -> None:
-    for _ in range(20):
-        engine = configured(doors.other_engine(connect_args={"timeout": 25}))
-        Session = doors.factory(engine)
+@pytest.mark.doors(colour="sync")
+async def test_a_first_connection_waits_until_it_can_switch_to_wal(doors: Door) -> None:
+    """SQLite itself does not wait there, and two first connections collide. In threads, for SQLite's trace speaks in them."""
+    engine = configured(doors.make_engine())
+    holding, refused = doors.event(), doors.event()
 
-        async def add(both: Any, name: str, Session: Any = Session) -> None:
-            await both.wait()
-            async with doors.scope(Session) as session:
-                session.add(User(name=name))
+    @event.listens_for(doors.sync_engine_of(engine), "connect")
+    def listen(dbapi_connection: Any, _record: object) -> None:
+        # What comes after the PRAGMA is said when it was refused.
+        dbapi_connection.set_trace_callback(lambda said: refused.set() if said == "BEGIN EXCLUSIVE" else None)
 
-        both = doors.barrier(2)
-        await doors.together(add(both, "ann"), add(both, "bob"))
-        assert (await pragmas(doors, engine))["journal_mode"] == "wal"
+    async def holder() -> None:
+        async with doors.connect() as connection:
+            await connection.execute(insert(User).values(name="ann"))
+            holding.set()
+            await refused.wait()
+            await connection.commit()
+
+    async def first() -> None:
+        await holding.wait()
+        try:
+            assert (await pragmas(doors, engine))["journal_mode"] == "wal"
+        finally:
+            refused.set()
+
+    await doors.together(holder(), first())
+    assert await names(doors) == ["ann"]
 
 
 async def test_configure_may_come_after_the_first_scope(doors: Door) -> None:

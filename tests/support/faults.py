@@ -62,6 +62,10 @@ class Struck:
         """Wait, blocking, until the message has come."""
         assert self._struck.wait(30), f"no message with {self.word!r} came"
 
+    def call_off(self) -> None:
+        """Have it not strike any more. Afterwards it is sure whether it has."""
+        self._proxy.call(self._proxy.forget, self)
+
     def strike(self) -> None:
         self._struck.set()
 
@@ -182,6 +186,9 @@ class FaultProxy:
             self._links.discard(link)
             self._tasks.discard(task)
 
+    def forget(self, fault: Struck) -> None:
+        self._faults.remove(fault)
+
     def fault_for(self, message: bytes) -> Struck | None:
         """Return the fault that is to strike a message, once."""
         for fault in self._faults:
@@ -274,7 +281,7 @@ class _Link:
                     (self._pid,) = struct.unpack_from("!i", data, place + len(_BACKEND_KEY_DATA))
                 if self.on_answer is not None:
                     self.on_answer()
-                elif self._is_heard():
+                elif self._is_heard() and not self._client.is_closing():
                     self._client.write(data)
         if self._is_heard():
             self._client.close()
@@ -284,7 +291,8 @@ class _Link:
 
     def send_to_server(self, message: bytes) -> None:
         assert self._server is not None
-        self._server.write(message)
+        if not self._server.is_closing():
+            self._server.write(message)
 
     def close(self) -> None:
         """Reset both ends."""

@@ -74,6 +74,9 @@ class Wire:
             except OSError:
                 return
             server = socket.create_connection(self._server)
+            for one in (client, server):
+                # Else small messages would wait for each other's acknowledgement.
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sockets += [client, server]
             self._start(self._from_client, client, server)
             self._start(self._from_server, server, client)

@@ -12,6 +12,12 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 import sessionkit
 from sessionkit import (
     INJECTED,
+    READ_ONLY,
+    REPORT,
+    SERIALIZABLE,
+    EffectiveIsolation,
+    Isolation,
+    Preset,
     TimestampVersioned,
     VersionConflict,
     Versioned,
@@ -21,6 +27,7 @@ from sessionkit import (
     bulk,
     bump_version,
     current_session,
+    effective_isolation,
     etag,
     expect_etag,
     expect_version,
@@ -30,6 +37,7 @@ from sessionkit import (
     session_scope,
     sessionmaker,
     set_rollback_only,
+    sqlite,
     update_versioned,
     version_of,
 )
@@ -292,3 +300,35 @@ def readers(engine: Engine, factory: sessionkit.sessionmaker[sessionkit.Session]
 
 async def async_recovery(engine: sa_asyncio.AsyncEngine) -> None:
     assert_type(await binding.async_recover_prepared(engine), list[binding.PreparedTransaction])
+
+
+def presets(engine: Engine, async_engine: AsyncEngine) -> None:
+    assert_type(SERIALIZABLE, Preset)
+    assert_type(Preset(), Preset)
+    assert_type(Preset("REPEATABLE READ", read_only=True, lock_timeout=2), Preset)
+    assert_type(Preset(isolation=Isolation.SERIALIZABLE, statement_timeout=0.5, idle_timeout=None), Preset)
+    # DEFERRABLE has two partners, each by its name or as the enum.
+    assert_type(Preset("SERIALIZABLE", True, True), Preset)
+    assert_type(Preset(isolation=Isolation.SERIALIZABLE, read_only=True, deferrable=True), Preset)
+    assert_type(Preset("READ COMMITTED", deferrable=False), Preset)
+    assert_type(READ_ONLY.replace(isolation="SERIALIZABLE"), Preset)
+    assert_type(READ_ONLY | SERIALIZABLE, Preset)
+    assert_type(REPORT.isolation, Isolation | None)
+    assert_type(REPORT.lock_timeout, float | None)
+    assert_type(effective_isolation(engine, "SERIALIZABLE"), EffectiveIsolation)
+    assert_type(effective_isolation(async_engine, Isolation.SERIALIZABLE).level, Isolation)
+    assert_type(effective_isolation(engine, "READ COMMITTED").anomalies, frozenset[str])
+
+
+def scopes_with_presets(engine: Engine) -> None:
+    Session = sessionmaker(engine, preset=SERIALIZABLE, lock_timeout=2)
+    assert_type(Session, sessionmaker[sessionkit.Session])
+    with Session.scope(preset=REPORT, isolation="SERIALIZABLE", read_only=True, deferrable=True) as session:
+        assert_type(session, sessionkit.Session)
+    with session_scope(Session, isolation=Isolation.READ_COMMITTED, statement_timeout=1, idle_timeout=None) as session:
+        assert_type(session, sessionkit.Session)
+
+
+def configured(engine: Engine, async_engine: AsyncEngine) -> None:
+    assert_type(sqlite.configure(engine), Engine)
+    assert_type(sqlite.configure(async_engine, synchronous="FULL", begin="deferred", busy_timeout=1), AsyncEngine)

@@ -10,16 +10,21 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 import sessionkit
 from sessionkit import (
     INJECTED,
+    READ_ONLY,
+    Isolation,
+    Preset,
     VersionConflict,
     Versioned,
     async_sessionmaker,
     bulk,
     current_session,
+    effective_isolation,
     expect_etag,
     expect_version,
     on_commit,
     session_scope,
     sessionmaker,
+    sqlite,
     update_versioned,
     version_of,
 )
@@ -150,3 +155,32 @@ async def bulk_writes(session: orm.Session, async_session: sa_asyncio.AsyncSessi
     bulk.insert(session, Order, [], method="fast")  # type: ignore[arg-type]
     bulk.insert(session, Order, [], chunks=3)  # type: ignore[call-arg]
     bulk.update(session, Order, [], missing="skip")  # type: ignore[arg-type]
+
+
+def presets(engine: Engine) -> None:
+    Preset("CHAOS")  # type: ignore[call-overload]
+    Preset("AUTOCOMMIT")  # type: ignore[call-overload]
+    Preset(read_only="yes")  # type: ignore[call-overload]
+    Preset(lock_timeout="5s")  # type: ignore[call-overload]
+    Preset(timeout=5)  # type: ignore[call-overload]
+    READ_ONLY.read_only = False  # type: ignore[misc]
+    effective_isolation(engine, "CHAOS")  # type: ignore[arg-type]
+    sqlite.configure(engine, synchronous="SOMETIMES")  # type: ignore[arg-type]
+    sqlite.configure(engine, begin="exclusive")  # type: ignore[arg-type]
+
+
+def deferrable_without_its_partners() -> None:
+    Preset(deferrable=True)  # type: ignore[call-overload]
+    Preset("SERIALIZABLE", deferrable=True)  # type: ignore[call-overload]
+    Preset(read_only=True, deferrable=True)  # type: ignore[call-overload]
+    Preset("REPEATABLE READ", read_only=True, deferrable=True)  # type: ignore[call-overload]
+    Preset(Isolation.SERIALIZABLE, read_only=False, deferrable=True)  # type: ignore[call-overload]
+
+
+def options_of_presets(engine: Engine) -> None:
+    Session = sessionmaker(engine)
+    Session.scope(isolation="CHAOS")  # type: ignore[call-overload]
+    Session.scope(preset="SERIALIZABLE")  # type: ignore[call-overload]
+    Session.scope(read_only=1)  # type: ignore[call-overload]
+    Session.scope(lock_timeout="5s")  # type: ignore[call-overload]
+    session_scope(Session, statement_timeout="5s")  # type: ignore[call-overload]

@@ -98,6 +98,16 @@ def test_the_wait_counts_against_the_deadline() -> None:
     assert not attempts.failed(attempts.next(), failed(), now=11.0)
 
 
+def test_whoever_locks_after_a_stale_version_does_not_wait_before_it() -> None:
+    attempts = Attempts(Retry(wait=5, wait_max=5, jitter=False, lock_on_retry=True, also=("other",)), now=0.0)
+    stale, other = attempts.next(), failed(ValueError())
+    assert attempts.failed(stale, failed(), now=0.0)
+    assert stale.delay == 0
+    second = attempts.next()
+    assert attempts.failed(second, other, now=0.0)
+    assert second.delay == 5
+
+
 def test_without_a_timeout_there_is_no_deadline() -> None:
     assert Attempts(Retry(), now=5.0).deadline is None
 

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 
 _OPTION = "sessionkit_postgresql"
 _BEFORE = "sessionkit_modes_before"
-_LATER = "sessionkit_said_with_the_first_statement"
 _listening: WeakSet[Engine] = WeakSet()
-_saying_later: WeakSet[Engine] = WeakSet()
 
 # Hermitage, postgresql.md; each cell is proved by tests/concurrency/test_anomalies.py.
 _ANOMALIES = {
@@ -151,7 +149,6 @@ def _engine_for(engine: Engine, asked: Asked) -> Engine:
     # On the derived engine, whose listeners come before those of the engine it is derived from: what a listener of the
     # user's says to the database when a transaction begins is said under the preset.
     event.listen(derived, "begin", _begin)
-    event.listen(derived, "begin_twophase", _begin_twophase)
     return derived
 
 
@@ -159,37 +156,30 @@ class _Wanted(NamedTuple):
     isolation: str | None
     read_only: bool | None
     deferrable: bool | None
-    settings: tuple[tuple[str, str], ...]
+    settings: Executable | None
 
 
 def _wanted(asked: Asked) -> _Wanted | None:
-    settings = tuple(
-        (setting, f"{max(1, round(seconds * 1000))}ms")
+    level = None if asked.isolation is None else DIALECT.given(str(asked.isolation))
+    wanted = _Wanted(level, asked.read_only, asked.deferrable, _set_config(asked))
+    return None if wanted == (None, None, None, None) else wanted
+
+
+def _set_config(asked: Asked) -> Executable | None:
+    """Return one statement for all timeouts, made once: to build and to compile it would cost more than to send it."""
+    values = {
+        setting: f"{max(1, round(seconds * 1000))}ms"
         for option, setting in _SETTINGS.items()
         if (seconds := getattr(asked, option)) is not None
-    )
-    level = None if asked.isolation is None else DIALECT.given(str(asked.isolation))
-    wanted = _Wanted(level, asked.read_only, asked.deferrable, settings)
-    return None if wanted == (None, None, None, ()) else wanted
+    }
+    if not values:
+        return None
+    calls = ", ".join(f"set_config('{setting}', :{setting}, true)" for setting in values)
+    return text(f"SELECT {calls}").bindparams(**values)
 
 
 def _begin(connection: Connection) -> None:
     for statement in _tell_driver(connection):
-        connection.execute(statement)
-
-
-def _begin_twophase(connection: Connection, _: Any) -> None:
-    statements = _tell_driver(connection)
-    if statements:
-        # psycopg and psycopg2 begin right after this event and accept no statement before: these go before the first.
-        connection.connection.info[_LATER] = statements
-        if connection.engine not in _saying_later:
-            _saying_later.add(connection.engine)
-            event.listen(connection.engine, "before_cursor_execute", _say_later)
-
-
-def _say_later(connection: Connection, *_: Any) -> None:
-    for statement in connection.connection.info.pop(_LATER, ()):
         connection.execute(statement)
 
 
@@ -222,8 +212,8 @@ def _tell_driver(connection: Connection) -> list[Executable]:
             unsaid = driver.unsaid(pooled.driver_connection, wanted)
             if unsaid:
                 said.append(_set_transaction(unsaid))
-    if wanted.settings:
-        said.append(select(*(func.set_config(name, value, True) for name, value in wanted.settings)))
+    if wanted.settings is not None:
+        said.append(wanted.settings)
     return said
 
 
@@ -243,7 +233,6 @@ def _set_transaction(modes: list[str]) -> Executable:
 
 
 def _checkin(dbapi_connection: Any, record: Any) -> None:
-    record.info.pop(_LATER, None)
     kept = record.info.pop(_BEFORE, None)
     if kept is not None and dbapi_connection is not None:
         driver, before, ours = kept

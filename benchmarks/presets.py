@@ -1,0 +1,126 @@
+"""What a preset costs: the same scope with and without it, one SELECT inside.
+
+    python -m benchmarks.presets [--url postgresql+psycopg://...] [--rounds 40] [--only TEXT] [--strict]
+
+On a SQLite file, and on PostgreSQL through psycopg, psycopg2 and asyncpg where `--url` names one. The round trips of each
+preset are counted by tests/contract/test_presets.py; here it is time, and the target allows for one more round trip of four.
+Exit status 1 if a target is missed and --strict is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import create_engine, literal, orm, select
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext import asyncio as sa_asyncio
+
+import sessionkit
+from benchmarks._measure import Case, Report, conditions, measure, repeat, repeat_async
+from sessionkit import READ_ONLY, REPORT, SERIALIZABLE, Preset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ONE = select(literal(1))
+NONE = "no preset"
+OPTION = "SQLAlchemy's isolation_level option"
+TIMEOUTS = {"statement_timeout": 30, "lock_timeout": 5}
+
+PRESETS: dict[str, Preset | None] = {
+    NONE: None,
+    "SERIALIZABLE": SERIALIZABLE,
+    "READ_ONLY": READ_ONLY,
+    "REPORT": REPORT,
+    "two timeouts": Preset(**TIMEOUTS),  # type: ignore[arg-type]
+    "SERIALIZABLE, two timeouts": SERIALIZABLE.replace(**TIMEOUTS),
+}
+# In wall time: what goes into BEGIN costs no round trip, all timeouts together cost one.
+TARGETS = {
+    "SERIALIZABLE": 1.25,
+    "READ_ONLY": 1.25,
+    "REPORT": 1.25,
+    "two timeouts": 1.7,
+    "SERIALIZABLE, two timeouts": 1.7,
+}
+
+
+def sync_cases(url: URL) -> list[Case]:
+    Session = sessionkit.sessionmaker(create_engine(url))
+
+    def of(preset: Preset | None) -> Callable[[], None]:
+        scope = Session.scope(preset=preset)
+
+        def once() -> None:
+            with scope as session:
+                session.scalar(ONE)
+
+        return once
+
+    def option() -> None:
+        with plain() as session, session.begin():
+            session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+            session.scalar(ONE)
+
+    plain = orm.sessionmaker(create_engine(url))
+    return [*(Case(name, repeat(of(preset))) for name, preset in PRESETS.items()), Case(OPTION, repeat(option))]
+
+
+def async_cases(url: URL, runner: asyncio.Runner) -> list[Case]:
+    Session = sessionkit.async_sessionmaker(sa_asyncio.create_async_engine(url))
+
+    def of(preset: Preset | None) -> Callable[[], Any]:
+        scope = Session.scope(preset=preset)
+
+        async def once() -> None:
+            async with scope as session:
+                await session.scalar(ONE)
+
+        return once
+
+    return [Case(name, repeat_async(of(preset), runner)) for name, preset in PRESETS.items()]
+
+
+def tables(
+    url: URL | None, folder: str, runner: asyncio.Runner
+) -> Iterator[tuple[str, Callable[[], list[Case]], bool]]:
+    """Title and cases of each table, and whether it has targets."""
+    file = URL.create("sqlite", database=str(Path(folder, "presets.db")))
+    yield "SQLite file", lambda: sync_cases(file), False
+    yield "SQLite file, async", lambda: async_cases(file.set(drivername="sqlite+aiosqlite"), runner), False
+    if url is None:
+        return
+    for driver in ("psycopg", "psycopg2"):
+        of_driver = url.set(drivername=f"postgresql+{driver}")
+        yield f"PostgreSQL, {driver}", lambda of_driver=of_driver: sync_cases(of_driver), True  # type: ignore[misc]
+    yield "PostgreSQL, asyncpg", lambda: async_cases(url.set(drivername="postgresql+asyncpg"), runner), True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--url", type=make_url, help="a PostgreSQL to measure on as well")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the tables whose title contains it")
+    parser.add_argument("--strict", action="store_true", help="exit status 1 if a target is missed")
+    options = parser.parse_args()
+    print(conditions("psycopg", "asyncpg", "aiosqlite"), "\n")
+    missed = []
+    with TemporaryDirectory() as folder, asyncio.Runner() as runner:
+        for title, cases, judged in tables(options.url, folder, runner):
+            if options.only.lower() not in title.lower():
+                continue
+            timings = measure(cases(), rounds=options.rounds)
+            report = Report(f"The cost of a preset: {title}", timings, NONE, TARGETS if judged else None, by="wall")
+            print(report.markdown(), flush=True)
+            missed += [f"{title}: {name}, {report.ratio(name):.2f}" for name in report.missed()]
+    print("\n".join(f"missed its target: {line}" for line in missed) or "every target was met")
+    return 1 if missed and options.strict else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
