@@ -53,12 +53,9 @@ class FailureLog:
         if not self._failures or self._failures[-1][1].error is not error:
             self._failures.append((len(self._savepoints), Failure.now(error)))
 
-    def mark(self, what: object, outside: int = 0) -> None:
-        """Note `what` where the transaction stands now, or outside of the innermost savepoints.
-
-        It `holds` until a savepoint around it is rolled back.
-        """
-        self._marks.append((max(0, len(self._savepoints) - outside), what))
+    def mark(self, what: object) -> None:
+        """Note `what` where the transaction stands now: it `holds` until a savepoint around it is rolled back."""
+        self._marks.append((len(self._savepoints), what))
 
     def holds(self, what: object) -> bool:
         """Tell whether `what`, which was marked, has not been rolled back."""
@@ -146,16 +143,14 @@ def failure_log(connection: Connection) -> FailureLog | None:
     return _logs.get(connection)
 
 
-def mark(connections: Iterable[Connection], what: object, outside: int = 0) -> list[FailureLog]:
+def mark(connections: Iterable[Connection], what: object) -> list[FailureLog]:
     """Note `what` on those of the connections that have a savepoint set, and return the logs that hold it.
-
-    The innermost `outside` of them do not count: a scope has set them for a purpose of its own.
 
     The session knows its own savepoints; those that were set on a connection by hand are known here only.
     """
     logs = [_log(connection) for connection in connections if connection.in_nested_transaction()]
     for log in logs:
-        log.mark(what, outside)
+        log.mark(what)
     return logs
 
 

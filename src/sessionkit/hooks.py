@@ -175,7 +175,7 @@ def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
         nested = target.in_nested_transaction()
         level = unit.levels().current() if nested else None
         hook = Hook(fn, after, level, robust)
-        hook.marked = mark(connections(unit.transaction), hook, outside=unit.restrictions)
+        hook.marked = mark(connections(unit.transaction), hook)
         unit.hooks.append(hook)
         return fn
     if not target.in_transaction():

@@ -251,6 +251,16 @@ async def test_objects_and_hooks_of_the_outer_scope_outlive_the_inner_one(doors:
     assert ran == ["outer", "inner"]
 
 
+async def test_a_hook_of_a_savepoint_that_was_rolled_back_inside_is_dropped(doors: Door) -> None:
+    ran: list[str] = []
+    async with doors.scope(), doors.scope(read_only=True) as inner:
+        savepoint = await (await inner.connection()).begin_nested()
+        doors.call(on_commit, lambda: ran.append("undone"), session=inner)
+        await savepoint.rollback()
+        doors.call(on_commit, lambda: ran.append("kept"), session=inner)
+    assert ran == ["kept"]
+
+
 async def test_every_engine_of_a_unit_is_restricted(doors: Door) -> None:
     other = doors.other_engine()
     Session = doors.factory(binds={User: doors.engine, Account: other})
