@@ -19,6 +19,7 @@ import sessionkit
 from tests.support.doors import KINDS, Door
 from tests.support.models import Account, Address, Pledge, User
 from tests.support.neutral import NeutralSession, SuspendedInSyncColour
+from tests.support.together import beside_the_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -303,7 +304,7 @@ async def test_what_is_left_open_is_found(doors: Door) -> None:
     session = doors.neutral(doors.plain_factory()())
     session.add(User(name="ann"))
     await session.flush()
-    found = doors.left_open() if doors.colour == "sync" else await asyncio.to_thread(doors.left_open)
+    found = doors.left_open() if doors.colour == "sync" else await beside_the_loop(doors.left_open)
     assert len(found) == 2, found
     assert "1 connection(s) are still checked out" in found[0]
     await session.close()

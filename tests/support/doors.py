@@ -437,7 +437,7 @@ class AsyncDoor(Door):
 
     async def _outside(self, work: Callable[[], T]) -> T:
         # In a thread: should it wait for a lock that a task of this loop holds, the task can go on and release it.
-        return await asyncio.to_thread(work)
+        return await together_.beside_the_loop(work)
 
     async def _run_together(self, bodies: list[together_.Body], return_exceptions: bool) -> list[Any]:
         return await together_.in_tasks(bodies, self._meetings, return_exceptions=return_exceptions)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tests.support.neutral import drive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
 T = TypeVar("T")
 
@@ -222,13 +222,16 @@ def join(threads: Sequence[threading.Thread]) -> None:
         thread.join(PATIENCE)
     hanging = [thread for thread in threads if thread.is_alive()]
     if hanging:
-        frames = sys._current_frames()
-        places = [
-            f"{thread.name}:\n" + "".join(traceback.format_stack(frames[thread.ident]))
-            for thread in hanging
-            if thread.ident in frames
-        ]
-        raise AssertionError(f"after {PATIENCE:.0f} s these bodies still run:\n" + "\n".join(places))
+        raise AssertionError(f"after {PATIENCE:.0f} s these bodies still run:\n" + _stacks(hanging))
+
+
+def _stacks(threads: Iterable[threading.Thread]) -> str:
+    frames = sys._current_frames()
+    return "\n".join(
+        f"{thread.name}:\n" + "".join(traceback.format_stack(frames[thread.ident]))
+        for thread in threads
+        if thread.ident in frames
+    )
 
 
 async def in_tasks(bodies: Sequence[Body], meetings: Meetings, *, return_exceptions: bool) -> list[Any]:
@@ -247,12 +250,13 @@ async def in_tasks(bodies: Sequence[Body], meetings: Meetings, *, return_excepti
     tasks = [asyncio.create_task(run(number, body), name=f"body-{number}") for number, body in enumerate(bodies)]
     _, hanging = await asyncio.wait(tasks, timeout=PATIENCE)
     if hanging:
-        places = []
+        others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+        places = ["and these threads:\n" + _stacks(others)]
         for task in hanging:
             places.append(f"{task.get_name()}:\n" + _where(task.get_coro()))
             task.cancel()
         await asyncio.wait(hanging, timeout=PATIENCE)
-        raise AssertionError(f"after {PATIENCE:.0f} s these bodies still run:\n" + "\n".join(places))
+        raise AssertionError(f"after {PATIENCE:.0f} s these bodies still run:\n" + "\n".join(reversed(places)))
     return outcomes.give(return_exceptions=return_exceptions)
 
 
@@ -287,9 +291,34 @@ async def call_in_thread_from_a_task(fn: Callable[[], Any]) -> Any:
 
     thread = threading.Thread(target=run, name="other-thread", daemon=True)
     thread.start()
-    # Not asyncio.to_thread: it would carry the context over.
-    await asyncio.to_thread(join, [thread])
+    await beside_the_loop(lambda: join([thread]))
     return outcomes.give(return_exceptions=False)[0]
+
+
+async def beside_the_loop(work: Callable[[], T]) -> T:
+    """Call a function in a thread of its own, with an empty context, while the event loop goes on.
+
+    Not in a pool of threads: with Python 3.11 on a busy machine a call was seen to lie in the pool's queue while all of its
+    threads waited for one, until something else woke them.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def tell(settle: Callable[[Any], None], outcome: Any) -> None:
+        if not done.done():  # nobody waits any more
+            settle(outcome)
+
+    def run() -> None:
+        told: tuple[Callable[[Any], None], Any]
+        try:
+            told = (done.set_result, contextvars.Context().run(work))
+        except BaseException as error:  # noqa: BLE001 - raised where the call is awaited
+            told = (done.set_exception, error)
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(tell, *told)
+
+    threading.Thread(target=run, name="beside-the-loop", daemon=True).start()
+    return await done
 
 
 async def _as_coroutine(fn: Callable[[], Any]) -> Any:
