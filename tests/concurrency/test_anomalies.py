@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import text
 
 from sessionkit import Isolation, effective_isolation, sqlite
 from sessionkit._dialects._base import ANOMALIES
@@ -162,10 +163,8 @@ def engine_of(doors: Door, kind: str) -> Any:
 
 def options_of(doors: Door, kind: str) -> dict[str, Any]:
     if kind == "deferred":
-        return {
-            "lock_timeout": 0.01,
-            "deferred": True,
-        }  # a deferred writer in the way of another is refused, sooner or later
+        # A deferred writer in the way of another is refused, sooner or later.
+        return {"lock_timeout": 0.01, "deferred": True}
     # Without WAL a reader keeps a writer's COMMIT waiting: there each takes its turn from the beginning.
     return {"read_only": None} if doors.backend == "sqlite" and kind == "as it is" else {}
 
@@ -234,12 +233,8 @@ async def test_on_sqlite_the_second_writer_waits_from_its_beginning(doors: Door)
 async def test_sqlalchemys_default_on_sqlite_would_lose_updates(doors: Door) -> None:
     """The calibration: without a real BEGIN the same schedule shows the anomaly."""
     await doors.write(add(1, 10))
-    read = []
     async with doors.connect() as one, doors.connect() as two:
-        for connection in (one, two):
-            from sqlalchemy import text
-
-            read.append((await connection.execute(text(ONE))).scalar_one())
+        read = [(await connection.execute(text(ONE))).scalar_one() for connection in (one, two)]
         for connection in (one, two):
             await connection.execute(text(put(1, 11)))
             await connection.commit()

@@ -106,7 +106,7 @@ async def in_another_context(doors: Door, body: Any) -> Any:
 
 
 async def test_read_only_scopes_take_turns_on_the_readers_and_all_else_is_on_the_primary(site: Site) -> None:
-    factory, cluster = site.factory(), site.cluster
+    factory, cluster = site.factory(reader_wait=30), site.cluster
     seen = [await site.reads_on(factory) for _ in range(6)]
     assert {node.port for node in seen} == {node.port for node in cluster.replicas}
     assert all(one is not other for one, other in zip(seen, seen[1:], strict=False))
