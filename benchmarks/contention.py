@@ -250,8 +250,10 @@ def verdicts(hot: dict[str, Result], many: dict[str, Result], lite: dict[str, Re
 
     if hot:
         locking, jitter = hot["version column, lock_on_retry"], hot["version column, exponential, full jitter"]
-        gain = locking.rate / jitter.rate
-        say("hot row, lock_on_retry against plain optimistic retry, at least", gain, 2, gain >= 2)
+        for against in (hot["version column, no wait"], jitter, hot[FOR_UPDATE.name]):
+            name = next(name for name, result in hot.items() if result is against)
+            gain, target = locking.rate / against.rate, 1 if against is hot[FOR_UPDATE.name] else 2
+            say(f"hot row, lock_on_retry against {name}, at least", gain, target, gain >= target)
         say("hot row, lock_on_retry, fairness, at least", locking.fair, 0.5, locking.fair >= 0.5)
         most = max(locking.retries, default=0)
         say("hot row, lock_on_retry, retries of one unit, at most", most, 1, most <= 1)

@@ -152,9 +152,10 @@ async def test_what_was_read_before_without_a_lock_is_refreshed(doors: Door) -> 
         if not balances:
             balances.append(-1)
             raise StaleDataError("somebody was faster")
-        await session.execute(select(Account).with_for_update(read=True, skip_locked=True))
+        kept = (await session.scalars(select(Account).with_for_update(read=True))).one()
         await session.execute(update(Account).values(balance=7).execution_options(synchronize_session=False))
-        balances.append((await session.scalars(select(Account))).one().balance)
+        assert (await session.scalars(select(Account))).one() is kept
+        balances.append(kept.balance)
 
     await doors.decorate(unit, retry=LOCKS)()
     assert balances == [-1, 7]
