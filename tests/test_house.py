@@ -29,7 +29,8 @@ ROOMS: dict[str, str] = {
     "isolation": "errors _dialects",
     "retry": "errors",
     "context": "errors",
-    "commits": "errors _dialects",
+    "_schemas": "errors",
+    "commits": "_schemas errors _dialects",
     # what works on a session that it is given; a conflict is found in any session, and ours tells of some more
     "version": "_dialects _twins errors",
     # what happens inside a session: savepoints, failures, refusals
@@ -45,12 +46,12 @@ ROOMS: dict[str, str] = {
     "_restriction": "_savepoints _watch _dialects errors",
     "_claims": "_watch _watchdog _dialects commits isolation",
     "_twophase": "_claims _savepoints _dialects commits errors",
-    "_commit": "_claims _savepoints _twophase _verdict _waiting _watch _watchdog _dialects commits errors",
+    "_commit": "_claims _savepoints _schemas _twophase _verdict _waiting _watch _watchdog _dialects commits errors",
     "_readers": "_waiting _dialects errors",
-    "_unit": "_commit _locking _readers _routes _savepoints _session _twophase _verdict _watch _watchdog _dialects context "
-    "isolation errors",
+    "_unit": "_commit _locking _readers _routes _savepoints _schemas _session _twophase _verdict _watch _watchdog _dialects "
+    "context isolation errors",
     # the scopes around it
-    "_plan": "isolation retry errors",
+    "_plan": "_schemas isolation retry errors",
     "_makers": "_plan _routes errors",
     "_inner": "_plan _restriction _verdict errors",
     "_attempts": "_loops retry errors",

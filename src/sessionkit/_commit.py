@@ -19,6 +19,7 @@ from sqlalchemy.util import await_only
 from . import _dialects, commits
 from ._claims import claim
 from ._savepoints import commit_in_order, connections
+from ._schemas import translate
 from ._twophase import Ballot
 from ._verdict import obstacle_on
 from ._waiting import sleep
@@ -227,6 +228,8 @@ def _ask(unit: Unit, question: Callable[[float], commits.Verdict | None]) -> com
 def _ask_application(unit: Unit, verify: Any, left: float) -> commits.Verdict | None:
     session = unit.factory()
     sync_session: Session = session.sync_session if unit.asynchronous else session
+    if unit.request.schemas is not None:
+        translate(sync_session, unit.request.schemas)
 
     def held() -> list[Connection]:
         transaction = sync_session.get_transaction()

@@ -6,10 +6,12 @@ Pure: a request and what already runs go in, a step or an error comes out. Both 
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypedDict, get_args
 
+from ._schemas import OPTION as SCHEMAS
+from ._schemas import Schemas, as_schemas
 from .errors import OptionError, ScopeError, UnknownOptionError
 from .isolation import PRESET_FIELDS, Isolation, IsolationName, Preset, merge
 from .retry import Retry, as_retry
@@ -34,6 +36,7 @@ class Options(TypedDict, total=False):
     retry: Retry | int | None
     verify_commit: VerifyCommit
     commit_timeout: float | None
+    schema_translate_map: Mapping[str | None, str | None] | None
 
 
 VerifyCommit = bool | Callable[[Any], bool | Awaitable[bool | None] | None]
@@ -60,6 +63,7 @@ class Request:
     retry: Retry | None = None
     verify_commit: VerifyCommit = False
     commit_timeout: float | None = None
+    schemas: Schemas | None = None
     # What was written on the scope itself: where it joins, a default accepts what runs, and what was asked for does not.
     given: frozenset[str] = frozenset()
     given_preset: Preset = field(default_factory=Preset)
@@ -106,11 +110,22 @@ class Request:
         if "retry" in options:
             asked = options["retry"]
             retry = None if asked is None else as_retry(asked, where)
+        schemas = self.schemas
+        if "schema_translate_map" in options:
+            schemas = as_schemas(options["schema_translate_map"], where)
         given, given_preset = self.given, self.given_preset
         if not defaults:
             given, given_preset = given | options.keys(), _preset(given_preset, options, where)
         return Request(
-            propagation, name, _preset(self.preset, options, where), retry, verify, seconds, given, given_preset
+            propagation,
+            name,
+            _preset(self.preset, options, where),
+            retry,
+            verify,
+            seconds,
+            schemas,
+            given,
+            given_preset,
         )
 
 
@@ -171,6 +186,7 @@ def plan(running: Running | None, request: Request) -> Step:
     if request.retry_given and (propagation == "savepoint" or not running.retried):
         raise OptionError(_no_retry(running, propagation))
     _check_commit(running.request, request, running)
+    _check_schemas(running.request, request, running)
     if request.given_preset != NOTHING_ASKED:
         check_joined(running, request.given_preset)
         if request.given_preset.read_only and not running.read_only:
@@ -198,6 +214,14 @@ def _check_commit(runs: Request, asked: Request, running: Running) -> None:
         found = "none of its own" if has is None else f"{has} s"
         raise OptionError(
             f"commit_timeout={wanted} s was asked for, but {running}, whose COMMIT it is, runs with {found}; {_WAY_OUT}"
+        )
+
+
+def _check_schemas(runs: Request, asked: Request, running: Running) -> None:
+    if SCHEMAS in asked.given and asked.schemas is not None and asked.schemas != runs.schemas:
+        found = "none" if runs.schemas is None else str(dict(runs.schemas))
+        raise OptionError(
+            f"{SCHEMAS}={dict(asked.schemas)} was asked for, but {running} already runs with {found}; {_WAY_OUT}"
         )
 
 
@@ -256,6 +280,11 @@ def plan_passed(running: Running | None, request: Request) -> Step:
             "verify_commit= or commit_timeout= was asked for, but a session was passed in, and its COMMIT is the "
             "caller's; "
             "leave the session out"
+        )
+    if SCHEMAS in request.given and request.schemas is not None:
+        raise OptionError(
+            f"{SCHEMAS}= was asked for, but a session was passed in that belongs to no scope, and its transaction may "
+            "have begun otherwise; leave the session out, or pass that of a scope with this map"
         )
     if request.given_preset != NOTHING_ASKED:
         raise OptionError(

@@ -23,6 +23,7 @@ from ._locking import lock_entities
 from ._readers import NEVER, replication_of
 from ._routes import bound_engines, check_route
 from ._savepoints import Savepoints, connections
+from ._schemas import translate
 from ._session import OVER
 from ._twophase import admit_begun, two_phase_of
 from ._verdict import RollbackAsked, first_failure, obstacle, swallowed
@@ -125,6 +126,8 @@ class Unit:
         session._sessionkit_unit = self
         if self.twophase:
             event.listen(session, "after_begin", admit_begun)
+        if request.schemas is not None:
+            translate(session, request.schemas)
         if self.deadline is not None:
             left = self.deadline - time.monotonic()
             self.watchdog = Watchdog(left, lambda: connections(self.transaction), asynchronous)

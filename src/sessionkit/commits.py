@@ -16,6 +16,7 @@ from sqlalchemy import CHAR, Column, DateTime, MetaData, String, Table, delete, 
 from sqlalchemy.exc import DBAPIError
 
 from . import _dialects
+from ._schemas import own_schemas
 from .errors import OptionError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def new_key() -> str:
 def mark(connection: Connection, key: str) -> None:
     """Write the marker into the unit's own transaction. SQL: ``INSERT INTO sessionkit_commit``."""
     try:
-        connection.execute(insert(_table).values(key=key, state="C"))
+        connection.execute(insert(_table).values(key=key, state="C"), execution_options=own_schemas(connection))
     except DBAPIError as error:
         error.add_note(
             "this was the commit marker of verify_commit=True or twophase=True; its table is made by "

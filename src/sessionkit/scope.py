@@ -376,18 +376,19 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
             ``"join"`` (default): take part in its transaction, which alone decides. ``"savepoint"``: set a savepoint,
             so that a failure undoes this scope only. ``"new"``: a transaction of its own on another connection.
             ``"require"``: join, and it is an error if none is open. ``"forbid"``: it is an error if one is open.
-        preset, isolation, read_only, deferrable, statement_timeout, lock_timeout, idle_timeout: what the transaction
-        is asked
-            to be; see `Preset`, whose fields they are, and which they change. Timeouts are in seconds. What the
-            database cannot keep is refused before the first statement.
+        preset, isolation, read_only, deferrable, statement_timeout, lock_timeout, idle_timeout: what the
+            transaction is asked to be; see `Preset`, whose fields they are, and which they change. Timeouts are in
+            seconds. What the database cannot keep is refused before the first statement.
         retry: run the unit again after errors for which that can help: a `Retry`, or a number of attempts. For
-        decorated
-            functions and for ``attempts()``; a plain ``with`` cannot run its body again.
-        verify_commit: what to do where the answer to COMMIT is lost. False: raise ``CommitOutcomeUnknown``. True: find
-        out
-            through a marker row (`commits`). A function: ask it; it gets a new session and answers whether the unit was
-            committed: True, False, or None if it cannot tell; a COMMIT that is still on its way is its risk.
+            decorated functions and for ``attempts()``; a plain ``with`` cannot run its body again.
+        verify_commit: what to do where the answer to COMMIT is lost. False: raise ``CommitOutcomeUnknown``. True:
+            find out through a marker row (`commits`). A function: ask it; it gets a new session and answers whether
+            the unit was committed: True, False, or None if it cannot tell; a COMMIT that is still on its way is its
+            risk.
         commit_timeout: the longest that COMMIT may take, in seconds; then the connection is cut.
+        schema_translate_map: the schema names that the unit's tables have in the database, such as
+            ``{None: "tenant_1"}``; as SQLAlchemy's execution option, flushes and bulk calls included. It takes the
+            place of the engine's own. A scope that joins must ask for the same, or for none.
         name: what messages call this scope; default: the name of the decorated function.
 
     Returns:

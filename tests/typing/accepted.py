@@ -325,6 +325,8 @@ def scopes_with_presets(engine: Engine) -> None:
     assert_type(Session, sessionmaker[sessionkit.Session])
     with Session.scope(preset=REPORT, isolation="SERIALIZABLE", read_only=True, deferrable=True) as session:
         assert_type(session, sessionkit.Session)
+    with Session.scope(schema_translate_map={None: "tenant"}) as session:
+        assert_type(session, sessionkit.Session)
     with session_scope(Session, isolation=Isolation.READ_COMMITTED, statement_timeout=1, idle_timeout=None) as session:
         assert_type(session, sessionkit.Session)
 
