@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ import pytest
 from sqlalchemy import Column, MetaData, Table, Text, create_engine, inspect, orm
 
 from sessionkit.cli import demo, main
+from sessionkit.cli._load import Memory, Reading
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +32,16 @@ def look(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> lis
     return ["--plain"] if request.param == "plain" else []
 
 
+def is_a_bar(err: str, rows: int) -> bool:
+    """Tell whether this is all that went to standard error: how the load stood at its end."""
+    (line,) = err.splitlines()
+    return (
+        line.startswith("insert Reading ")
+        and f"100%  {rows:,}/{rows:,} rows  " in line
+        and line.endswith("/s  0:00 left")
+    )
+
+
 def url_of(doors: Door) -> str:
     return doors.database.url(doors.driver).render_as_string(hide_password=False)
 
@@ -39,7 +51,7 @@ def test_the_tour_does_what_it_promises(doors: Door, look: list[str], capsys: py
     status = main(["demo", "--url", url_of(doors), *look])
     out, err = capsys.readouterr()
     assert status == 0, out + err
-    assert not err
+    assert is_a_bar(err, demo.ROWS)
     for step in demo.STEPS:
         # Above the step, and in the closing table.
         assert out.count((step.__doc__ or "").rstrip(".")) >= 2
@@ -68,9 +80,55 @@ def test_python_m_sessionkit_needs_nothing_prepared(tmp_path: Path, encoding: st
         timeout=60,
     )
     assert done.returncode == 0, done.stderr.decode()
-    assert not done.stderr
+    assert is_a_bar(done.stderr.decode(encoding), demo.ROWS)
     assert b"BEGIN IMMEDIATE" in done.stdout
     assert list(tmp_path.iterdir()) == [], "the SQLite file is still there"
+
+
+@pytest.mark.doors(colour="sync")
+def test_as_many_rows_are_loaded_as_are_asked_for(doors: Door, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--plain", "--url", url_of(doors), "--rows", "12_345"]) == 0
+    out, err = capsys.readouterr()
+    assert is_a_bar(err, 12_345)
+    table = out.split("What happened")[1]
+    method = "executemany" if doors.backend == "sqlite" else "copy"
+    found = re.search(
+        rf"Many rows at once +12,345 rows by {method} in [\d.]+ s, [\d,]+ a second; the process grew by ([\d.]+) MB",
+        table,
+    )
+    assert found, table
+    assert 0 <= float(found[1]) <= demo.MEMORY
+
+
+@pytest.mark.sqlite
+def test_one_row_is_a_load_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--plain", "--rows", "1"]) == 0
+    assert is_a_bar(capsys.readouterr().err, 1)
+
+
+@pytest.mark.sqlite
+def test_a_load_that_is_kept_in_memory_is_shown_for_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept: list[object] = []
+
+    def keeping(self: Memory, rows: int, total: int | None) -> None:
+        kept.append(bytearray(b"x") * 2**25)
+        look(self, rows, total)
+
+    look = Memory.look
+    monkeypatch.setattr(Memory, "look", keeping)
+    assert main(["demo", "--plain"]) == 1
+    assert "but the process grew by" in capsys.readouterr().out
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("rows", ["0", "-1", "many", "1.5", "", "5000000000"])
+def test_a_number_of_rows_that_is_none_gets_status_2(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["demo", f"--rows={rows}"])
+    assert left.value.code == 2
+    assert f"{rows!r} is no number of rows; it is between 1 and 2,147,483,647" in capsys.readouterr().err
 
 
 @pytest.mark.sqlite
@@ -124,10 +182,11 @@ def test_a_commit_that_lies_is_seen_by_the_tour(
 
 
 @pytest.mark.sqlite
-def test_a_table_of_that_name_is_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", [TABLE, Reading.__tablename__])
+def test_a_table_of_that_name_is_not_touched(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"sqlite:///{tmp_path / 'mine.db'}"
     engine = create_engine(url)
-    mine = Table(TABLE, MetaData(), Column("note", Text))
+    mine = Table(name, MetaData(), Column("note", Text))
     mine.create(engine)
     with engine.begin() as connection:
         connection.execute(mine.insert().values(note="precious"))

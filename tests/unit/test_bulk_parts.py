@@ -58,6 +58,17 @@ def test_a_bar_shows_rows_rate_and_what_is_left() -> None:
     assert out.getvalue().count("\n") == 1
 
 
+def test_a_bar_is_drawn_in_what_its_terminal_can_show() -> None:
+    def drawn(encoding: str) -> str:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        return Bar("load", 4, stream=stream, clock=lambda: 0.0).line(1.0)
+
+    assert "░" in drawn("utf-8")
+    assert "#" not in drawn("ascii")
+    assert drawn("ascii").isascii()
+    assert drawn("cp1252").isascii()
+
+
 def test_a_bar_without_a_length_shows_rows_and_rate() -> None:
     now = [0.0]
     bar = Bar("insert User", stream=io.StringIO(), clock=lambda: now[0])

@@ -33,6 +33,7 @@ class Bar:
         self._label = label
         self._total = total
         self._stream = sys.stderr if stream is None else stream
+        self._full, self._empty = _glyphs(getattr(self._stream, "encoding", None))
         self._clock = clock
         self._started = clock()
         self._drawn: float | None = None
@@ -63,8 +64,16 @@ class Bar:
         share = min(self._rows / self._total, 1.0) if self._total else 1.0
         filled = round(share * _WIDTH)
         left = _span((self._total - self._rows) / rate) if rate else "?"
-        bar = "█" * filled + "░" * (_WIDTH - filled)
+        bar = self._full * filled + self._empty * (_WIDTH - filled)
         return f"{self._label} {bar} {share:4.0%}  {self._rows:,}/{self._total:,} rows  {rate:,.0f}/s  {left} left"
+
+
+def _glyphs(encoding: str | None) -> tuple[str, str]:
+    try:
+        "█░".encode(encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return "#", "."
+    return "█", "░"
 
 
 def _span(seconds: float) -> str:

@@ -32,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "default: a SQLite file in a temporary directory",
     )
     demo.add_argument("--plain", action="store_true", help="plain text, also where rich is installed")
+    demo.add_argument(
+        "--rows",
+        type=_rows,
+        help="how many rows the last step loads, with a progress bar; default: 10,000",
+    )
     demo.set_defaults(run=_demo)
 
     options = parser.parse_args(argv)
@@ -42,7 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _demo(options: argparse.Namespace) -> int:
-    from .demo import run
+def _rows(text: str) -> int:
+    from ._load import MOST
 
-    return run(options.url, plain=options.plain)
+    try:
+        rows = int(text.replace(",", ""))
+    except ValueError:
+        rows = 0
+    if not 1 <= rows <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows; it is between 1 and {MOST:,}")
+    return rows
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import ROWS, run
+
+    return run(options.url, plain=options.plain, rows=options.rows or ROWS)

@@ -10,28 +10,37 @@ import asyncio
 import inspect
 import tempfile
 import textwrap
+import time
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import CheckConstraint, Engine, String, create_engine, orm, select
+from sqlalchemy import CheckConstraint, Engine, String, create_engine, func, orm, select
 from sqlalchemy import inspect as inspect_database
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from sessionkit import bulk
 from sessionkit.errors import UnexpectedRollback
 from sessionkit.factory import sessionmaker
 from sessionkit.hooks import on_commit
 
 from ._console import Console, console
 from ._ledger import Ledger
+from ._load import LoadBase, Memory, Reading, Readings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["STEPS", "run"]
+__all__ = ["ROWS", "STEPS", "run"]
+
+ROWS = 10_000
+"""How many are loaded where nobody says."""
+
+MEMORY = 16.0
+"""By how many MB a load may make the process grow, however many rows it has."""
 
 
 class Base(DeclarativeBase):
@@ -61,14 +70,16 @@ class Ran(NamedTuple):
 
     sql: list[str]
     error: BaseException | None
+    value: Any = None
 
 
 class Stage:
     """What the steps work with: the engine, the factory, and the eyes of the audience."""
 
-    def __init__(self, url: URL, screen: Console) -> None:
+    def __init__(self, url: URL, screen: Console, rows: int = ROWS) -> None:
         self.url = url
         self.screen = screen
+        self.rows = rows
         self.ledger = Ledger()
         self.engine: Engine = create_engine(url)
         self.ledger.follow(self.engine)
@@ -78,15 +89,16 @@ class Stage:
         """Show a piece of code, run it, show the SQL and the error, if any."""
         self.screen.code(_body_of(code))
         error: Exception | None = None
+        value: object = None
         with self.ledger.recording():
             try:
-                code()
+                value = code()
             except Exception as raised:  # noqa: BLE001 - it is shown, and the step judges it
                 error = raised
         self.screen.sql(self.ledger.lines)
         if error is not None:
             self.screen.sql([f"-- raised {type(error).__name__}: {_first_line(error)}"])
-        return Ran(self.ledger.lines, error)
+        return Ran(self.ledger.lines, error, value)
 
     def balances(self) -> dict[str, int]:
         """Look at what is committed."""
@@ -267,6 +279,40 @@ def honest_commit(stage: Stage) -> str:
     return "UnexpectedRollback: nothing was committed, and the caller knows, and knows why"
 
 
+def loads(stage: Stage) -> str:
+    """Many rows at once."""
+    # Not the engine that the ledger follows: that would note a line for each row.
+    engine = create_engine(stage.url)
+    Session, readings, memory = sessionmaker(engine), Readings(stage.rows), Memory()
+
+    def code() -> bulk.BulkResult:
+        with Session.scope() as session:
+            return bulk.insert(session, Reading, readings, progress=True, on_progress=memory.look)
+
+    try:
+        LoadBase.metadata.create_all(engine)
+        started = time.perf_counter()
+        try:
+            ran = stage.play(code)
+            seconds = time.perf_counter() - started
+            with engine.connect() as connection:
+                found = connection.scalar(select(func.count()).select_from(Reading))
+        finally:
+            LoadBase.metadata.drop_all(engine)
+    finally:
+        engine.dispose()
+    stage.expect(ran.error is None, f"it raised {ran.error!r}")
+    result: bulk.BulkResult = ran.value
+    stage.expect(found == result.inserted == stage.rows, f"{found:,} of {stage.rows:,} rows are there")
+    told = f"{stage.rows:,} rows by {result.method} in {seconds:.1f} s, {stage.rows / seconds:,.0f} a second"
+    if not memory.known:
+        return told
+    # A database in memory keeps the rows themselves in this process.
+    if not _in_memory(stage.url):
+        stage.expect(memory.grown <= MEMORY, f"{told}; but the process grew by {memory.grown:.1f} MB")
+    return f"{told}; the process grew by {memory.grown:.1f} MB"
+
+
 def async_twin(stage: Stage) -> str:
     """The same in async code."""
     url = _async_url(stage.url)
@@ -310,12 +356,16 @@ def _async_url(url: URL) -> URL:
     driver = {"sqlite": "aiosqlite", "postgresql": "psycopg"}.get(url.get_backend_name())
     if driver is None:
         raise LeftOut(f"the demo knows no async driver for {url.get_backend_name()}")
-    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+    if _in_memory(url):
         raise LeftOut("a second engine cannot see a SQLite database in memory")
     missing = [name for name in ("greenlet", driver) if find_spec(name) is None]
     if missing:
         raise LeftOut(f"needs {' and '.join(missing)}")
     return url.set(drivername=f"{url.get_backend_name()}+{driver}")
+
+
+def _in_memory(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}
 
 
 STEPS: list[Callable[[Stage], str]] = [
@@ -328,24 +378,26 @@ STEPS: list[Callable[[Stage], str]] = [
     plain_says_nothing,
     honest_commit,
     async_twin,
+    loads,
 ]
 
 
 # -- the tour -------------------------------------------------------------------------------------------------------
 
 
-def run(url: str | None = None, *, plain: bool = False) -> int:
+def run(url: str | None = None, *, plain: bool = False, rows: int = ROWS) -> int:
     """Run the tour and return the exit status.
 
     Args:
         url: the database; default: a SQLite file in a temporary directory.
         plain: do not use rich.
+        rows: how many the last step loads.
     """
     screen = console(plain)
     with tempfile.TemporaryDirectory(prefix="sessionkit-demo-", ignore_cleanup_errors=True) as folder:
         try:
             address = URL.create("sqlite", database=str(Path(folder) / "demo.db")) if url is None else _checked(url)
-            stage = Stage(address, screen)
+            stage = Stage(address, screen, rows)
         except (ArgumentError, ImportError, _Unusable) as error:
             screen.error(f"--url cannot be used: {_first_line(error)}")
             return 2
@@ -374,12 +426,14 @@ def _checked(url: str) -> URL:
 def _tour(stage: Stage, steps: Iterable[Callable[[Stage], str]]) -> int:
     screen = stage.screen
     try:
-        if inspect_database(stage.engine).has_table(Account.__tablename__):
-            screen.error(
-                f"the table {Account.__tablename__} exists already, perhaps from a tour that was killed; "
-                "the demo does not touch tables that it has not made: drop it and try again"
-            )
-            return 2
+        there = inspect_database(stage.engine)
+        for name in (Account.__tablename__, Reading.__tablename__):
+            if there.has_table(name):
+                screen.error(
+                    f"the table {name} exists already, perhaps from a tour that was killed; "
+                    "the demo does not touch tables that it has not made: drop it and try again"
+                )
+                return 2
         Base.metadata.create_all(stage.engine)
         with stage.engine.connect() as connection:
             server = ".".join(map(str, connection.dialect.server_version_info or ()))
