@@ -201,6 +201,9 @@ SORTS = [
     Sort("wrapped in SQL", Upper, st.text("abcß", max_size=4), backends=("postgresql",), plain=False),
 ]
 
+SCHEMA = 'sch%e"m a'
+"""The tests make it: a schema on PostgreSQL, an attached database on SQLite."""
+
 COLUMN_NAMES = [
     "plain",
     "a b",
@@ -260,7 +263,7 @@ class Case:
             f"{c.name!r} {c.type!r} default={c.default} server={c.server_default} onupdate={c.onupdate}"
             for c in table.c
         )
-        return f"Case({table.name!r}: {columns}; rows={self.rows}; changes={self.changes})"
+        return f"Case({table.schema!r}.{table.name!r}: {columns}; rows={self.rows}; changes={self.changes})"
 
     @property
     def table(self) -> Table:
@@ -360,7 +363,8 @@ def cases(draw: st.DrawFn, backend: str) -> Case:
         counts_by_twos = draw(st.booleans())
         if counts_by_twos:
             mapping["version_id_generator"] = lambda current: (current or 40) + 2
-    table = Table(draw(st.sampled_from(["differential", "dif%f", 'd"q', "Dif Fer"])), mapper.metadata, *columns)
+    name = draw(st.sampled_from(["differential", "dif%f", 'd"q', "Dif Fer"]))
+    table = Table(name, mapper.metadata, *columns, schema=draw(st.sampled_from([None, None, SCHEMA])))
     entity = type("Differential", (), {})
     exclude = {"exclude_properties": ["unmapped"]} if unmapped else {}
     mapper.map_imperatively(entity, table, properties=properties, **exclude, **mapping)

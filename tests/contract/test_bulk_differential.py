@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from sqlalchemy import Text as SqlText
-from sqlalchemy import cast, literal_column, select
+from sqlalchemy import cast, literal_column, select, text
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import flag_modified
+from sqlalchemy.schema import CreateSchema, DropSchema
 
 from sessionkit import bulk
 from sessionkit.errors import OptionError
-from tests.contract.bulk_tables import Case, cases
+from tests.contract.bulk_tables import SCHEMA, Case, cases
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +114,20 @@ def reference_rows(session: Session, case: Case) -> list[Any]:
 
 async def on(doors: Door, work: Callable[[Connection], None]) -> None:
     async with doors.connect() as connection:
-        await connection.run_sync(work)
+        schema = doors.sync_engine.dialect.identifier_preparer.quote_identifier(SCHEMA)
+        begin, end = (
+            (text(rf"ATTACH '\:memory\:' AS {schema}"), text(f"DETACH {schema}"))
+            if doors.backend == "sqlite"
+            else (CreateSchema(SCHEMA), DropSchema(SCHEMA))
+        )
+        await connection.execute(begin)
+        await connection.commit()
+        try:
+            await connection.run_sync(work)
+        finally:
+            await connection.rollback()
+            await connection.execute(end)
+            await connection.commit()
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")

@@ -44,7 +44,7 @@ def judge(call: Call, page: Page) -> None:
     expects = page.places("expect")
     keys = page.keys()
     versions = [] if plan.version is None or not expects else [plan.version.column]
-    found = find(call.connection, call.dialect, [slot.column for slot in plan.key], keys, also=versions, lock=True)
+    found = find(call, [slot.column for slot in plan.key], keys, also=versions, of_class=True, lock=True)
     errors: dict[int, Exception] = {}
     ignored: list[int] = []
     for place, key in enumerate(keys):

@@ -67,8 +67,7 @@ def _packer(call: Call, page: Page) -> Any:
 def _fields(call: Call, page: Page) -> list[Field] | str:
     """Return how each cell is sent, by what the columns are in the database; or what speaks against it."""
     table = call.plan.table
-    if table is None:
-        return f"{call.plan.name} has several tables (joined inheritance), which only 'sqlalchemy' can write"
+    assert table is not None
     if not page.cells:
         return "COPY cannot write rows that consist of defaults only"
     dialect = call.dialect.neutral(call.connection.dialect)

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 def refusal(call: Call, page: Page, method: str) -> str | None:
     """Tell why the rows cannot be sent this way."""
-    plan = call.plan
-    if plan.table is None:
-        return f"{plan.name} has several tables (joined inheritance), which only 'sqlalchemy' can write"
     work: Any = call.work
     if work.verb == "upsert" and work.status and work.is_conditional:
         return "the driver does not tell of each row whether it was written; 'sqlalchemy' asks"
@@ -45,7 +42,7 @@ def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Call
         column = call.plan.key[0].column
         every = call.dialect.any_of(column, column.type, [row[0] for row in page.values])
         if every is not None:
-            return lambda: _delete_all(call, page, every)
+            return lambda: _delete_all(call, page, every, *call.plan.of_class.values())
     sql, places, constants = _statement(call, page)
     rows = _adapt(call, page, places, constants)
     return lambda: _send(call, page, sql, rows)
@@ -63,10 +60,10 @@ def _send(call: Call, page: Page, sql: str, rows: list[tuple[Any, ...]]) -> Outc
     return Outcome(updated=count) if work.verb == "update" else Outcome(deleted=count)
 
 
-def _delete_all(call: Call, page: Page, condition: ColumnElement[bool]) -> Outcome:
+def _delete_all(call: Call, page: Page, *conditions: ColumnElement[bool]) -> Outcome:
     """Delete by one list of keys, which is faster than a statement for each of them."""
     assert call.plan.table is not None
-    count = call.connection.execute(sa_delete(call.plan.table).where(condition)).rowcount
+    count = call.connection.execute(sa_delete(call.plan.table).where(*conditions)).rowcount
     call.work.compare(call, page, count)  # type: ignore[attr-defined]
     return Outcome(deleted=count)
 

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from sqlalchemy import ColumnElement
-    from sqlalchemy.engine import Connection
 
     from .._dialects._bulk import Bulk
+    from ._call import Call
 
     Key = tuple[Any, ...]
 
@@ -39,26 +39,29 @@ def conditions(dialect: Bulk, columns: Sequence[Any], keys: Sequence[Key]) -> It
 
 
 def find(
-    connection: Connection,
-    dialect: Bulk,
+    call: Call,
     columns: Sequence[Any],
     keys: Iterable[Key],
     *,
     also: Sequence[Any] = (),
+    of_class: bool = False,
     lock: bool = False,
 ) -> dict[Key, Any]:
     """Return, for each key that has a row, the values of the columns `also`.
 
     Args:
-        connection: where to ask.
-        dialect: what bulk knows of its dialect.
+        call: where to ask.
         columns: the key.
         keys: what to look for, as it was given.
         also: more columns.
+        of_class: only rows of the mapped class, and not of another one in the same table.
         lock: so that nobody changes the rows before this transaction ends.
     """
+    connection, dialect = call.connection, call.dialect
     wanted = list(dict.fromkeys(keys))
-    query = select(*columns, *also)
+    query = select(*columns, *also).select_from(call.plan.mapper.persist_selectable)
+    if of_class:
+        query = query.where(*call.plan.of_class.values())
     if lock and dialect.locks_rows:
         query = query.with_for_update()
     width = len(columns)

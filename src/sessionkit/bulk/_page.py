@@ -99,6 +99,11 @@ class Page:
         values = [(*row, value) for row, value in zip(self.values, column, strict=True)]
         return Page((*self.cells, cell), values, self.positions, self.rows, self.bumps, self.may_omit)
 
+    def with_cells(self, cells: Sequence[Cell], rows: Sequence[tuple[Any, ...]]) -> Page:
+        """Return the page with more cells, at the end."""
+        values = [(*row, *more) for row, more in zip(self.values, rows, strict=True)]
+        return Page((*self.cells, *cells), values, self.positions, self.rows, self.bumps, self.may_omit)
+
     def by_omission(self, *, null_too: bool) -> list[Page]:
         """Return pages in which no cell is left out in some rows and given in others.
 

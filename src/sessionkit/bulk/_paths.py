@@ -28,6 +28,11 @@ class Path(NamedTuple):
 
     def refusal(self, call: Call, page: Page) -> str | None:
         """Tell why this way cannot take pages of this shape; None if it can."""
+        plan = call.plan
+        if self is not SQLALCHEMY and (plan.table is None or (plan.below and call.work.verb == "delete")):
+            return (
+                f"the rows of {plan.name} have several tables (joined inheritance), which only 'sqlalchemy' can write"
+            )
         refusal: str | None = self._module().refusal(call, page, self.method)
         return refusal
 

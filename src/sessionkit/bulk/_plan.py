@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Column, Table, func, inspect
+from sqlalchemy import Column, Table, func, inspect, or_
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import ColumnProperty, CompositeProperty, Mapper, SynonymProperty
 
@@ -21,6 +21,8 @@ from ..version._rows import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from sqlalchemy import ColumnElement
 
 
 class _Omit(enum.Enum):
@@ -56,7 +58,7 @@ class Slot:
         supply: what an INSERT writes where the row has nothing.
         renew: what an UPDATE writes where the row has nothing; None for nothing at all.
         keeps_none: None is a value of its own here (JSON ``null``), and never stands for a default.
-        decided: whatever the row holds is replaced by `supply`: a version column.
+        decided: what a new row holds is not looked at, but `supply` decides: a version column.
     """
 
     key: str | None
@@ -94,6 +96,9 @@ class Plan:
         version: the version column, if there is one.
         generator: makes the next version from the current one (None at first); None where the database does it.
         bump: says the next version in SQL; None where only `generator` can.
+        columns: the column of a slot in each table that has one; those of a key are equal.
+        of_class: by table, the condition that a row is of this class and not of another one of its hierarchy.
+        below: tables in which classes that inherit this one keep more of a row, those that others point to last.
     """
 
     mapper: Mapper[Any]
@@ -104,6 +109,9 @@ class Plan:
     version: Slot | None
     generator: Callable[[Any], Any] | None
     bump: Callable[[Any], Any] | None
+    columns: dict[tuple[Slot, Any], Column[Any]]
+    of_class: dict[Any, ColumnElement[bool]]
+    below: Sequence[Table]
     names: dict[str, Slot | Composite] = field(default_factory=dict[str, Slot | Composite])
     cache: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
@@ -200,7 +208,7 @@ def _make(mapper: Mapper[Any]) -> Plan:
     }
 
     def slot(key: str | None, column: Column[Any], others: Sequence[Any] = ()) -> Slot:
-        decided = column is version and generator is not None
+        decided = column is version and (generator is not None or column.system)
         if decided and generator is not None:
             supply = Supply("call", _first_version(generator))
         elif column is mapper.polymorphic_on and getattr(mapper, "_set_polymorphic_identity", None):
@@ -224,17 +232,33 @@ def _make(mapper: Mapper[Any]) -> Plan:
                 slots[prop.key] = slot(prop.key, first, prop.columns[1:])
     unmapped = [slot(None, c) for c in table.columns if c not in mapped] if table is not None else []
     by_column = {s.column: s for s in (*slots.values(), *unmapped)}
+    key = tuple(by_column[mapper.get_property_by_column(c).columns[0]] for c in mapper.primary_key)
+    columns = {(s, s.column.table): s.column for s in unmapped}
+    for s in slots.values():
+        columns |= {(s, c.table): c for c in mapper.get_property(str(s.key)).columns if isinstance(c, Column)}
+    aliases: dict[str, Slot] = {}
+    for s in key:
+        for c in _equal_columns(mapper, s.column):
+            columns.setdefault((s, c.table), c)
+            other = by_column.get(c)
+            if other is not None and other not in key and other.key is not None and c.primary_key:
+                # The key of a joined table, under a name of its own.
+                aliases[other.key] = s
+                del slots[other.key]
     plan = Plan(
         mapper=mapper,
         table=table,
         slots=slots,
         unmapped=unmapped,
-        key=tuple(by_column[mapper.get_property_by_column(c).columns[0]] for c in mapper.primary_key),
+        key=key,
         version=None if version is None else slots[mapper.get_property_by_column(version).key],
         generator=generator,
         bump=_bump(mapper, generator),
+        columns=columns,
+        of_class=_of_class(mapper),
+        below=_below(mapper),
     )
-    plan.names.update(slots)
+    plan.names.update(slots | aliases)
     for prop in mapper.iterate_properties:
         if isinstance(prop, CompositeProperty):
             parts = tuple(slots[p.key] for p in prop.props)
@@ -243,6 +267,34 @@ def _make(mapper: Mapper[Any]) -> Plan:
         if isinstance(prop, SynonymProperty) and prop.name in plan.names:
             plan.names[prop.key] = plan.names[prop.name]
     return plan
+
+
+def _of_class(mapper: Mapper[Any]) -> dict[Any, ColumnElement[bool]]:
+    # As SQLAlchemy adds it to each query of such a class: a key of a sibling finds nothing.
+    column = mapper.polymorphic_on
+    if mapper.inherits is None or mapper.concrete or not isinstance(column, Column):
+        return {}
+    named = [m.polymorphic_identity for m in mapper.self_and_descendants if m.polymorphic_identity is not None]
+    return {column.table: or_(*(column == identity for identity in named))} if named else {}
+
+
+def _below(mapper: Mapper[Any]) -> Sequence[Table]:
+    heirs = {table for heir in mapper.self_and_descendants if not heir.concrete for table in heir.tables}
+    # Those of the whole hierarchy, each after the ones that it points to.
+    known: Any = cast(Any, mapper)._sorted_tables
+    return [table for table in reversed(known) if table in heirs and table not in mapper.tables]
+
+
+def _equal_columns(mapper: Mapper[Any], column: Any) -> list[Any]:
+    """Return a column, and those of other tables of the hierarchy that are joined to it."""
+    joined: Any = cast(Any, mapper)._equivalent_columns
+    found = {column: None}
+    ahead = [column]
+    while ahead:
+        following = joined.get(ahead.pop(), ())
+        ahead += [c for c in following if c not in found]
+        found.update(dict.fromkeys(following))
+    return list(found)
 
 
 def _bump(mapper: Mapper[Any], generator: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:

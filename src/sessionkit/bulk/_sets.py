@@ -41,8 +41,6 @@ class _Array(UserDefinedType[Any]):
 
 def refusal(call: Call, page: Page, method: str) -> str | None:
     """Tell why the rows cannot be sent this way."""
-    if call.plan.table is None:
-        return f"{call.plan.name} has several tables (joined inheritance), which only 'sqlalchemy' can write"
     if not page.cells:
         return "rows that consist of defaults only make no relation"
     fields = _fields(call, page)
@@ -150,7 +148,8 @@ def _statement(call: Call, page: Page, fields: list[Field], source: FromClause, 
         statement = update_of(plan, page, values.__getitem__, table)
     elif kind == "unnest" and len(page.cells) == 1:
         # An array and no relation: a scan of the index, where a join may come to scan the whole table.
-        return sa_delete(table).where(plan.key[0].column == func.any(_array_of(0, fields[0])))
+        by_key = sa_delete(table).where(plan.key[0].column == func.any(_array_of(0, fields[0])))
+        return by_key.where(*plan.of_class.values())
     else:
         statement = delete_of(plan, page, values.__getitem__, table)
     every = _every_row(kind)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ClauseElement, insert
 
+from ._page import Cell
 from ._result import Outcome
-from ._statements import delete_of, insert_of, parameter, parameter_name, tables_of, update_of
+from ._statements import column_in, delete_of, insert_of, parameter, parameter_name, tables_of, update_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Table
 
     from ._call import Call
     from ._page import Page
@@ -45,13 +46,16 @@ def _is_sql(value: object) -> bool:
     return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
 
 
-def _parameters(page: Page, places: Sequence[int]) -> tuple[dict[Any, Any], list[dict[str, Any]]]:
+def _parameters(
+    page: Page, places: Sequence[int], columns: Sequence[Any]
+) -> tuple[dict[Any, Any], list[dict[str, Any]]]:
     """Return the expressions by column that go into an INSERT, and the parameters for the others, by column key."""
-    keys = [page.cells[place].slot.column.key for place in places]
+    keys = [column.key for column in columns]
     rows = [dict(zip(keys, (row[place] for place in places), strict=True)) for row in page.values]
     if len(rows) > 1:
         return {}, rows
-    written = {page.cells[place].slot.column: value for place in places if _is_sql(value := page.values[0][place])}
+    first = page.values[0]
+    written = {c: first[place] for place, c in zip(places, columns, strict=True) if _is_sql(first[place])}
     return written, [{key: value for key, value in rows[0].items() if not _is_sql(value)}]
 
 
@@ -62,7 +66,7 @@ def _insert(call: Call, page: Page) -> Outcome:
     if plan.table is None:
         return _insert_into_several(call, page)
     statement = insert_of(page, plan.table)
-    written, rows = _parameters(page, range(len(page.cells)))
+    written, rows = _parameters(page, range(len(page.cells)), [cell.slot.column for cell in page.cells])
     if written:
         statement = statement.values(written)
     if work.wants_keys:
@@ -74,35 +78,33 @@ def _insert(call: Call, page: Page) -> Outcome:
 
 
 def _insert_into_several(call: Call, page: Page) -> Outcome:
+    """Insert into one table after the other: the first one makes the key, if the rows do not hold it."""
     plan = call.plan
-    outcome = Outcome(inserted=len(page))
-    names = [str(cell.slot.key) for cell in page.cells]
-    rows = [dict(zip(names, row, strict=True)) for row in page.values]
-    bind = {"mapper": plan.mapper}
-    if len(rows) == 1 and any(map(_is_sql, page.values[0])):
-        # Only the unit of work can write an expression into one table and the key that it gets into the next.
-        return _by_unit_of_work(call, rows[0])
-    statement: Any = insert(plan.mapper.class_).execution_options(render_nulls=True)
-    if not call.work.wants_keys:
-        call.session.execute(statement, rows, bind_arguments=bind)
-        return outcome
-    keys = [getattr(plan.mapper.entity, str(slot.key)) for slot in plan.key]
-    statement = statement.returning(*keys, sort_by_parameter_order=True)
-    result: Any = call.session.execute(statement, rows, bind_arguments=bind)
-    outcome.keys = [tuple(row) for row in result]
-    return outcome
+    first, *others = tables_of(plan)
+    keys: list[tuple[Any, ...]]
+    if {cell.slot for cell in page.cells}.issuperset(plan.key):
+        _insert_parts(call, page, first)
+        keys = page.of_slots(plan.key)
+    else:
+        made = [plan.columns[slot, first] for slot in plan.key]
+        keys = _insert_parts(call, page, first, returning=made)
+        page = page.with_cells([Cell("set", slot) for slot in plan.key], keys)
+    for table in others:
+        _insert_parts(call, page, table)
+    return Outcome(inserted=len(page), keys=keys)
 
 
-def _by_unit_of_work(call: Call, row: dict[str, Any]) -> Outcome:
-    mapper = call.plan.mapper
-    obj = mapper.class_manager.new_instance()
-    for name, value in row.items():
-        setattr(obj, name, value)
-    call.session.add(obj)
-    call.session.flush([obj])
-    key = mapper.primary_key_from_instance(obj)
-    call.session.expunge(obj)
-    return Outcome(inserted=1, keys=[tuple(key)])
+def _insert_parts(call: Call, page: Page, table: Table, returning: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """Insert what a page holds of the rows of one table."""
+    columns = {place: column_in(call.plan, cell, table) for place, cell in enumerate(page.cells)}
+    places = [place for place, column in columns.items() if column is not None]
+    written, rows = _parameters(page, places, [columns[place] for place in places])
+    statement: Any = insert(table).values(written) if written else insert(table)
+    if not returning:
+        call.connection.execute(statement, rows)
+        return []
+    statement = statement.returning(*returning, sort_by_parameter_order=len(rows) > 1)
+    return [tuple(row) for row in call.connection.execute(statement, rows)]
 
 
 def _update(call: Call, page: Page) -> Outcome:
@@ -119,6 +121,8 @@ def _update(call: Call, page: Page) -> Outcome:
 def _delete(call: Call, page: Page) -> Outcome:
     value = _value(page)
     count = 0
+    for table in call.plan.below:
+        _count(call, delete_of(call.plan, page, value, table), page)
     for table in reversed(tables_of(call.plan)):
         count = _count(call, delete_of(call.plan, page, value, table), page)
         call.work.compare(call, page, count)  # type: ignore[attr-defined]
@@ -128,7 +132,7 @@ def _delete(call: Call, page: Page) -> Outcome:
 def _upsert(call: Call, page: Page) -> Outcome:
     work: Any = call.work
     statement = work.statement(call, page)
-    written, rows = _parameters(page, range(len(page.cells)))
+    written, rows = _parameters(page, range(len(page.cells)), [cell.slot.column for cell in page.cells])
     if written:
         statement = statement.values(written)
     execute = call.connection.execute

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Table, bindparam, delete, insert, select, update
 
+from ..errors import OptionError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -29,13 +31,7 @@ def parameter(page: Page) -> Value:
 
 def column_in(plan: Plan, cell: Cell, table: Table) -> Any:
     """Return the column of a cell in one of the mapper's tables; None if that table has none for it."""
-    column = cell.slot.column
-    if column.table is table:
-        return column
-    if cell.slot.key is None:
-        return None
-    columns = plan.mapper.get_property(cell.slot.key).columns
-    return next((c for c in columns if getattr(c, "table", None) is table), None)
+    return plan.columns.get((cell.slot, table))
 
 
 def matches(plan: Plan, page: Page, value: Value, table: Table) -> list[ColumnElement[bool]]:
@@ -45,6 +41,12 @@ def matches(plan: Plan, page: Page, value: Value, table: Table) -> list[ColumnEl
         column = column_in(plan, page.cells[place], table)
         if column is not None:
             conditions.append(column == value(place))
+        elif page.cells[place].role == "key":
+            # Never a statement that would take all rows.
+            raise OptionError(f"sessionkit cannot tell how {table.name} is joined to the key of {plan.name}")
+    of_class = plan.of_class.get(table)
+    if of_class is not None:
+        conditions.append(of_class)
     return conditions
 
 
@@ -113,4 +115,4 @@ def tables_of(plan: Plan) -> Sequence[Table]:
     if plan.table is not None:
         return (plan.table,)
     tables: dict[Any, Any] = cast(Any, plan.mapper)._sorted_tables
-    return [cast(Any, table) for table in tables if isinstance(table, Table)]
+    return [table for table in tables if table in plan.mapper.tables]

@@ -65,7 +65,7 @@ class UpdateWork(KeyedWork):
         assert plan.version is not None
         assert plan.generator is not None
         columns, keys = [slot.column for slot in plan.key], page.keys()
-        found = find(call.connection, call.dialect, columns, keys, also=[plan.version.column], lock=True)
+        found = find(call, columns, keys, also=[plan.version.column], lock=True)
         return page.with_versions([found.get(key, (None,))[0] for key in keys], plan.version, plan.generator)
 
 

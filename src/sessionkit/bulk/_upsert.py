@@ -174,14 +174,14 @@ class UpsertWork(KeyedWork):
         places = self.where(page)
         columns = [page.cells[place].slot.column for place in places]
         wanted = [tuple(row[place] for place in places) for row in page.values]
-        found = find(call.connection, call.dialect, columns, wanted, also=[slot.column for slot in self.plan.key])
+        found = find(call, columns, wanted, also=[slot.column for slot in self.plan.key])
         return [found[key] for key in wanted]
 
     def existing(self, call: Call, page: Page) -> list[bool]:
         """Return for each row whether it is there before the page is sent."""
         places = self.where(page)
         wanted = [tuple(row[place] for place in places) for row in page.values]
-        found = find(call.connection, call.dialect, [page.cells[place].slot.column for place in places], wanted)
+        found = find(call, [page.cells[place].slot.column for place in places], wanted)
         return [key in found for key in wanted]
 
     def outcome(self, call: Call, page: Page, status: Sequence[Status]) -> Outcome:

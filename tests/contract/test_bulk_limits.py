@@ -1,0 +1,186 @@
+"""Where bulk cannot do what is asked: values that no database takes, connections without transactions, interruptions."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import JSON, String, select, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sessionkit import bulk
+from sessionkit.errors import BulkError, OptionError
+from tests.contract.lost import somebody_waits_for_a_lock
+from tests.contract.test_bulk_differential import METHODS
+from tests.support.models import User
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from tests.support.doors import Door
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Letter(Base):
+    __tablename__ = "limit_letters"
+
+    key: Mapped[str] = mapped_column(String(20), primary_key=True)
+    text: Mapped[str | None] = mapped_column(String(20))
+    data: Mapped[Any] = mapped_column(JSON().with_variant(JSONB(), "postgresql"))
+    raw: Mapped[bytes | None]
+
+
+async def with_letters(doors: Door, work: Any) -> None:
+    async with doors.connect() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+        await connection.commit()
+        await connection.run_sync(work)
+        await connection.rollback()
+
+
+EXOTIC = [
+    "\x00",
+    "a\x00b",
+    "\ufeff",
+    "\uffff",
+    "\U0010ffff",
+    "e\u0301",
+    "\u202e",
+    "\x7f\x80",
+    "\r\n",
+    "𝕏" * 20,
+    "\\N",
+    "\\.",
+]
+
+
+async def test_exotic_text_comes_back_as_it_was(doors: Door) -> None:
+    texts = [value for value in EXOTIC if "\x00" not in value or doors.backend == "sqlite"]
+    rows = [{"key": value[:20], "text": value, "data": {value: [value]}, "raw": value.encode()} for value in texts]
+    expected = {row["key"]: (row["text"], row["data"], row["raw"]) for row in rows}
+
+    def work(connection: Connection) -> None:
+        for method in ("auto", *METHODS[doors.backend, "insert"]):
+            with Session(connection, join_transaction_mode="create_savepoint") as session:
+                assert bulk.insert(session, Letter, rows, method=method).inserted == len(rows)  # type: ignore[arg-type]
+                found = session.execute(select(Letter.key, Letter.text, Letter.data, Letter.raw)).all()
+                assert {key: (text_, data, raw) for key, text_, data, raw in found} == expected
+                kept = bulk.get(session, Letter, texts)
+                assert [letter and letter.key for letter in kept] == texts
+                again = [{"key": value, "text": value[::-1]} for value in texts]
+                if method != "copy":
+                    assert bulk.update(session, Letter, again, method=method).updated == len(texts)  # type: ignore[arg-type]
+                    assert bulk.delete(session, Letter, texts, method=method).deleted == len(texts)  # type: ignore[arg-type]
+
+    await with_letters(doors, work)
+
+
+@pytest.mark.doors(backend="postgresql")
+@pytest.mark.parametrize("column", ["key", "text", "data"])
+@pytest.mark.parametrize("value", ["a\x00b", "a\ud800"], ids=["nul", "half a pair"])
+async def test_text_that_postgresql_cannot_store_names_its_row(doors: Door, column: str, value: str) -> None:
+    def row(number: int, **more: Any) -> dict[str, Any]:
+        return {"key": f"{number}", "text": "t", "data": 5, **more}
+
+    def work(connection: Connection) -> None:
+        bad = row(7, **{column: value})
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            session.add(Letter(**bad))
+            with pytest.raises(Exception) as expected:  # noqa: PT011 - whatever the unit of work raises
+                session.flush()
+        rows = [row(number) for number in range(12)]
+        rows[7] = bad
+        for verb in ("insert", "upsert"):
+            for method in ("auto", *METHODS["postgresql", verb]):
+                with Session(connection, join_transaction_mode="create_savepoint") as session:
+                    session.add(Letter(**row(100)))
+                    call = getattr(bulk, verb)
+                    with pytest.raises(BulkError) as caught:
+                        call(session, Letter, rows, method=method)
+                    assert (caught.value.position, caught.value.row) == (7, bad), method
+                    assert isinstance(caught.value, expected.type), (method, type(caught.value).__mro__)
+                    assert session.scalars(select(Letter.key)).all() == ["100"]
+                    result = call(session, Letter, rows, method=method, on_error="collect")
+                    assert [rejected.position for rejected in result.rejected] == [7], method
+                    assert result.inserted == 11
+
+    await with_letters(doors, work)
+
+
+@pytest.mark.parametrize("how", ["engine", "engine options", "connection options"])
+async def test_a_connection_without_transactions_is_refused(doors: Door, how: str) -> None:
+    auto = {"isolation_level": "AUTOCOMMIT"}
+    engine = doors.make_engine(**(auto if how == "engine" else {}))
+    if how == "engine options":
+        engine = engine.execution_options(**auto)
+    async with doors.session(doors.plain_factory(engine)) as session:
+        if how == "connection options":
+            await session.connection(execution_options=auto)
+        for name, rows in (("insert", [{"name": "a"}]), ("update", [{"id": 1, "name": "a"}]), ("delete", [1])):
+            call = doors.twin(getattr(bulk, name), getattr(bulk, f"async_{name}"))
+            with pytest.raises(OptionError, match="this connection runs in AUTOCOMMIT"):
+                await call(session, User, rows)
+    assert await doors.rows("SELECT * FROM users") == []
+
+
+@pytest.mark.doors(colour="sync")
+async def test_a_driver_that_was_told_not_to_begin_writes_all_or_nothing(doors: Door) -> None:
+    """Behind SQLAlchemy's back; on SQLite bulk begins by itself, PostgreSQL refuses the savepoint."""
+    told = {"pysqlite": {"isolation_level": None}, "psycopg": {"autocommit": True}}.get(doors.driver)
+    engine = doors.make_engine(**({"connect_args": told} if told else {}))
+    rows = [{"name": f"n{i % 20}"} for i in range(21)]
+    async with doors.session(doors.plain_factory(engine)) as session:
+        with pytest.raises(Exception):  # noqa: B017, PT011 - the duplicate, or the savepoint
+            await doors.twin(bulk.insert, bulk.async_insert)(session, User, rows)
+    assert await doors.rows("SELECT * FROM users") == []
+
+
+@pytest.mark.doors(backend="postgresql", colour="async")
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("method", ["copy", "unnest", "temp"])
+async def test_a_call_that_is_cancelled_while_it_waits_leaves_nothing(doors: Door, times: int, method: Any) -> None:
+    """COPY waits in the middle of its protocol: such a connection must not be met by the next one."""
+
+    async def load() -> None:
+        async with doors.session(doors.plain_factory()) as session:
+            await bulk.async_insert(session, User, [{"name": f"n{i}"} for i in range(500)], method=method)
+            await session.commit()
+
+    async with doors.connect() as holder:
+        await holder.execute(text("LOCK TABLE users IN ACCESS EXCLUSIVE MODE"))
+        task = asyncio.ensure_future(load())
+        await somebody_waits_for_a_lock(doors)
+        assert not task.done()
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await holder.rollback()
+    assert doors.checked_out() == 0
+    assert await doors.rows("SELECT * FROM users") == []
+    async with doors.scope() as session:
+        assert (await bulk.async_insert(session, User, [{"name": "after"}])).inserted == 1
+    assert await doors.rows("SELECT name FROM users") == [("after",)]
+
+
+@pytest.mark.doors(colour="async")
+async def test_a_call_whose_input_is_cancelled_is_undone(doors: Door) -> None:
+    async def rows() -> Any:
+        for number in range(30):
+            if number == 25:
+                raise asyncio.CancelledError
+            yield {"name": f"n{number}"}
+
+    async with doors.session(doors.plain_factory()) as session:
+        session.add(User(name="before"))
+        with pytest.raises(asyncio.CancelledError):
+            await bulk.async_insert(session, User, rows(), chunk=10)
+        assert (await session.scalars(select(User.name))).all() == ["before"]
+        await session.commit()
+    assert await doors.rows("SELECT name FROM users") == [("before",)]
