@@ -45,7 +45,7 @@ ROOMS: dict[str, str] = {
     "_routes": "_savepoints _watch _watchdog _dialects isolation errors",
     "_restriction": "_savepoints _watch _dialects errors",
     "_claims": "_watch _watchdog _dialects commits isolation",
-    "_twophase": "_claims _savepoints _dialects commits errors",
+    "_twophase": "_claims _savepoints _watch _dialects commits errors",
     "_commit": "_claims _savepoints _schemas _twophase _verdict _waiting _watch _watchdog _dialects commits errors",
     "_readers": "_waiting _dialects errors",
     "_unit": "_commit _locking _readers _routes _savepoints _schemas _session _twophase _verdict _watch _watchdog _dialects "
@@ -177,6 +177,20 @@ def test_a_room_imports_only_what_the_plan_allows() -> None:
         if room in ROOMS and imported not in allowed(room)
     ]
     assert not wrong, "\n".join(dict.fromkeys(wrong))
+
+
+def test_a_room_is_entered_by_its_door() -> None:
+    """What a package keeps in modules with an underscore, only that package imports."""
+    wrong = [
+        f"{file.relative_to(PACKAGE.parent)}:{line} imports {imported}, which is inside of another room; let the "
+        f"`__init__` of `{room_of(imported)}` hand out what is needed"
+        for file in files()
+        for imports in [Imports(file)]
+        for imported, line in imports.found
+        if room_of(imported) != room_of(imports.module)
+        and "._" in imported.removeprefix(f"sessionkit.{room_of(imported)}")
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_arrow_of_the_plan_points_up() -> None:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from . import _dialects, commits
 from ._claims import claim
 from ._savepoints import core_transactions, settle
+from ._watch import note_two_phases
 from .errors import OptionError, is_lost
 
 if TYPE_CHECKING:
@@ -94,8 +95,9 @@ def refuse_unable(connection: Connection) -> None:
 
 
 def admit_begun(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    """Do as `refuse_unable`, as a listener of ``after_begin``."""
+    """Do as `refuse_unable`, as a listener of ``after_begin``, and note what is to come."""
     refuse_unable(connection)
+    note_two_phases(connection)
 
 
 def identity_of(connection: Connection) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import event
+from sqlalchemy.engine import TwoPhaseTransaction
 
 from .errors import ScopeError
 
@@ -105,6 +106,7 @@ class FailureLog:
 
 _logs: WeakKeyDictionary[Connection, FailureLog] = WeakKeyDictionary()
 _watched: WeakSet[Engine] = WeakSet()
+_two_phases: WeakSet[Connection] = WeakSet()
 
 
 SCOPED = "sessionkit_scope"
@@ -157,6 +159,21 @@ def mark(connections: Iterable[Connection], what: object) -> list[FailureLog]:
 def note_failure(connection: Connection, error: BaseException) -> None:
     """Note a failure that SQLAlchemy cannot see, of a statement sent through the driver's own cursor."""
     _log(connection).failed(error)
+
+
+def note_two_phases(connection: Connection) -> None:
+    """Note that the transaction of a scope's connection may come to be prepared."""
+    _two_phases.add(connection)
+
+
+def has_two_phases(connection: Connection) -> bool:
+    """Tell whether the transaction may come to be prepared, by a scope or by SQLAlchemy."""
+    return connection in _two_phases or isinstance(connection.get_transaction(), TwoPhaseTransaction)
+
+
+def begun_again(connection: Connection) -> None:
+    """Forget the failures of a transaction of which the driver has undone all, before anything else was sent in it."""
+    _logs.pop(connection, None)
 
 
 def watch(engine: Engine) -> None:

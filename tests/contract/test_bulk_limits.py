@@ -6,15 +6,16 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import JSON, String, select, text
+from sqlalchemy import JSON, String, Text, cast, func, null, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sessionkit import bulk
 from sessionkit.errors import BulkError, OptionError
 from tests.contract.lost import somebody_waits_for_a_lock
+from tests.contract.many import two_databases
 from tests.contract.test_bulk_differential import METHODS
-from tests.support.models import User
+from tests.support.models import Account, Pledge, User
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -31,8 +32,17 @@ class Letter(Base):
 
     key: Mapped[str] = mapped_column(String(20), primary_key=True)
     text: Mapped[str | None] = mapped_column(String(20))
-    data: Mapped[Any] = mapped_column(JSON().with_variant(JSONB(), "postgresql"))
+    data: Mapped[Any | None] = mapped_column(JSON().with_variant(JSONB(), "postgresql"))
     raw: Mapped[bytes | None]
+
+
+class NoneIsNull(Base):
+    __tablename__ = "limit_nones"
+
+    key: Mapped[str] = mapped_column(String(20), primary_key=True)
+    data: Mapped[Any | None] = mapped_column(
+        JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+    )
 
 
 async def with_letters(doors: Door, work: Any) -> None:
@@ -57,6 +67,25 @@ EXOTIC = [
     "\\N",
     "\\.",
 ]
+
+
+@pytest.mark.parametrize("none_is_null", [False, True])
+async def test_json_null_and_sql_null_are_kept_apart(doors: Door, none_is_null: bool) -> None:
+    entity: Any = NoneIsNull if none_is_null else Letter
+    values = {"none": None, "json": JSON.NULL, "sql": null(), "zero": 0}
+    rows = [{"key": key, "data": value} for key, value in values.items()]
+
+    def work(connection: Connection) -> None:
+        stored = select(entity.key, entity.data.is_(None), cast(entity.data, Text)).order_by(entity.key)
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            session.add_all([entity(**row) for row in rows])
+            expected = session.execute(stored).all()
+        for method in ("auto", *METHODS[doors.backend, "insert"]):
+            with Session(connection, join_transaction_mode="create_savepoint") as session:
+                bulk.insert(session, entity, rows, method=method)  # type: ignore[arg-type]
+                assert session.execute(stored).all() == expected, method
+
+    await with_letters(doors, work)
 
 
 async def test_exotic_text_comes_back_as_it_was(doors: Door) -> None:
@@ -184,3 +213,101 @@ async def test_a_call_whose_input_is_cancelled_is_undone(doors: Door) -> None:
         assert (await session.scalars(select(User.name))).all() == ["before"]
         await session.commit()
     assert await doors.rows("SELECT name FROM users") == [("before",)]
+
+
+@pytest.mark.parametrize("scoped", [True, False])
+async def test_a_call_that_fails_as_the_first_thing_of_a_transaction_leaves_it_usable(
+    doors: Door, scoped: bool
+) -> None:
+    """Nothing needs to be kept then, so no savepoint is set where the driver has not begun yet."""
+    insert = doors.twin(bulk.insert, bulk.async_insert)
+    isolation = "SERIALIZABLE" if doors.backend == "postgresql" else None
+    body = doors.scope(isolation=isolation) if scoped else doors.session(doors.plain_factory())
+    async with body as session:
+        if isolation and not scoped:
+            await session.connection(execution_options={"isolation_level": isolation})
+        for _ in range(2):
+            with pytest.raises(BulkError, match="row 1"):
+                await insert(session, User, [{"name": "a"}, {"name": "a"}, {"name": "b"}])
+        if isolation:
+            assert await session.scalar(text("SHOW transaction_isolation")) == "serializable"
+        result = await insert(session, User, [{"name": "a"}, {"name": "a"}, {"name": "b"}], on_error="collect")
+        assert (result.inserted, [rejected.position for rejected in result.rejected]) == (2, [1])
+        with pytest.raises(BulkError):
+            await insert(session, User, [{"name": "c"}, {"name": "b"}])
+        await insert(session, User, [{"name": "d"}])
+        if not scoped:
+            await session.commit()
+    assert await doors.rows("SELECT name FROM users ORDER BY name") == [("a",), ("b",), ("d",)]
+
+
+async def test_a_savepoint_is_set_where_there_is_something_to_keep(doors: Door) -> None:
+    insert = doors.twin(bulk.insert, bulk.async_insert)
+    async with doors.session(doors.plain_factory()) as session:
+        with doors.statements() as first:
+            await insert(session, User, [{"name": "a"}])
+        with doors.statements() as second:
+            await insert(session, User, [{"name": "b"}])
+        with pytest.raises(BulkError):
+            await insert(session, User, [{"name": "c"}, {"name": "b"}])
+        await session.commit()
+    assert not [line for line in first if "SAVEPOINT" in line]
+    assert [line.split()[0] for line in second if "SAVEPOINT" in line] == ["SAVEPOINT", "RELEASE"]
+    assert await doors.rows("SELECT name FROM users ORDER BY name") == [("a",), ("b",)]
+
+
+@pytest.mark.doors(backend="postgresql")
+@pytest.mark.parametrize("method", ["copy", "temp"])
+async def test_a_value_that_cannot_be_packed_is_found_in_the_middle_of_copy(doors: Door, method: Any) -> None:
+    """Rows are packed while others are on their way; what cannot be goes by SQLAlchemy, which knows how."""
+
+    def work(connection: Connection) -> None:
+        rows: list[dict[str, Any]] = [{"key": f"{i}", "raw": b"r", "data": i} for i in range(900)]
+        rows[777] |= {"data": null()}
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            session.add(Letter(key="before", data=1))
+            result = bulk.insert(session, Letter, rows, method=method)
+            assert (result.inserted, result.method) == (900, f"{method}+sqlalchemy")
+            assert session.get_one(Letter, "777").data is None
+            assert session.scalar(select(func.count()).select_from(Letter)) == 901
+            circle: list[Any] = []
+            circle.append(circle)
+            bad = [{"key": f"x{i}", "data": circle if i == 600 else 1} for i in range(700)]
+            with pytest.raises(BulkError, match="row 600") as caught:
+                bulk.insert(session, Letter, bad, method=method)
+            assert "Circular reference" in str(caught.value)
+            assert session.scalar(select(func.count()).select_from(Letter)) == 901
+
+    await with_letters(doors, work)
+
+
+@pytest.mark.doors(backend="postgresql")
+async def test_no_temporary_table_is_used_where_the_transaction_may_be_prepared(doors: Door) -> None:
+    """PostgreSQL could not prepare it: "cannot PREPARE a transaction that has operated on temporary objects"."""
+    two = two_databases(doors)
+    await two.make_markers()
+    async with doors.scope(doors.factory(two.pledges)) as session:
+        session.add(Account(id=1))
+    insert, upsert = doors.twin(bulk.insert, bulk.async_insert), doors.twin(bulk.upsert, bulk.async_upsert)
+    rows = [{"id": i + 1, "name": f"n{i}"} for i in range(2500)]
+    async with doors.scope(two.factory(twophase=True)) as session:
+        with pytest.raises(OptionError, match="temporary table, and this one may be committed in two phases"):
+            await upsert(session, User, rows, match=[User.id], method="temp")
+        assert (await upsert(session, User, rows, match=[User.id])).method == "unnest"
+        await insert(session, Pledge, [{"account_id": 1}])
+    assert await two.committed() == (2500, 1)
+    async with doors.scope(doors.factory(two.users)) as session:
+        assert (await upsert(session, User, rows, match=[User.id])).method == "temp"
+
+
+@pytest.mark.doors("postgresql-sync")
+def test_sqlalchemys_own_two_phases_are_seen_too(doors: Door) -> None:
+    with Session(doors.sync_engine, twophase=True) as session:
+        with pytest.raises(OptionError, match="may be committed in two phases"):
+            bulk.insert(session, User, [{"name": "a"}], method="temp")
+        bulk.insert(session, User, [{"name": "a"}])
+        with pytest.raises(BulkError):
+            bulk.insert(session, User, [{"name": "a"}])
+        session.commit()
+    with Session(doors.sync_engine) as session:
+        assert session.scalars(select(User.name)).all() == ["a"]

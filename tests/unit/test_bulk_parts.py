@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 from decimal import Decimal
 
 import pytest
 from sqlalchemy.exc import IntegrityError
 
+from sessionkit._dialects._json import dumps
 from sessionkit.bulk._duplicates import Seen
 from sessionkit.bulk._progress import Bar
 from sessionkit.bulk._wire import HELPERS
@@ -91,3 +93,25 @@ def test_a_bulk_error_is_of_the_other_class_too_and_survives_a_pickle() -> None:
 def test_a_bulk_error_of_a_class_that_allows_no_second_base_is_a_bulk_error() -> None:
     error = BulkError.of(UnicodeEncodeError("utf-8", "\ud800", 0, 1, "no"), "row 0", position=0, row=None)
     assert isinstance(error, BulkError)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [None, True, 5, -0.0, float("inf"), 'it\'s "ü"\u2028', [], {}, {"a": [1, {"b": (2, None)}], 3: "c"}, [[[]]]],
+)
+def test_a_document_is_written_as_json_dumps_would(document: object) -> None:
+    assert dumps(document) == json.dumps(document)
+
+
+def test_what_is_no_document_is_refused_as_by_json_dumps() -> None:
+    for wrong in ({1, 2}, object(), {(1, 2): 3}, [b"x"]):
+        with pytest.raises(TypeError) as expected:
+            json.dumps(wrong)
+        with pytest.raises(TypeError) as caught:
+            dumps(wrong)
+        assert str(caught.value) == str(expected.value)
+    circle: list[object] = []
+    circle.append(circle)
+    with pytest.raises(RecursionError):
+        dumps(circle)
+    assert dumps([circle[:0]]) == "[[]]"

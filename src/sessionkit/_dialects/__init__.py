@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from . import cockroachdb, mysql, postgresql, sqlite
 from ._base import Asked, Dialect, deadline, root_of
+from ._json import dumps_of
 from ._replication import Position, Replication, Standing
 from ._two_phase import TwoPhase
 
@@ -20,6 +21,7 @@ __all__ = [
     "Standing",
     "TwoPhase",
     "deadline",
+    "dumps_of",
     "of",
     "of_name",
     "register",

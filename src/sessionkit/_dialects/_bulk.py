@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy.exc import DBAPIError, StatementError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy import Column, ColumnElement, Table
     from sqlalchemy.engine import Connection, Dialect
@@ -38,6 +38,10 @@ def _begun(connection: Connection) -> None:
     """Do nothing: the driver begins a transaction by itself."""
 
 
+def _never(connection: Connection) -> bool:
+    return False
+
+
 def _blames_the_row(error: BaseException) -> bool:
     return isinstance(error, StatementError) and not (isinstance(error, DBAPIError) and error.connection_invalidated)
 
@@ -62,7 +66,9 @@ def _not_asked(connection: Connection, table: Table) -> str:
     return f"sessionkit does not know the catalogue of {connection.dialect.name}"
 
 
-def _no_copy(connection: Connection, table: Table | str, columns: Sequence[Column[Any] | str], data: bytes) -> None:
+def _no_copy(
+    connection: Connection, table: Table | str, columns: Sequence[Column[Any] | str], data: Iterable[bytes]
+) -> None:
     raise NotImplementedError(f"{connection.dialect.name} has no COPY")
 
 
@@ -94,6 +100,7 @@ class Bulk:
         ladders: for each verb the methods that `auto` chooses from, by size.
         forced: for each verb the methods that can also be asked for by name.
         begin: makes sure that a transaction is open before a savepoint is set.
+        is_untouched: tells whether the driver has begun no transaction yet, so that there is nothing to lose in it.
         blames_the_row: tells whether an error is about a row, so that leaving the row out would help; a lost
             connection, a deadlock or a full disk is not.
         column_of: names the column that an error is about, from what the driver tells.
@@ -108,7 +115,7 @@ class Bulk:
             names that it needs; None for what only the type itself can do. A value of another kind makes it raise.
         neutral: the dialect without a driver, whose types make plain Python values and nothing of a driver's.
         columns: what the catalogue says of the columns of a table; or, in words, why its rows must not be copied.
-        copy_in: sends binary COPY data for columns of a table (or, by name, of a temporary one).
+        copy_in: sends binary COPY data, in parts, for columns of a table (or, by name, of a temporary one).
         array: makes the parameter for all the values of a column: of a type; what is absent is NULL; through the
             driver's own arrays, or packed by the function.
         by_index: a block in which rows are found by the index, one after the other, whatever the planner thinks of it.
@@ -117,6 +124,7 @@ class Bulk:
     ladders: Mapping[str, Ladder] = field(default_factory=dict[str, Ladder])
     forced: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     begin: Callable[[Connection], None] = _begun
+    is_untouched: Callable[[Connection], bool] = _never
     blames_the_row: Callable[[BaseException], bool] = _blames_the_row
     column_of: Callable[[BaseException, Table], str | None] = _unknown
     upsert: Callable[[Table], Any] | None = None
@@ -127,6 +135,6 @@ class Bulk:
     stored_as: Callable[[Any, Any], tuple[str, dict[str, Any]] | None] = _only_the_type
     neutral: Callable[[Dialect], Dialect] = _same
     columns: Callable[[Connection, Table], dict[str, ColumnFacts] | str] = _not_asked
-    copy_in: Callable[[Connection, Table | str, Sequence[Column[Any] | str], bytes], None] = _no_copy
+    copy_in: Callable[[Connection, Table | str, Sequence[Column[Any] | str], Iterable[bytes]], None] = _no_copy
     array: Callable[[Connection, Any, Sequence[Any], object, Callable[[Any], bytes]], Any] = _a_list
     by_index: Callable[[Connection], AbstractContextManager[object]] = nullcontext

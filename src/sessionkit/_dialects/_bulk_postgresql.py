@@ -120,6 +120,7 @@ BULK = Bulk(
         "upsert": ("unnest", "temp"),
         "delete": ("unnest", "temp"),
     },
+    is_untouched=_copy_postgresql.is_untouched,
     blames_the_row=_blames_the_row,
     column_of=_column_of,
     upsert=_upsert,

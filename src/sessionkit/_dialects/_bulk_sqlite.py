@@ -10,6 +10,7 @@ from sqlalchemy import JSON, Enum, Integer, String, TypeDecorator, delete, false
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from ._bulk import Bulk
+from ._json import dumps_of
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Table
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
 _ROW_CODES = frozenset({18, 19, 20, 25})
 
 
+def _is_untouched(connection: Connection) -> bool:
+    return not getattr(connection.connection.driver_connection, "in_transaction", True)
+
+
 def _begin(connection: Connection) -> None:
     # SAVEPOINT outside of a transaction would be one: its RELEASE would commit.
-    if not getattr(connection.connection.driver_connection, "in_transaction", True):
+    if _is_untouched(connection):
         connection.exec_driver_sql("BEGIN")
 
 
@@ -114,9 +119,13 @@ def _stored_as(type_: Any, dialect: Any) -> tuple[str, dict[str, Any]] | None:
     if not type(impl).__module__.startswith("sqlalchemy.") or getattr(dialect, "native_datetime", False):
         return None
     if _plain_json(impl) and not isinstance(type_, TypeDecorator):
-        # As SQLAlchemy's processor does it, without what stands around; JSON.NULL and the like make it raise.
-        dumps = getattr(dialect, "_json_serializer", None) or json.dumps
-        return ("dumps({})", {"dumps": dumps}) if impl.none_as_null else None
+        # As SQLAlchemy's processor does it, without what stands around; expressions such as null() make it raise.
+        # The constant is an integer, of which json.dumps would make the number.
+        return (
+            ("('null' if {0} is JSON_NULL else dumps({0}))", {"JSON_NULL": JSON.NULL, "dumps": dumps_of(dialect)})
+            if impl.none_as_null
+            else None
+        )
     found = _EXPRESSIONS.get(type(impl).__name__)
     if found is None or getattr(impl, "_storage_format", None) != found[1]:
         return None
@@ -143,6 +152,7 @@ BULK = Bulk(
     ladders=dict.fromkeys(("insert", "update", "upsert", "delete"), ((1, "executemany"),)),
     forced=dict.fromkeys(("insert", "update", "upsert", "delete"), ("executemany",)),
     begin=_begin,
+    is_untouched=_is_untouched,
     blames_the_row=_blames_the_row,
     column_of=_column_of,
     upsert=_upsert,

@@ -12,7 +12,7 @@ from sqlalchemy.util import await_only
 from ._bulk import ColumnFacts, as_list
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from sqlalchemy import Column, Table
     from sqlalchemy.engine import Connection, Dialect
@@ -112,7 +112,24 @@ def reserve(connection: Connection, table: Table, count: int) -> list[int] | Non
 # The drivers
 
 
-def copy_in(connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: bytes) -> None:
+def is_untouched(connection: Connection) -> bool:
+    """Tell whether the driver is in no transaction: all of them begin one with the first statement."""
+    return _IDLE[connection.dialect.driver](connection.connection)
+
+
+def _idle_psycopg(proxied: Any) -> bool:
+    driver = proxied.driver_connection
+    return bool(driver.info.transaction_status == 0) and not driver.autocommit
+
+
+def _idle_asyncpg(proxied: Any) -> bool:
+    adapted = proxied.dbapi_connection  # it sends the BEGIN
+    return adapted._transaction is None and not adapted.autocommit and not proxied.driver_connection.is_in_transaction()
+
+
+def copy_in(
+    connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: Iterable[bytes]
+) -> None:
     """Send binary COPY data."""
     send = _SENDERS[connection.dialect.driver]
     driver = connection.connection
@@ -149,30 +166,38 @@ def _statement(connection: Connection, table: Table | str, names: Sequence[Colum
     return f"COPY {table_name(connection, table)} ({columns}) FROM STDIN (FORMAT BINARY)"
 
 
-def _psycopg(connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: bytes) -> None:
+def _psycopg(
+    connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: Iterable[bytes]
+) -> None:
     statement = _statement(connection, table, names)
     driver: Any = connection.connection.driver_connection
     if connection.dialect.is_async:
         await_only(_psycopg_async(driver, statement, data))
         return
     with driver.cursor() as cursor, cursor.copy(statement) as copy:
-        copy.write(data)
+        for part in data:
+            copy.write(part)
 
 
-async def _psycopg_async(driver: Any, statement: str, data: bytes) -> None:
+async def _psycopg_async(driver: Any, statement: str, data: Iterable[bytes]) -> None:
     async with driver.cursor() as cursor, cursor.copy(statement) as copy:
-        await copy.write(data)
+        for part in data:
+            await copy.write(part)
 
 
-def _psycopg2(connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: bytes) -> None:
+def _psycopg2(
+    connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: Iterable[bytes]
+) -> None:
     from io import BytesIO
 
     driver: Any = connection.connection.driver_connection
     with driver.cursor() as cursor:
-        cursor.copy_expert(_statement(connection, table, names), BytesIO(data), size=1 << 16)
+        cursor.copy_expert(_statement(connection, table, names), BytesIO(b"".join(data)), size=1 << 16)
 
 
-def _asyncpg(connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: bytes) -> None:
+def _asyncpg(
+    connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: Iterable[bytes]
+) -> None:
     driver: Any = connection.connection.driver_connection
     schema = None if isinstance(table, str) else connection.schema_for_object(table)
     work = driver.copy_to_table(
@@ -191,11 +216,17 @@ def _asyncpg(connection: Connection, table: Table | str, names: Sequence[Column[
         raise
 
 
-async def _pieces(data: bytes) -> AsyncIterator[bytes]:
-    for low in range(0, len(data), 1 << 19):
-        yield data[low : low + (1 << 19)]
+async def _pieces(data: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for part in data:
+        yield part
 
 
+_IDLE: dict[str, Callable[[Any], bool]] = {
+    "psycopg": _idle_psycopg,
+    "psycopg_async": _idle_psycopg,
+    "psycopg2": _idle_psycopg,  # the same names
+    "asyncpg": _idle_asyncpg,
+}
 _SENDERS = {"psycopg": _psycopg, "psycopg_async": _psycopg, "psycopg2": _psycopg2, "asyncpg": _asyncpg}
 
 

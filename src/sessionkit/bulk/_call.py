@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from weakref import WeakKeyDictionary
 
@@ -11,16 +10,16 @@ from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from .. import _dialects
 from ..errors import BulkError, OptionError, VersionConflict
-from ..version import Conflicts
-from ..version._kinds import clock, server_now
+from ..version import Conflicts, server_now, telling_time
 from ._conflicts import swallowed
 from ._identity import expire
 from ._paths import SQLALCHEMY, Path, choose
 from ._plan import OMIT
 from ._progress import Bar
-from ._result import BulkResult, Fault, Mismatch, Outcome, Tally, Unfit
+from ._result import BulkResult, Fault, Mismatch, Outcome, Tally, Unfit, Unpackable
 from ._rows import Chunk, Rows, Shapes, chunks, length_of
 from ._statements import tables_of
+from ._undo import start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -66,8 +65,8 @@ class Work(Protocol):
 class Call:
     """A verb on its way through the input.
 
-    Everything happens on one connection, in a savepoint of its own: the caller's transaction goes on whatever
-    happens here.
+    Everything happens on one connection, and can be undone for itself (see `_undo`): the caller's transaction goes on
+    whatever happens here.
     """
 
     def __init__(self, session: Session, work: Work, options: Options) -> None:
@@ -83,7 +82,6 @@ class Call:
         self._memory: dict[str, Any] = {}
         self._fresh = True
         self.temporary_name = ""
-        self._outer: Any = None
         _refuse_autocommit(self.connection)
 
     def run(self, rows: Rows) -> BulkResult:
@@ -126,23 +124,21 @@ class Call:
     # The savepoint
 
     def __enter__(self) -> Self:
-        self.dialect.begin(self.connection)
         depth = _depths[self.connection] = _depths.get(self.connection, 0) + 1
         self.temporary_name = f"sessionkit_bulk_{depth}"
-        self._outer = self.connection.begin_nested()
+        self._start = start(self.connection, self.dialect)
         # A version that is a time is the server's, asked once for each chunk.
-        self._clock = clock.set(lambda: self.remembered("now", lambda: server_now(self.connection)))
+        self._clock = telling_time(lambda: self.remembered("now", lambda: server_now(self.connection)))
+        self._clock.__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         _depths[self.connection] -= 1
-        clock.reset(self._clock)
+        self._clock.__exit__(None, None, None)
         if error is None:
-            self._outer.commit()
-        elif self._outer.is_active:
-            # The first error is the one to see. Should even this fail, the connection's own log says so to a scope.
-            with suppress(SQLAlchemyError):
-                self._outer.rollback()
+            self._start.keep()
+        else:
+            self._start.leave()
 
     def attempt(self, send: Callable[[], Outcome]) -> Outcome:
         """Send a page. If it fails, the database is as it was before.
@@ -155,8 +151,7 @@ class Call:
         try:
             outcome = send()
         except Exception:
-            self._outer.rollback()
-            self._outer = self.connection.begin_nested()
+            self._start = self._start.undo()
             raise
         self._fresh = False
         return outcome
@@ -194,7 +189,7 @@ class Call:
         problem: Exception
         try:
             outcome = self.attempt(send)
-        except (Mismatch, Unfit) as found:
+        except (Mismatch, Unfit, Unpackable) as found:
             problem = found
         except Exception as error:
             if not self._blames_the_row(error):
@@ -213,6 +208,8 @@ class Call:
                 self._send(path, page, send)
         elif isinstance(problem, Unfit):
             self._by_sqlalchemy(page)
+        elif isinstance(problem, Unpackable):
+            self._divide(path, page, problem)
         else:
             self._bisect(path, page, problem)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from itertools import pairwise
+from itertools import islice
+from operator import lt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -50,12 +51,12 @@ class Seen:
         return found
 
     def _ascending(self, keys: Sequence[Key]) -> array[int] | None:
-        if len(keys[0]) != 1 or any(type(key[0]) is not int for key in keys):
+        if len(keys[0]) != 1:
             return None
-        plain = [key[0] for key in keys]
-        if self._last is not None and plain[0] <= self._last:
+        plain = [key for (key,) in keys]
+        if set(map(type, plain)) != {int} or (self._last is not None and plain[0] <= self._last):
             return None
-        if any(a >= b for a, b in pairwise(plain)):
+        if not all(map(lt, plain, islice(plain, 1, None))):
             return None
         try:
             return array("q", plain)

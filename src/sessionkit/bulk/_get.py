@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import inspect, select
+from sqlalchemy.orm.attributes import instance_state
 
 from .. import _dialects
 from ..errors import BulkError
@@ -94,6 +95,10 @@ def _identities(plan: Plan, shapes: Shapes, part: Chunk) -> list[tuple[Any, ...]
     return identities
 
 
+def _identity(obj: Any) -> tuple[Any, ...]:
+    return instance_state(obj).key[1]  # type: ignore[index]  # it has been loaded
+
+
 def _objects(session: Session, plan: Plan, wanted: list[tuple[Any, ...]], options: Sequence[Any]) -> list[Any]:
     mapper = plan.mapper
     known: dict[tuple[Any, ...], Any] = {}
@@ -110,11 +115,11 @@ def _objects(session: Session, plan: Plan, wanted: list[tuple[Any, ...]], option
         query = select(mapper.entity).options(*options)
         found: dict[tuple[Any, ...], Any] = {}
         for condition in conditions(dialect, columns, asked):
-            for obj in session.scalars(query.where(condition)).unique():
-                found[inspect(obj).identity] = obj
-        met = found.keys() & asked
-        known.update({key: found[key] for key in met})
-        if len(met) < len(found):
+            objects = session.scalars(query.where(condition)).unique().all()
+            found |= zip(map(_identity, objects), objects, strict=True)
+        before = len(known)
+        known |= {key: found[key] for key in asked if key in found}
+        if len(known) - before < len(found):
             # The database sees equals where Python does not (5 and "5"): ask for these alone.
             for key in asked:
                 if key not in known:

@@ -24,7 +24,9 @@ class WriteOptions(TypedDict, total=False):
             4,000 of one that has not.
         on_progress: called after each chunk with the rows so far, and the length of the input or None.
         progress: True shows a bar on standard error: rows, rate, time left.
-        method: the way to the database; "auto" takes the fastest for the size and the shape of the input.
+        method: the way to the database; "auto" takes the fastest for the size and the shape of the input. "temp" is
+            refused where the transaction may be committed in two phases: PostgreSQL cannot prepare one that has used a
+            temporary table.
         on_error: "raise" stops at the first bad row; "collect" leaves bad rows out and returns them.
     """
 

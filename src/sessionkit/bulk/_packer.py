@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import types as sqltypes
 
+from .._dialects import dumps_of
 from ._plan import OMIT
+from ._result import Unpackable
 from ._wire import HELPERS, Wire, array_packer, element_of, is_plain_json, wire_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy.engine import Dialect
 
     from ._page import Cell, Page
 
-HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-TRAILER = b"\xff\xff"
+_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+_TRAILER = b"\xff\xff"
+_PART = 250  # rows; while the server reads them, the next ones are packed
 
 
 class Field(NamedTuple):
@@ -71,10 +73,9 @@ def field_of(cell: Cell, dialect: Dialect, *, omits: bool) -> Field | None:
     if isinstance(type_, sqltypes.Boolean):
         process = None  # the packer is as strict, and four times as fast
     elif is_plain_json(impl) and not isinstance(type_, sqltypes.TypeDecorator):
-        # The same function without what stands around it, which takes as long as a small document. JSON.NULL and the
-        # like make it raise.
-        dumps = getattr(dialect, "_json_serializer", None) or json.dumps
-        return Field(wire, array, None, omits, impl.none_as_null, dumps)
+        # The same function without what stands around it, which takes as long as a small document. Expressions such as
+        # null() make it raise.
+        return Field(wire, array, None, omits, impl.none_as_null, dumps_of(dialect))
     elif isinstance(type_, sqltypes.Uuid) and type_.as_uuid:
         wire = wire._replace(value="{}.bytes")
     return Field(wire, array, process, omits, nullable)
@@ -108,7 +109,8 @@ class _Names:
             return None
         inner = value if field.process is None else f"{self.add(field.process)}({value})"
         if field.dumps is not None:
-            inner = f"{self.add(field.dumps)}({value})"
+            # The constant is an integer, of which json.dumps would make the number.
+            inner = f"('null' if {value} is {self.add(sqltypes.JSON.NULL)} else {self.add(field.dumps)}({value}))"
             if field.nullable:
                 inner = f"(None if {value} is None else {inner})"
         return f"(None if {value} is OMIT else {inner})" if field.omits else inner
@@ -155,6 +157,26 @@ def row_packer(fields: Sequence[Field]) -> tuple[list[int], Callable[[list[tuple
     lines.append(" return b''.join(out)")
     exec("\n".join(lines), names.names)  # noqa: S102 - made of this file's own words; values come in by name
     return [*fixed, *variable], names.names["pack"]
+
+
+def copy_data(pack: Callable[[list[Any]], bytes], values: list[Any]) -> Iterator[bytes]:
+    """Return what COPY is to be sent, in parts. The first one is packed at once, the others as they are asked for.
+
+    Raises:
+        Unpackable: while it is sent: a value that cannot be packed.
+    """
+    return _copy_data(pack, values, _HEADER + pack(values[:_PART]))
+
+
+def _copy_data(pack: Callable[[list[Any]], bytes], values: list[Any], first: bytes) -> Iterator[bytes]:
+    yield first
+    for low in range(_PART, len(values), _PART):
+        try:
+            part = pack(values[low : low + _PART])
+        except Exception as error:
+            raise Unpackable from error
+        yield part
+    yield _TRAILER
 
 
 def column_packer(field: Field) -> Callable[[Sequence[Any]], bytes]:

@@ -62,9 +62,9 @@ class Page:
         places = list(chosen)
         return Page(
             self.cells,
-            [self.values[i] for i in places],
-            [self.positions[i] for i in places],
-            [self.rows[i] for i in places],
+            list(map(self.values.__getitem__, places)),
+            list(map(self.positions.__getitem__, places)),
+            list(map(self.rows.__getitem__, places)),
             self.bumps,
             self.may_omit,
         )

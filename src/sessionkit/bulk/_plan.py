@@ -17,7 +17,7 @@ from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import ColumnProperty, CompositeProperty, Mapper, SynonymProperty
 
 from ..errors import OptionError
-from ..version._rows import kind_of
+from ..version import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence

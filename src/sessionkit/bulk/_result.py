@@ -180,6 +180,10 @@ class Unfit(Exception):
     """A fast path finds only now that it cannot do this page; what it has written is to be undone."""
 
 
+class Unpackable(Exception):
+    """A fast path cannot express a value, and finds it while it sends; the cause tells. What it has sent is to be undone."""
+
+
 class Mismatch(Exception):
     """A statement matched another number of rows than it was sent for; what it has written is to be undone.
 

@@ -12,13 +12,14 @@ from sqlalchemy import table as sa_table
 from sqlalchemy import types as sqltypes
 from sqlalchemy.types import UserDefinedType
 
-from ._packer import HEADER, TRAILER, Field, column_packer, fields_of, row_packer
+from .. import _watch
+from ._packer import Field, column_packer, copy_data, fields_of, row_packer
 from ._plan import OMIT
 from ._result import Outcome, Unfit
 from ._statements import delete_of, insert_of, parameter_name, update_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import ColumnElement, FromClause
 
@@ -48,6 +49,11 @@ def refusal(call: Call, page: Page, method: str) -> str | None:
         return f"the binary form of {fields!r} is not certain"
     if method == "unnest" and any(field.array for field in fields):
         return "arrays of arrays have no form that unnest could take apart; 'temp' can"
+    if method == "temp" and _watch.has_two_phases(call.connection):
+        return (
+            "PostgreSQL cannot prepare a transaction that has used a temporary table, and this one may be committed in "
+            "two phases; 'unnest' can be used there"
+        )
     if method == "temp" and call.work.wants_keys:
         return "a temporary table does not keep the order in which keys are given; 'copy' and 'unnest' do"
     return None
@@ -59,14 +65,14 @@ def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Call
     assert not isinstance(fields, str), fields
     if method == "temp":
         order, pack = call.plan.remembered(("rows", tuple(fields)), lambda: row_packer(fields))
-        data = pack(page.values)
+        data = copy_data(pack, page.values)
         return lambda: _through_table(call, page, fields, order, data)
     parameters: dict[str, Any] = {}
     for place, (field, values) in enumerate(zip(fields, zip(*page.values, strict=True), strict=True)):
         pack = call.plan.remembered(("column", field), partial(column_packer, field))
         type_ = page.cells[place].slot.column.type
         parameters[parameter_name(place)] = call.dialect.array(call.connection, type_, values, OMIT, pack)
-    return lambda: _send(call, page, fields, _unnested(page, fields, call), parameters, "unnest")
+    return lambda: _send(call, page, fields, lambda: _unnested(page, fields), parameters, "unnest")
 
 
 def _fields(call: Call, page: Page) -> list[Field] | str:
@@ -79,7 +85,7 @@ def _fields(call: Call, page: Page) -> list[Field] | str:
 # Where the rows come from
 
 
-def _unnested(page: Page, fields: list[Field], call: Call) -> FromClause:
+def _unnested(page: Page, fields: list[Field]) -> FromClause:
     arrays = [_array_of(place, field) for place, field in enumerate(fields)]
     columns = [column(f"c{place}", cell.slot.column.type) for place, cell in enumerate(page.cells)]
     rows = func.unnest(*arrays).table_valued(*columns, with_ordinality="n", name="s")
@@ -91,14 +97,17 @@ def _array_of(place: int, field: Field) -> ColumnElement[Any]:
     return cast(bindparam(parameter_name(place), type_=type_), type_)
 
 
-def _through_table(call: Call, page: Page, fields: list[Field], order: list[int], data: bytes) -> Outcome:
+def _through_table(call: Call, page: Page, fields: list[Field], order: list[int], data: Iterator[bytes]) -> Outcome:
     name = call.temporary_name
     columns = ", ".join(f"c{place} {field.sql}" for place, field in enumerate(fields))
     execute = call.connection.exec_driver_sql
     # Dropped with the transaction whatever happens, so that nobody who gets this connection next meets it.
     execute(f"CREATE TEMPORARY TABLE {name} ({columns}) ON COMMIT DROP")
-    call.dialect.copy_in(call.connection, name, [f"c{place}" for place in order], HEADER + data + TRAILER)
-    source = sa_table(name, *(column(f"c{place}", cell.slot.column.type) for place, cell in enumerate(page.cells)))
+    call.dialect.copy_in(call.connection, name, [f"c{place}" for place in order], data)
+
+    def source() -> FromClause:
+        return sa_table(name, *(column(f"c{place}", cell.slot.column.type) for place, cell in enumerate(page.cells)))
+
     joins = call.work.verb in {"update", "delete"}
     with call.dialect.by_index(call.connection) if joins else nullcontext():
         outcome = _send(call, page, fields, source, {_ALL: True}, name)
@@ -119,14 +128,14 @@ def _every_row(kind: str) -> ColumnElement[bool] | None:
 
 
 def _send(
-    call: Call, page: Page, fields: list[Field], source: FromClause, parameters: dict[str, Any], kind: str
+    call: Call, page: Page, fields: list[Field], source: Callable[[], FromClause], parameters: dict[str, Any], kind: str
 ) -> Outcome:
     work: Any = call.work
     verb = work.verb
     if verb == "upsert":
-        return _upsert(call, page, _typed(page, fields, source), parameters, _every_row(kind))
+        return _upsert(call, page, _typed(page, fields, source()), parameters, _every_row(kind))
     key = ("set", kind, verb, page.cells, page.bumps, work.wants_keys, tuple(fields))
-    statement = call.plan.remembered(key, lambda: _statement(call, page, fields, source, kind))
+    statement = call.plan.remembered(key, lambda: _statement(call, page, fields, source(), kind))
     result = call.connection.execute(statement, parameters)
     if verb == "insert":
         return Outcome(inserted=len(page), keys=_keys(call, page, result) if work.wants_keys else None)
@@ -185,21 +194,22 @@ def _upsert(
     work: Any = call.work
     statement = work.statement(call, page, values, every)
     is_new: Any = call.dialect.is_new
-    if work.status:
+    if work.status or work.returning:
         places: list[int] = work.where(page)
         columns: list[Any] = [page.cells[place].slot.column for place in places]
-        told = {
-            tuple(row[:-1]): row[-1]
-            for row in call.connection.execute(statement.returning(*columns, is_new), parameters)
-        }
-        wanted = [tuple(row[place] for place in places) for row in page.values]
+        keys = [slot.column for slot in call.plan.key] if work.returning else []
+        rows = call.connection.execute(statement.returning(*columns, is_new, *keys), parameters).all()
+        width = len(places)
+        told = {row[:width]: row[width:] for row in rows}
+        wanted = page.at(places)
         status: list[Status] = [
-            ("inserted" if told[key] else "updated") if key in told else "unchanged" for key in wanted
+            ("inserted" if told[key][0] else "updated") if key in told else "unchanged" for key in wanted
         ]
         if len(told) != len(status) - status.count("unchanged"):
             raise Unfit  # the database tells keys in another form than the one in which they were given
-        return work.outcome(call, page, status)  # type: ignore[no-any-return]
+        known = {key: row[1:] for key, row in told.items()} if work.returning else None
+        return work.outcome(call, page, status, known)  # type: ignore[no-any-return]
     written = statement.returning(is_new.label("is_new")).cte("written")
     counted = select(func.count(), func.count().filter(written.c.is_new)).select_from(written)
     count, new = call.connection.execute(counted, parameters).one()
-    return Outcome(inserted=new, updated=count - new, unchanged=len(page) - count, keys=work.keys_of(call, page))
+    return Outcome(inserted=new, updated=count - new, unchanged=len(page) - count)

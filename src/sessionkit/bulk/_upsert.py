@@ -167,30 +167,39 @@ class UpsertWork(KeyedWork):
         """Only the database can tell whether a row that is there was written."""
         return self.when_changed or self.where_ is not None
 
-    def keys_of(self, call: Call, page: Page) -> list[tuple[Any, ...]] | None:
-        """Return the primary key of each row of a page that was sent, if it is asked for."""
+    def keys_of(self, call: Call, page: Page, known: dict[Any, Any] | None = None) -> list[tuple[Any, ...]] | None:
+        """Return the primary key of each row of a page that was sent, if it is asked for.
+
+        Args:
+            call: where to ask for those that are not known.
+            page: the rows.
+            known: what the database has told of them already, by what they were found by.
+        """
         if not self.returning:
             return None
+        found = known or {}
         places = self.where(page)
-        columns = [page.cells[place].slot.column for place in places]
-        wanted = [tuple(row[place] for place in places) for row in page.values]
-        found = find(call, columns, wanted, also=[slot.column for slot in self.plan.key])
+        wanted = page.at(places)
+        asked = [key for key in wanted if key not in found]
+        if asked:
+            columns = [page.cells[place].slot.column for place in places]
+            found |= find(call, columns, asked, also=[slot.column for slot in self.plan.key])
         return [found[key] for key in wanted]
 
     def existing(self, call: Call, page: Page) -> list[bool]:
         """Return for each row whether it is there before the page is sent."""
         places = self.where(page)
-        wanted = [tuple(row[place] for place in places) for row in page.values]
+        wanted = page.at(places)
         found = find(call, [page.cells[place].slot.column for place in places], wanted)
         return [key in found for key in wanted]
 
-    def outcome(self, call: Call, page: Page, status: Sequence[Status]) -> Outcome:
-        """Return what became of a page of which every row is known."""
+    def outcome(self, call: Call, page: Page, status: Sequence[Status], known: dict[Any, Any] | None = None) -> Outcome:
+        """Return what became of a page of which every row is known; for `known` see `keys_of`."""
         return Outcome(
             inserted=status.count("inserted"),
             updated=status.count("updated"),
             unchanged=status.count("unchanged"),
-            keys=self.keys_of(call, page),
+            keys=self.keys_of(call, page, known),
             status=status if self.status else None,
         )
 

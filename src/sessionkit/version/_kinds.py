@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from .. import _dialects
 from ..errors import VersionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection, Dialect
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
 
 clock: ContextVar[Callable[[], datetime] | None] = ContextVar("sessionkit_version_clock", default=None)
 """Asks the server that is written to for its time. Set while a flush or a bulk statement runs."""
+
+
+@contextmanager
+def telling_time(ask: Callable[[], datetime]) -> Generator[None]:
+    """Take the time of `TimestampVersioned` from `ask` while the block runs: a bulk statement, which no flush surrounds."""
+    token = clock.set(ask)
+    try:
+        yield
+    finally:
+        clock.reset(token)
+
 
 _MICROSECOND = timedelta(microseconds=1)
 
