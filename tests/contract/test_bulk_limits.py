@@ -10,7 +10,7 @@ from sqlalchemy import JSON, String, Text, cast, func, null, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sessionkit import bulk
+from sessionkit import bulk, on_commit
 from sessionkit.errors import BulkError, OptionError
 from tests.contract.lost import somebody_waits_for_a_lock
 from tests.contract.many import two_databases
@@ -239,6 +239,24 @@ async def test_a_call_that_fails_as_the_first_thing_of_a_transaction_leaves_it_u
         if not scoped:
             await session.commit()
     assert await doors.rows("SELECT name FROM users ORDER BY name") == [("a",), ("b",), ("d",)]
+
+
+async def test_a_hook_that_the_input_asked_for_goes_with_a_call_that_failed(doors: Door) -> None:
+    ran: list[str] = []
+
+    def rows() -> Any:
+        for number in (1, 2, 3, 1):
+            doors.call(on_commit, lambda number=number: ran.append(f"mail about {number}"), session=asked[0])
+            yield {"name": f"n{number}"}
+
+    asked: list[Any] = []
+    async with doors.scope() as session:
+        asked.append(session)
+        with pytest.raises(BulkError):
+            await doors.twin(bulk.insert, bulk.async_insert)(session, User, rows(), chunk=1)
+        doors.call(on_commit, lambda: ran.append("committed"))
+    # The first row was read before the call began to write.
+    assert ran == ["mail about 1", "committed"]
 
 
 async def test_a_savepoint_is_set_where_there_is_something_to_keep(doors: Door) -> None:

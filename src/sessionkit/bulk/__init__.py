@@ -6,6 +6,7 @@ from .._twins import over_async
 from ._delete import delete
 from ._get import get
 from ._insert import insert
+from ._options import WriteOptions
 from ._result import BulkResult, Rejected
 from ._stream import async_stream, stream
 from ._update import update
@@ -14,6 +15,7 @@ from ._upsert import upsert
 __all__ = [
     "BulkResult",
     "Rejected",
+    "WriteOptions",
     "async_delete",
     "async_get",
     "async_insert",

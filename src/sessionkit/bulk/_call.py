@@ -81,11 +81,13 @@ class Call:
         self.conflicts: list[Any] = []
         self._memory: dict[str, Any] = {}
         self._fresh = True
+        self._alone = False
         self.temporary_name = ""
         _refuse_autocommit(self.connection)
 
     def run(self, rows: Rows) -> BulkResult:
         total = length_of(rows)
+        self._alone = total is not None
         size = self.options.chunk or (CHUNK if total is not None else CHUNK_OF_UNKNOWN)
         parts = chunks(rows, size, asynchronous=self.connection.dialect.is_async)
         first = next(parts, None)
@@ -126,7 +128,7 @@ class Call:
     def __enter__(self) -> Self:
         depth = _depths[self.connection] = _depths.get(self.connection, 0) + 1
         self.temporary_name = f"sessionkit_bulk_{depth}"
-        self._start = start(self.connection, self.dialect)
+        self._start = start(self.connection, self.dialect, alone=self._alone)
         # A version that is a time is the server's, asked once for each chunk.
         self._clock = telling_time(lambda: self.remembered("now", lambda: server_now(self.connection)))
         self._clock.__enter__()

@@ -5,11 +5,12 @@ The values are brought into the form that the driver stores by one generated lis
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import delete as sa_delete
 
-from ._page import Cell
+from ._page import Cell, Page
 from ._plan import OMIT
 from ._result import Outcome
 from ._sqlalchemy import upsert_outcome
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
 
     from ._call import Call
-    from ._page import Page
 
 
 def refusal(call: Call, page: Page, method: str) -> str | None:
@@ -36,8 +36,8 @@ def refusal(call: Call, page: Page, method: str) -> str | None:
 def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
     """Bring the values into the driver's form, and return what sends them."""
     if call.work.wants_keys:
-        _adapt(call, page, range(len(page.cells)))
-        return lambda: _with_reserved_keys(call, page)
+        rows = _adapt(call, page, range(len(page.cells)))
+        return lambda: _with_reserved_keys(call, page, rows)
     if call.work.verb == "delete" and len(page.cells) == 1:
         column = call.plan.key[0].column
         every = call.dialect.any_of(column, column.type, [row[0] for row in page.values])
@@ -68,8 +68,14 @@ def _delete_all(call: Call, page: Page, *conditions: ColumnElement[bool]) -> Out
     return Outcome(deleted=count)
 
 
-def _with_reserved_keys(call: Call, page: Page) -> Outcome:
-    """Insert rows whose keys are to be told: they are made here, while nobody else can write."""
+def _with_reserved_keys(call: Call, page: Page, rows: list[tuple[Any, ...]]) -> Outcome:
+    """Insert rows whose keys are to be told: they are made here, while nobody else can write.
+
+    Args:
+        call: where to.
+        page: the rows.
+        rows: the same in the driver's form, cell by cell.
+    """
     from . import _sqlalchemy
 
     plan = call.plan
@@ -78,15 +84,21 @@ def _with_reserved_keys(call: Call, page: Page) -> Outcome:
         keyed = page
     else:
         assert plan.table is not None
-        first = call.dialect.reserve(call.connection, plan.table, len(page)) if len(plan.key) == 1 else None
-        if first is None:
+        reserved = call.dialect.reserve(call.connection, plan.table, len(page)) if len(plan.key) == 1 else None
+        if reserved is None:
             return _sqlalchemy.prepare(call, page, "sqlalchemy")()
-        keyed = page.with_cell(Cell("set", plan.key[0]), first)
+        made = list(zip(reserved, strict=True))
+        cell = Cell("set", plan.key[0])
+        stored = _adapt(call, Page((cell,), made, page.positions, page.rows), [0])
+        rows = [(*row, key) for row, (key,) in zip(rows, stored, strict=True)]
+        keyed = page.with_cell(cell, reserved)
     sql, places, constants = _statement(call, keyed)
-    call.connection.exec_driver_sql(sql, _adapt(call, keyed, places, constants))
-    where = {cell.slot: place for place, cell in enumerate(keyed.cells)}
-    keys = [tuple(row[where[slot]] for slot in plan.key) for row in keyed.values]
-    return Outcome(inserted=len(page), keys=keys)
+    if constants:
+        rows = _adapt(call, keyed, places, constants)
+    elif places != list(range(len(keyed.cells))):
+        rows = list(map(itemgetter(*places), rows))  # more than one: otherwise they are in order
+    call.connection.exec_driver_sql(sql, rows)
+    return Outcome(inserted=len(page), keys=keyed.of_slots(plan.key))
 
 
 def _statement(call: Call, page: Page) -> tuple[str, list[int], dict[int, Any]]:

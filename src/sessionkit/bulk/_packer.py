@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _TRAILER = b"\xff\xff"
-_PART = 250  # rows; while the server reads them, the next ones are packed
+_PART = 500  # rows; while the server reads them, the next ones are packed
 
 
 class Field(NamedTuple):

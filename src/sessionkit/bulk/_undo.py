@@ -34,14 +34,20 @@ class Start(Protocol):
         ...
 
 
-def start(connection: Connection, dialect: Bulk) -> Start:
+def start(connection: Connection, dialect: Bulk, *, alone: bool) -> Start:
     """Return a start: the cheaper kind, if it can be had.
 
     A savepoint is two round trips to a server; SQLite keeps a copy of each page that is changed after it.
+
+    Args:
+        connection: where.
+        dialect: what bulk knows of its dialect.
+        alone: nobody else's code runs before the end of the call. A generator might ask for an `on_commit`, which is to
+            go with the savepoint around it.
     """
     untouched = dialect.is_untouched(connection)
     dialect.begin(connection)
-    return Beginning(connection, dialect) if untouched else Savepoint(connection)
+    return Beginning(connection, dialect) if untouched and alone else Savepoint(connection)
 
 
 class Savepoint:
