@@ -210,7 +210,7 @@ def _make(mapper: Mapper[Any]) -> Plan:
     def slot(key: str | None, column: Column[Any], others: Sequence[Any] = ()) -> Slot:
         decided = column is version and (generator is not None or column.system)
         if decided and generator is not None:
-            supply = Supply("call", _first_version(generator))
+            supply = _first_version(mapper, generator)
         elif column is mapper.polymorphic_on and getattr(mapper, "_set_polymorphic_identity", None):
             supply = Supply("constant", mapper.polymorphic_identity)
         elif column in orm_defaults:
@@ -301,13 +301,20 @@ def _bump(mapper: Mapper[Any], generator: Callable[[Any], Any] | None) -> Callab
     kind = kind_of(mapper)
     if kind is not None and kind.following is generator:
         return kind.following_sql
-    if getattr(generator, "__module__", None) == "sqlalchemy.orm.mapper":  # its default: lambda x: (x or 0) + 1
+    if _is_sqlalchemys(generator):
         return lambda column: func.coalesce(column, 0) + 1 if column.nullable else column + 1
     return None
 
 
-def _first_version(generator: Callable[[Any], Any]) -> Callable[[object], Any]:
-    return lambda _: generator(None)
+def _is_sqlalchemys(generator: Callable[[Any], Any] | None) -> bool:
+    return getattr(generator, "__module__", None) == "sqlalchemy.orm.mapper"  # its default: lambda x: (x or 0) + 1
+
+
+def _first_version(mapper: Mapper[Any], generator: Callable[[Any], Any]) -> Supply:
+    kind = kind_of(mapper)
+    if _is_sqlalchemys(generator) or (kind is not None and kind.type is int and kind.following is generator):
+        return Supply("constant", generator(None))  # a count: the same for all
+    return Supply("call", lambda _: generator(None))
 
 
 def _split(prop: CompositeProperty[Any], absent: tuple[None, ...], value: Any) -> Sequence[Any]:
