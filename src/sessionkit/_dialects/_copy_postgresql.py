@@ -113,8 +113,9 @@ def reserve(connection: Connection, table: Table, count: int) -> list[int] | Non
 
 
 def is_untouched(connection: Connection) -> bool:
-    """Tell whether the driver is in no transaction: all of them begin one with the first statement."""
-    return _IDLE[connection.dialect.driver](connection.connection)
+    """Tell whether the driver is in no transaction: those that are known begin one with the first statement."""
+    idle = _IDLE.get(connection.dialect.driver)
+    return idle is not None and idle(connection.connection)
 
 
 def _idle_psycopg(proxied: Any) -> bool:

@@ -1,4 +1,4 @@
-"""One call of a bulk verb: the savepoint around it, the chunks through it, the bad rows out of it."""
+"""One call of a bulk verb: what it can be undone to, the chunks through it, the bad rows out of it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Work(Protocol):
         """Raise a `Fault` for the rows of a page that would not be found as expected. Writes nothing."""
 
     def finish(self, call: Call, tally: Tally) -> None:
-        """Do what is left when all rows are written, still inside the savepoint."""
+        """Do what is left when all rows are written, still inside of what can be undone."""
 
 
 class Call:
@@ -123,12 +123,12 @@ class Call:
             if report is not None:
                 report(self.tally.length, total)
 
-    # The savepoint
+    # Where it can be undone to
 
     def __enter__(self) -> Self:
+        self._start = start(self.connection, self.dialect, alone=self._alone)
         depth = _depths[self.connection] = _depths.get(self.connection, 0) + 1
         self.temporary_name = f"sessionkit_bulk_{depth}"
-        self._start = start(self.connection, self.dialect, alone=self._alone)
         # A version that is a time is the server's, asked once for each chunk.
         self._clock = telling_time(lambda: self.remembered("now", lambda: server_now(self.connection)))
         self._clock.__enter__()

@@ -77,8 +77,10 @@ def delete(
         BulkError: a row cannot be deleted, or there is none (then it is a ``StaleDataError`` as well). Nothing was.
         OptionError: an option that cannot be honoured. Nothing was sent.
 
-    SQL: ``SAVEPOINT``; per chunk ``DELETE ... USING unnest(...)`` on PostgreSQL, one prepared ``DELETE`` for all keys
-    on SQLite; ``RELEASE SAVEPOINT``.
+    SQL: ``SAVEPOINT``; per chunk ``DELETE ... WHERE id = ANY (array)`` on PostgreSQL, ``DELETE ... WHERE id IN (list)``
+    with the list as one JSON on SQLite; ``RELEASE SAVEPOINT``.
+    The savepoint is left out where the call is the first thing of its transaction, and its input is no iterator: then
+    the transaction begins anew if it fails.
     """
     known = checked(options, "bulk.delete()")
     one_of("missing", missing, ("error", "ignore"))

@@ -89,6 +89,8 @@ def insert(
 
     SQL: ``SAVEPOINT``; per chunk ``COPY ... FROM STDIN (FORMAT BINARY)`` on PostgreSQL (``INSERT ... SELECT FROM
     unnest(...)`` below 200 rows), one prepared ``INSERT`` for all rows on SQLite; ``RELEASE SAVEPOINT``.
+    The savepoint is left out where the call is the first thing of its transaction, and its input is no iterator: then
+    the transaction begins anew if it fails.
     """
     known = checked(options, "bulk.insert()")
     work = InsertWork(plan_for(entity), returning, render_nulls=render_nulls)

@@ -110,6 +110,8 @@ def update(
     SQL: ``SAVEPOINT``; for each set of keys of a chunk ``UPDATE ... FROM unnest(...)`` on PostgreSQL (from 2,000 rows
     on ``COPY`` into a temporary table and ``UPDATE ... FROM`` it), one prepared ``UPDATE`` for all rows on SQLite;
     ``RELEASE SAVEPOINT``.
+    The savepoint is left out where the call is the first thing of its transaction, and its input is no iterator: then
+    the transaction begins anew if it fails.
     """
     known = checked(options, "bulk.update()")
     one_of("missing", missing, ("error", "ignore"))

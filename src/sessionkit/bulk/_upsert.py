@@ -287,6 +287,8 @@ def upsert(
     SQL: ``SAVEPOINT``; for each set of keys of a chunk ``INSERT ... SELECT FROM unnest(...) ON CONFLICT (...) DO
     UPDATE`` on PostgreSQL (from 2,000 rows on from a temporary table, filled by ``COPY``), one prepared
     ``INSERT ... ON CONFLICT`` for all rows on SQLite; ``RELEASE SAVEPOINT``.
+    The savepoint is left out where the call is the first thing of its transaction, and its input is no iterator: then
+    the transaction begins anew if it fails.
     """
     known = checked(options, "bulk.upsert()")
     one_of("on_duplicate", on_duplicate, ("error", "first", "last"))
