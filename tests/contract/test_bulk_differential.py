@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,9 @@ METHODS = {
     ("postgresql", "upsert"): ["unnest", "temp", "sqlalchemy"],
     ("postgresql", "delete"): ["unnest", "temp", "sqlalchemy"],
 }
+LONG = bool(os.environ.get("SESSIONKIT_LONG"))
 CHECKS = settings(
-    max_examples=25,
+    max_examples=250 if LONG else 20,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,

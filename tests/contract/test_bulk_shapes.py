@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import inspect, select
 from sqlalchemy.orm import Session
@@ -29,7 +29,7 @@ from tests.contract.bulk_shapes import (
     Vehicle,
     XminBase,
 )
-from tests.contract.test_bulk_differential import METHODS
+from tests.contract.test_bulk_differential import CHECKS, LONG, METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
-CHECKS = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+SHAPED = settings(CHECKS, max_examples=250 if LONG else 25)
 
 _numbers = st.none() | st.integers(-9, 9)
 _words = st.none() | st.text("ab'%ß", max_size=5)
@@ -196,7 +196,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
 
 async def test_an_insert_leaves_what_the_unit_of_work_would(doors: Door) -> None:
     def work(connection: Connection) -> None:
-        @CHECKS
+        @SHAPED
         @given(plans(shaped(doors)))
         def holds(plan: Plan) -> None:
             shape = plan.shape
@@ -228,7 +228,7 @@ async def test_an_insert_leaves_what_the_unit_of_work_would(doors: Door) -> None
 @pytest.mark.parametrize("check", [False, True], ids=["unchecked", "checked"])
 async def test_an_update_leaves_what_the_unit_of_work_would(doors: Door, check: bool) -> None:
     def work(connection: Connection) -> None:
-        @CHECKS
+        @SHAPED
         @given(plans(shaped(doors, versioned=check)))
         def holds(plan: Plan) -> None:
             shape = plan.shape
@@ -260,7 +260,7 @@ async def test_an_update_leaves_what_the_unit_of_work_would(doors: Door, check: 
 
 async def test_a_delete_leaves_what_the_unit_of_work_would(doors: Door) -> None:
     def work(connection: Connection) -> None:
-        @CHECKS
+        @SHAPED
         @given(plans(shaped(doors)))
         def holds(plan: Plan) -> None:
             shape = plan.shape
@@ -285,7 +285,7 @@ async def test_a_delete_leaves_what_the_unit_of_work_would(doors: Door) -> None:
 
 async def test_an_upsert_leaves_what_inserts_and_updates_would(doors: Door) -> None:
     def work(connection: Connection) -> None:
-        @CHECKS
+        @SHAPED
         @given(plans(shaped(doors, tables=1)))
         def holds(plan: Plan) -> None:
             shape = plan.shape
