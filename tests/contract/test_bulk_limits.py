@@ -329,3 +329,24 @@ def test_sqlalchemys_own_two_phases_are_seen_too(doors: Door) -> None:
         session.commit()
     with Session(doors.sync_engine) as session:
         assert session.scalars(select(User.name)).all() == ["a"]
+
+
+@pytest.mark.doors(backend="postgresql")
+@pytest.mark.parametrize("method", ["temp", "unnest", "sqlalchemy"])
+async def test_rows_that_a_trigger_takes_out_are_sent_once_more_and_not_counted(doors: Door, method: Any) -> None:
+    def work(connection: Connection) -> None:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION limit_skips() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN IF NEW.key = ''7'' THEN RETURN NULL; END IF; RETURN NEW; END'"
+        )
+        connection.exec_driver_sql(
+            "CREATE TRIGGER limit_skips BEFORE UPDATE ON limit_letters FOR EACH ROW EXECUTE FUNCTION limit_skips()"
+        )
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            rows = [{"key": f"{i}", "text": "old", "data": 1} for i in range(1200)]
+            bulk.insert(session, Letter, rows)
+            result = bulk.update(session, Letter, [{"key": f"{i}", "text": "new"} for i in range(1200)], method=method)
+            assert result.method == method
+            assert session.scalars(select(Letter.key).where(Letter.text == "old")).all() == ["7"]
+
+    await with_letters(doors, work)

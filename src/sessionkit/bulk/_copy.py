@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._packer import Field, copy_data, fields_of, row_packer
+from ._packer import CopyData, Field, fields_of, row_packer
 from ._page import Cell
 from ._result import Outcome
 from ._wire import as_stored, with_oid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from .._dialects._bulk import ColumnFacts
     from ._call import Call
@@ -31,11 +31,11 @@ def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Call
     if work.wants_keys and missing and not probe:
         pack(page.values[:1])
         return lambda: _with_reserved_keys(call, page)
-    data = copy_data(pack, page.values)
+    data = CopyData(pack, page.values)
     return lambda: _send(call, page, order, data)
 
 
-def _send(call: Call, page: Page, order: list[int], data: Iterator[bytes]) -> Outcome:
+def _send(call: Call, page: Page, order: list[int], data: CopyData) -> Outcome:
     columns = [page.cells[place].slot.column for place in order]
     assert call.plan.table is not None
     call.dialect.copy_in(call.connection, call.plan.table, columns, data)
@@ -54,7 +54,7 @@ def _with_reserved_keys(call: Call, page: Page) -> Outcome:
         return _sets.prepare(call, page, "unnest")()
     keyed = page.with_cell(Cell("set", plan.key[0]), keys)
     order, pack = _packer(call, keyed)
-    return _send(call, keyed, order, copy_data(pack, keyed.values))
+    return _send(call, keyed, order, CopyData(pack, keyed.values))
 
 
 def _packer(call: Call, page: Page) -> Any:

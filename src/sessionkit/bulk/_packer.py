@@ -159,24 +159,29 @@ def row_packer(fields: Sequence[Field]) -> tuple[list[int], Callable[[list[tuple
     return [*fixed, *variable], names.names["pack"]
 
 
-def copy_data(pack: Callable[[list[Any]], bytes], values: list[Any]) -> Iterator[bytes]:
-    """Return what COPY is to be sent, in parts. The first one is packed at once, the others as they are asked for.
+class CopyData:
+    """What COPY is to be sent, in parts. The first one is packed at once, the others as they are asked for.
+
+    It can be sent more than once.
 
     Raises:
         Unpackable: while it is sent: a value that cannot be packed.
     """
-    return _copy_data(pack, values, _HEADER + pack(values[:_PART]))
 
+    def __init__(self, pack: Callable[[list[Any]], bytes], values: list[Any]) -> None:
+        self._pack = pack
+        self._values = values
+        self._first = _HEADER + pack(values[:_PART])
 
-def _copy_data(pack: Callable[[list[Any]], bytes], values: list[Any], first: bytes) -> Iterator[bytes]:
-    yield first
-    for low in range(_PART, len(values), _PART):
-        try:
-            part = pack(values[low : low + _PART])
-        except Exception as error:
-            raise Unpackable from error
-        yield part
-    yield _TRAILER
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._first
+        for low in range(_PART, len(self._values), _PART):
+            try:
+                part = self._pack(self._values[low : low + _PART])
+            except Exception as error:
+                raise Unpackable from error
+            yield part
+        yield _TRAILER
 
 
 def column_packer(field: Field) -> Callable[[Sequence[Any]], bytes]:

@@ -13,13 +13,13 @@ from sqlalchemy import types as sqltypes
 from sqlalchemy.types import UserDefinedType
 
 from .. import _watch
-from ._packer import Field, column_packer, copy_data, fields_of, row_packer
+from ._packer import CopyData, Field, column_packer, fields_of, row_packer
 from ._plan import OMIT
 from ._result import Outcome, Unfit
 from ._statements import delete_of, insert_of, parameter_name, update_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from sqlalchemy import ColumnElement, FromClause
 
@@ -65,7 +65,7 @@ def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Call
     assert not isinstance(fields, str), fields
     if method == "temp":
         order, pack = call.plan.remembered(("rows", tuple(fields)), lambda: row_packer(fields))
-        data = copy_data(pack, page.values)
+        data = CopyData(pack, page.values)
         return lambda: _through_table(call, page, fields, order, data)
     parameters: dict[str, Any] = {}
     for place, (field, values) in enumerate(zip(fields, zip(*page.values, strict=True), strict=True)):
@@ -97,7 +97,7 @@ def _array_of(place: int, field: Field) -> ColumnElement[Any]:
     return cast(bindparam(parameter_name(place), type_=type_), type_)
 
 
-def _through_table(call: Call, page: Page, fields: list[Field], order: list[int], data: Iterator[bytes]) -> Outcome:
+def _through_table(call: Call, page: Page, fields: list[Field], order: list[int], data: CopyData) -> Outcome:
     name = call.temporary_name
     columns = ", ".join(f"c{place} {field.sql}" for place, field in enumerate(fields))
     execute = call.connection.exec_driver_sql
