@@ -62,9 +62,10 @@ async def settled(doors: Door) -> None:
 
 async def somebody_waits_for_a_lock(doors: Door) -> None:
     """Wait until a backend of the test's database waits for a lock."""
+    # The pause stands alone: joined to what is looked for, it would not be made where nothing is found.
     looking = (
-        "SELECT count(*) FROM pg_stat_activity, pg_sleep(0.02)"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        "SELECT (SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock') FROM pg_sleep(0.02)"
     )
     for _ in range(1000):
         if await doors.scalar(text(looking)):
