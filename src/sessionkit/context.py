@@ -2,7 +2,8 @@
 
 One ``ContextVar`` holds the innermost `Entry`; entries are linked outwards. An entry is visible only to
 the thread and the asyncio task that made it: a child task inherits a copy of the context, but a session
-is no thing to share, so there the entry is passed over (see tests/contract/test_ownership.py).
+is no thing to share, so there the entry is passed over (see tests/contract/test_ownership.py). The exception
+is an entry that an integration has lent to the thread for which its owner waits (see Entry.lent).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from .errors import NoCurrentSession, ScopeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.ext.asyncio import async_scoped_session as sa_async_scoped_session
     from sqlalchemy.orm import Session, sessionmaker
@@ -63,6 +66,7 @@ class Entry:
         "handed",
         "inner",
         "key",
+        "lent",
         "live",
         "opened",
         "outer",
@@ -93,6 +97,13 @@ class Entry:
         self.inner = inner  # what the end of an entry that did not begin the transaction has to end
         self.rollback_only = False
         self.live = True
+        # Tells of a thread or task that inherited this context whether it works for the owner, who waits for it
+        # meanwhile: a framework that runs a part of a request in a worker thread. Set by integrations only.
+        self.lent: Callable[[object], bool] | None = None
+
+    def belongs_to(self, owner: object) -> bool:
+        """Tell whether `owner` may see it."""
+        return self.owner == owner or (self.lent is not None and self.lent(owner))
 
 
 _innermost: ContextVar[Entry | None] = ContextVar("sessionkit_innermost_scope", default=None)
@@ -119,7 +130,7 @@ def innermost(key: object | None, owner: object) -> Entry | None:
     """Return the innermost live entry of `owner`, of the factory `key` if one is given."""
     entry = _innermost.get()
     while entry is not None:
-        if entry.live and (key is None or entry.key is key) and entry.owner == owner:
+        if entry.live and (key is None or entry.key is key) and entry.belongs_to(owner):
             return entry
         entry = entry.outer
     return None

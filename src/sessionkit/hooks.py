@@ -244,7 +244,7 @@ def set_rollback_only(session: object | None = None) -> None:
     else:
         unit = unit_of(sync_session_of(session, "set_rollback_only()"))
         owner, entry = here(), top()
-        while entry is not None and not (entry.unit is unit and entry.live and entry.owner == owner):
+        while entry is not None and not (entry.unit is unit and entry.live and entry.belongs_to(owner)):
             entry = entry.outer
     if unit is None:
         raise ScopeError(_NOT_OURS)

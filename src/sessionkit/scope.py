@@ -160,7 +160,7 @@ def _enclosing(owner: object) -> list[Unit]:
         return NONE_ENCLOSE
     units: list[Unit] = []
     while entry is not None:
-        if entry.opened and entry.live and entry.owner == owner and entry.unit is not None:
+        if entry.opened and entry.live and entry.unit is not None and entry.belongs_to(owner):
             units.append(entry.unit)
         entry = entry.outer
     return units

@@ -1,0 +1,306 @@
+"""What the web frameworks share: when a request's session commits, when it is run again, what a client is told.
+
+A request is one unit of work: a scope of each factory, opened around it and ended before its response may leave. A
+*turn* is one run of a request; the sync shell of it is here, the async one in ``asgi``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .._attempts import Run
+from ..errors import ColourError, HookError, MalformedETag, OptionError, classify, first_of
+from ..hooks import set_rollback_only
+from ..retry import Attempt, Attempts, Retry, as_retry
+from ..scope import AsyncScope, session_scope
+
+if TYPE_CHECKING:
+    from .._plan import Options
+    from ..scope import Scope
+
+logger = logging.getLogger("sessionkit")
+
+RollbackOn = Callable[[int], bool]
+"""Tells of the status of a response whether its request's work is to be rolled back."""
+
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+"""The methods that a client may send again, RFC 9110, section 9.2.2."""
+
+LONGEST_BODY = 2**20
+"""The longest request body that is kept for another run of the request, in bytes; a longer one is not run again."""
+
+RETRY_AFTER = 1
+"""What a 503 asks of a client, in seconds: the trouble is one that another moment ends."""
+
+
+def on_error_status(status: int) -> bool:
+    """Roll back what ends in an error: the default of ``rollback_on``."""
+    return status >= 400
+
+
+# -- what a client is told ------------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """A response to an error that the application did not handle."""
+
+    status: int
+    reason: str
+    text: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the headers that belong to the status."""
+        return {"Retry-After": str(RETRY_AFTER)} if self.status == 503 else {}
+
+
+_CHANGED = "Somebody else has changed this in the meantime. Read it again, then repeat your change."
+CONFLICT = Answer(409, "Conflict", _CHANGED)
+PRECONDITION_FAILED = Answer(412, "Precondition Failed", _CHANGED)
+MALFORMED = Answer(400, "Bad Request", 'If-Match is to hold * or entity tags in double quotes, such as "3".')
+TRY_AGAIN = Answer(503, "Service Unavailable", "Too much happened at once, and nothing was saved. Try again.")
+
+
+def answer_to(error: BaseException, if_match: bool) -> Answer | None:
+    """Return what tells a client of an error, if it is one that HTTP has a status for.
+
+    Args:
+        error: what the request has failed with.
+        if_match: whether the request had a precondition, so that a conflict is its failure.
+    """
+    if isinstance(error, MalformedETag):
+        return MALFORMED
+    meaning = classify(first_of(error))
+    if meaning.kind == "stale_version":
+        return PRECONDITION_FAILED if if_match else CONFLICT
+    if not meaning.retryable:
+        return None
+    # Whoever runs the service is to know that clients are sent away.
+    logger.warning("a request was answered with 503: %s", error, exc_info=error)
+    return TRY_AGAIN
+
+
+# -- what the application has asked for -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The options of an integration, checked."""
+
+    factories: tuple[Any, ...]
+    rollback_on: RollbackOn
+    retry: Retry | None
+    retry_methods: frozenset[str]
+
+
+def rules(
+    where: str,
+    factories: Sequence[Any],
+    rollback_on: RollbackOn,
+    retry: Retry | int | None,
+    retry_methods: Iterable[str],
+    *,
+    asynchronous: bool,
+) -> Rules:
+    """Check the options of an integration.
+
+    Args:
+        where: what was called.
+        factories: whose scopes are opened around each request.
+        rollback_on, retry, retry_methods: as given by the user.
+        asynchronous: whether async factories can be served.
+
+    Raises:
+        ScopeError: what was given as a factory is none.
+        ColourError: it is async, and the framework is not.
+        OptionError: another option has a value that cannot be honoured.
+    """
+    for factory in factories:
+        if isinstance(session_scope(factory), AsyncScope) and not asynchronous:
+            raise ColourError(f"{where} got the async factory {factory!r}, but WSGI is sync; give it a sessionmaker")
+    given: object = rollback_on
+    if not callable(given):
+        raise OptionError(
+            f"rollback_on={rollback_on!r} was given to {where}; it is a function of a status, such as "
+            "`lambda status: status >= 500`"
+        )
+    if isinstance(retry_methods, str):
+        raise OptionError(
+            f"retry_methods={retry_methods!r} was given to {where}; it is a set, such as {{'GET', 'PUT'}}"
+        )
+    policy = None if retry is None else as_retry(retry, where)
+    if policy is not None and len(factories) > 1:
+        raise OptionError(
+            f"retry= was given to {where} with {len(factories)} factories; they commit one after the other, and what has "
+            "committed cannot be run again: have one factory with binds=, or retry inside the request"
+        )
+    return Rules(tuple(factories), rollback_on, policy, frozenset(method.upper() for method in retry_methods))
+
+
+# -- one request, which may take several turns ----------------------------------------------------------------------
+
+
+class Request:
+    """One request: what its scopes are called, and whether it is run again after a failure."""
+
+    def __init__(self, given: Rules, method: str, path: str) -> None:
+        self.rules = given
+        self.name = f"{method} {path}"
+        self.replayable = True
+        self._attempts: Attempts | None = None
+        self._attempt: Attempt | None = None
+        if given.retry is not None and method in given.retry_methods:
+            self.ask(given.retry)
+
+    @property
+    def retried(self) -> bool:
+        """Whether it may be run again."""
+        return self._attempts is not None and self.replayable
+
+    def ask(self, policy: Retry) -> None:
+        """Have it run again as `policy` says, unless that is settled already."""
+        if self._attempts is None:
+            self._attempts = Attempts(policy, time.monotonic())
+            self._attempt = self._attempts.next()
+
+    def run(self) -> Run | None:
+        """Return what the scopes of this turn have to know of it; None if it is the only one."""
+        attempts, attempt = self._attempts, self._attempt
+        if attempts is None or attempt is None or not self.replayable:
+            return None
+        return Run(attempts.deadline, attempts.policy.lock_on_retry and attempt.number > 1)
+
+    def again(self, error: BaseException) -> bool:
+        """Decide whether another turn follows on one that has failed with `error` and is rolled back."""
+        attempts, attempt = self._attempts, self._attempt
+        if attempts is None or attempt is None or not self.replayable:
+            return False
+        return attempts.failed(attempt, error, time.monotonic())
+
+    def next(self) -> tuple[object, float]:
+        """Begin the next turn: return what ``before_retry`` returned, and how long to wait."""
+        assert self._attempts is not None
+        assert self._attempt is not None
+        failed, policy = self._attempt, self._attempts.policy
+        self._attempt = self._attempts.next()
+        return None if policy.before_retry is None else policy.before_retry(failed), failed.delay or 0.0
+
+
+class Turn:
+    """One run of a request: its scopes, the last one opened first to end, and what keeps them from committing."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.over = False  # its scopes have ended
+        self.error: BaseException | None = None  # what was raised in it, whoever has handled it since
+        self.failure: BaseException | None = None  # what kept it from committing
+        self._open: list[tuple[Any, Any]] = []
+        self._committed: list[Any] = []
+
+    def scope_of(self, factory: Any, options: Options) -> Scope[Any] | AsyncScope[Any]:
+        """Return a new scope: a value of its own for each turn, which can be left in any thread."""
+        given: Options = {"name": self.request.name, **options, "propagation": "new", "retry": None}
+        made: Scope[Any] | AsyncScope[Any] = session_scope(factory, **given)
+        return made
+
+    def opened(self, scope: Any, session: Any) -> None:
+        """Take note of a scope that this turn has to end."""
+        self._open.append((scope, session))
+
+    def failed(self, error: BaseException) -> None:
+        """Take note of an exception: whoever handles it, what was done before it must not be committed."""
+        if self.error is None and not self.over:
+            self.error = error
+
+    def again(self, error: BaseException) -> bool:
+        """Decide whether another turn follows, now that this one has failed with `error` and is rolled back."""
+        return not self._committed and self.request.again(error)
+
+    def _ending(self, status: int | None) -> list[Any]:
+        """Return the scopes to be left, in that order; without a status or with a bad one they do not commit."""
+        self.over = True
+        scopes, self._open = self._open[::-1], []
+        if self.error is None and (status is None or self.request.rules.rollback_on(status)):
+            for _, session in scopes:
+                set_rollback_only(session)
+        return [scope for scope, _ in scopes]
+
+    def _ended(self, scope: Any, failure: BaseException | None, error: BaseException | None) -> BaseException | None:
+        """Return what the next scope is left with, after one was left with `error` and has raised `failure`."""
+        if failure is None:
+            if error is None:
+                self._committed.append(scope)
+            return error
+        if error is not None:
+            return error  # the first one is what the user must see; the other one's own unit has logged it
+        if isinstance(failure, HookError):
+            # The response tells what became of the data, and that is settled.
+            logger.error("a hook of %s failed; the data is %s", self.request.name, failure.outcome, exc_info=failure)
+            if failure.outcome == "committed":
+                self._committed.append(scope)
+            return None
+        for other in self._committed:
+            failure.add_note(f"{other!r} of the same request was committed before")
+        return failure
+
+    def _settle(self, error: BaseException | None) -> None:
+        """Raise what kept the turn from committing, every time that its end is asked for."""
+        if error is not None and error is not self.error:
+            self.failure = error
+        if self.failure is not None:
+            raise self.failure
+
+
+def triple(error: BaseException | None) -> tuple[Any, Any, Any]:
+    """Return what ``__exit__`` is called with."""
+    return (None, None, None) if error is None else (type(error), error, error.__traceback__)
+
+
+class SyncTurn(Turn):
+    """A turn of a request that is served by one thread."""
+
+    def enter(self) -> None:
+        """Open a scope of each factory, the first one innermost. No I/O."""
+        for factory in self.request.rules.factories[::-1]:
+            scope: Any = self.scope_of(factory, {})
+            self.opened(scope, scope._begin(self.request.run()))
+
+    def end(self, status: int | None) -> None:
+        """End the scopes before a response with `status` leaves; None: there will be none.
+
+        Raises:
+            BaseException: what kept one of them from committing, unless that is the turn's `error`.
+        """
+        error = self.error
+        for scope in self._ending(status):
+            failure: BaseException | None = None
+            try:
+                scope.__exit__(*triple(error))
+            except BaseException as raised:  # noqa: BLE001 - the others are to end as well
+                failure = raised
+            error = self._ended(scope, failure, error)
+        self._settle(error)
+
+    def give_up(self, error: BaseException | None) -> None:
+        """Roll back what is still open."""
+        if self.over:
+            return
+        if error is not None:
+            self.error = error
+        self.end(None)
+
+    def pause(self) -> None:
+        """Wait before the next turn."""
+        result, seconds = self.request.next()
+        if inspect.isawaitable(result):
+            if inspect.iscoroutine(result):
+                result.close()
+            raise ColourError(
+                "before_retry is async, but WSGI is sync and cannot await it; give retry= a plain function"
+            )
+        time.sleep(seconds)

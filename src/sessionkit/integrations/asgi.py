@@ -1,0 +1,400 @@
+"""One session per request for any ASGI application, committed before the response leaves.
+
+::
+
+    app.add_middleware(SessionKitMiddleware, factory=Session)
+
+Inside a request ``current_session(Session)``, functions decorated with ``@Session.scope`` and a scoped session of the
+factory share one session and one transaction. For FastAPI there are typed dependencies as well: see ``fastapi``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from .._twins import to_completion
+from ..context import top
+from ..retry import Retry
+from ..scope import AsyncScope
+from ._web import (
+    IDEMPOTENT,
+    LONGEST_BODY,
+    Answer,
+    Request,
+    RollbackOn,
+    Rules,
+    Turn,
+    answer_to,
+    on_error_status,
+    rules,
+    triple,
+)
+
+if TYPE_CHECKING:
+    from .._plan import Options
+
+__all__ = ["SessionKitMiddleware"]
+
+Connection = MutableMapping[str, Any]
+"""What ASGI calls a scope; the word means something else here."""
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Connection, Receive, Send], Awaitable[None]]
+
+EXCHANGE = "sessionkit.exchange"
+"""Where the scope of a connection has the exchange that its dependencies open their scopes in."""
+
+
+class SessionKitMiddleware:
+    """Give each HTTP request a session of its own, and commit it before the response leaves.
+
+    The transaction ends when the application sends ``http.response.start``, before that is let through. What streams
+    afterwards, and background tasks, open scopes of their own. Websockets and lifespans have no session: open a scope
+    for each message.
+
+    - The application raised an exception, or the status is one to roll back, or there is no response: ROLLBACK. An
+      exception that was handled inside is known by its status only: a handler that answers with another one calls
+      ``set_rollback_only()``.
+    - COMMIT fails: none of the response leaves, and the application's error handling answers. A version conflict that it
+      does not handle is answered with 409, or 412 where the request had an If-Match; a malformed If-Match with 400; what
+      another moment would cure (a serialization failure, a deadlock, a connection that was lost) with 503 and
+      Retry-After.
+
+    It is to be inside the framework's error handling, and nearest to the endpoints: with Starlette and FastAPI, add it
+    before any other middleware. A middleware between it and the endpoint that runs that in a task of its own, as
+    Starlette's ``BaseHTTPMiddleware`` does, hides the ambient session from it.
+
+    Args:
+        app: the ASGI application.
+        factory: an ``async_sessionmaker`` or ``sessionmaker``, a scoped session, or several of them in a list or tuple,
+            which commit one after the other in that order. A sync session's COMMIT runs in a thread.
+        rollback_on: tells of a status whether to roll back; default: from 400 on.
+        retry: run a request again after errors for which that can help: a `Retry`, or a number of attempts. The
+            whole application is called again, and only if nothing of a response has left. Default: None.
+        retry_methods: the methods of requests that are run again; default: the idempotent ones.
+
+    Raises:
+        ScopeError, OptionError: an argument is not of its kind.
+
+    SQL: ``BEGIN`` with the first statement, and ``COMMIT`` or ``ROLLBACK``. A request that uses no session sends
+    nothing and takes no connection.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        factory: Any,
+        *,
+        rollback_on: RollbackOn = on_error_status,
+        retry: Retry | int | None = None,
+        retry_methods: Iterable[str] = IDEMPOTENT,
+    ) -> None:
+        factories: Sequence[Any] = factory if isinstance(factory, list | tuple) else [factory]
+        self.app = app
+        self._rules = rules("SessionKitMiddleware", factories, rollback_on, retry, retry_methods, asynchronous=True)
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        """Serve a connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = request_of(self._rules, scope)
+        body = _Body(receive, request)
+        before = _copied(scope)
+        while True:
+            exchange = Exchange(AsyncTurn(request, scope), body, send)
+            if await exchange.run(self.app):
+                return
+            await exchange.turn.pause()
+            body.rewind()
+            scope.clear()
+            scope.update(_copied(before))
+
+
+def request_of(given: Rules, scope: Connection) -> Request:
+    """Return the request that a connection is of."""
+    return Request(given, str(scope["method"]), str(scope["path"]))
+
+
+def _copied(scope: Connection) -> Connection:
+    copied = dict(scope)
+    if isinstance(state := copied.get("state"), dict):
+        copied["state"] = dict(state)
+    return copied
+
+
+class _Body:
+    """The body of a request, kept while the request may be run again."""
+
+    def __init__(self, receive: Receive, request: Request) -> None:
+        self._receive = receive
+        self._request = request
+        self._kept: list[Message] = []
+        self._size = 0
+        self._replayed = 0
+
+    async def receive(self) -> Message:
+        """Return the next message, those of an earlier run first."""
+        if self._replayed < len(self._kept):
+            self._replayed += 1
+            return self._kept[self._replayed - 1]
+        message = await self._receive()
+        if message["type"] == "http.request" and self._request.replayable:
+            self._size += len(message.get("body", b""))
+            if self._size <= LONGEST_BODY:
+                self._kept.append(message)
+                self._replayed += 1
+            else:
+                self.let_go()
+        return message
+
+    def rewind(self) -> None:
+        """Begin again from the first message."""
+        self._replayed = 0
+
+    def let_go(self) -> None:
+        """Keep nothing any more: the request is not run again."""
+        self._request.replayable = False
+        self._kept, self._replayed = self._kept[self._replayed :], 0
+
+
+# -- turns of requests that tasks serve -----------------------------------------------------------------------------
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    # Where sync sessions commit. Not the framework's threads: were they all taken by endpoints that wait for a
+    # connection of the pool, those who have one could not give it back. And as many as it takes, for the same reason:
+    # a COMMIT that flushes first may wait for a connection as well.
+    return ThreadPoolExecutor(2**16, thread_name_prefix="sessionkit")
+
+
+class AsyncTurn(Turn):
+    """A turn of a request that is served by a task, with sync and async sessions."""
+
+    def __init__(self, request: Request, connection: Connection) -> None:
+        super().__init__(request)
+        self.connection = connection
+
+    async def enter(self, factory: Any, options: Options) -> Any:
+        """Open a scope in this task, and return its session. No I/O."""
+        scope = self.scope_of(factory, options)
+        run = self.request.run()
+        if isinstance(scope, AsyncScope):
+            session = await scope._begin(run)
+        else:
+            session = scope._begin(run)
+            self._lend()
+        self.opened(scope, session)
+        return session
+
+    def _lend(self) -> None:
+        """Have the framework's worker threads see the session: while one of them runs, this task waits for it."""
+        entry, loops_thread, connection = top(), threading.get_ident(), self.connection
+        assert entry is not None
+
+        def waited_for(owner: object) -> bool:
+            # An async endpoint may start several threads at once, and need not wait for any.
+            return isinstance(owner, int) and owner != loops_thread and not _is_async(connection.get("endpoint"))
+
+        entry.lent = waited_for
+
+    async def end(self, status: int | None) -> None:
+        """End the scopes before a response with `status` leaves; None: there will be none.
+
+        Raises:
+            BaseException: what kept one of them from committing, unless that is the turn's `error`.
+        """
+        error = self.error
+        for scope in self._ending(status):
+            failure: BaseException | None = None
+            try:
+                await _leave(scope, error)
+            except BaseException as raised:  # noqa: BLE001 - the others are to end as well
+                failure = raised
+            error = self._ended(scope, failure, error)
+        self._settle(error)
+
+    async def give_up(self, error: BaseException | None) -> None:
+        """Roll back what is still open."""
+        if self.over:
+            return
+        if error is not None:
+            self.error = error
+        await self.end(None)
+
+    async def pause(self) -> None:
+        """Wait before the next turn."""
+        result, seconds = self.request.next()
+        if inspect.isawaitable(result):
+            await result
+        await asyncio.sleep(seconds)
+
+
+async def _leave(scope: Any, error: BaseException | None) -> None:
+    if isinstance(scope, AsyncScope):
+        await scope.__aexit__(*triple(error))
+        return
+    loop = asyncio.get_running_loop()
+    leaving = functools.partial(copy_context().run, scope.__exit__, *triple(error))
+    _, cancelled = await to_completion(loop.run_in_executor(_threads(), leaving))
+    if cancelled is not None:
+        raise cancelled
+
+
+def _is_async(endpoint: object) -> bool:
+    """Tell whether an endpoint is a coroutine function; of what is none or unknown, False."""
+    while isinstance(endpoint, functools.partial):
+        endpoint = endpoint.func
+    # Or an object that is called like one.
+    return inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(type(endpoint).__call__)
+
+
+class Exchange:
+    """One turn of a request and the response to it, whose start waits for the end of the turn."""
+
+    def __init__(self, turn: AsyncTurn, body: _Body, send: Send) -> None:
+        self.turn = turn
+        self.body = body
+        self._send = send
+        self._started = False  # a response has been let through
+        self._again = False  # it is not to be: the request is run again
+        # Who knows how to turn an error into a response, where it is an application of Starlette's kind.
+        self._app = turn.connection.get("app")
+
+    async def run(self, app: App) -> bool:
+        """Have the application answer; return False if the request is to be run again."""
+        turn, connection = self.turn, self.turn.connection
+        outer = connection.get(EXCHANGE)
+        connection[EXCHANGE] = self
+        try:
+            for factory in turn.request.rules.factories[::-1]:
+                await turn.enter(factory, {})
+            await app(connection, self.body.receive, self.send)
+        except BaseException as error:  # noqa: BLE001 - raised there, unless it is answered
+            return await self._failed(error)
+        finally:
+            connection[EXCHANGE] = outer
+        if self._started or self._again:
+            return not self._again
+        if turn.failure is not None:  # the application took note of it, and said nothing
+            return await self._failed(turn.failure)
+        await turn.give_up(None)  # there was no response
+        return True
+
+    async def send(self, message: Message) -> None:
+        """Let a message of the application through; before the start of a response, end the turn."""
+        starts = message["type"] == "http.response.start"
+        if starts and not self.turn.over:
+            await self._end(message["status"])
+        if self._again or not (starts or self._started):
+            return  # it belongs to a response that has been given up
+        if starts:
+            self._started = True
+            self.body.let_go()
+        await self._send(message)
+
+    async def _end(self, status: int) -> None:
+        turn = self.turn
+        try:
+            await turn.end(status)
+        except Exception as failure:
+            self._again = turn.again(failure)
+            raise
+        if turn.error is not None:  # somebody has handled it
+            self._again = turn.again(turn.error)
+
+    async def _failed(self, error: BaseException) -> bool:
+        """Decide what becomes of a request whose application raised an error."""
+        turn = self.turn
+        if not isinstance(error, Exception) or self._started:
+            await turn.give_up(error)
+            raise error
+        if self._again:
+            return False
+        failure = turn.failure
+        if failure is None:
+            await turn.give_up(error)
+            if turn.again(error):
+                return False
+        self.body.let_go()
+        await self._answer(error if failure is None else failure, failure is not None)
+        return True
+
+    async def _answer(self, error: BaseException, unknown: bool) -> None:
+        """Answer an error for the application.
+
+        Args:
+            error: what the request has failed with.
+            unknown: the application could not handle it, since its own response had begun.
+        """
+        connection, by_the_app = self.turn.connection, _ErrorHandlers.of(self._app)
+        if unknown and by_the_app is not None and await by_the_app(error, connection, self.body.receive, self.send):
+            return
+        names = {bytes(name).lower() for name, _ in connection.get("headers", ())}
+        answer = answer_to(error, b"if-match" in names)
+        if answer is None:
+            raise error
+        if by_the_app is not None:
+            await by_the_app.say(answer, connection, self.body.receive, self.send)
+        else:
+            await self._say(answer)
+
+    async def _say(self, answer: Answer) -> None:
+        text = answer.text.encode()
+        headers = {"content-type": "text/plain; charset=utf-8", "content-length": str(len(text)), **answer.headers}
+        encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": answer.status, "headers": encoded})
+        body = b"" if self.turn.connection["method"] == "HEAD" else text
+        await self.send({"type": "http.response.body", "body": body})
+
+
+class _ErrorHandlers:
+    """The error handlers of an application of Starlette's kind.
+
+    An error out of ``send`` comes when the framework believes that its response has begun, so that it does not ask its
+    handlers any more. They are asked again, by the framework's own middleware for that.
+    """
+
+    def __init__(self, handlers: Mapping[Any, Any]) -> None:
+        # Those two are for what nobody handles, and stand elsewhere: the error reaches them when it is raised.
+        self._handlers = {kind: handler for kind, handler in handlers.items() if kind not in (500, Exception)}
+
+    @classmethod
+    def of(cls, app: object) -> _ErrorHandlers | None:
+        """Return those of an application, if it is of that kind."""
+        handlers = getattr(app, "exception_handlers", None)
+        if not isinstance(handlers, Mapping) or "starlette" not in sys.modules:
+            return None
+        return cls(handlers)
+
+    async def __call__(self, error: BaseException, connection: Connection, receive: Receive, send: Send) -> bool:
+        """Have the application answer; tell whether it did."""
+        from starlette.middleware.exceptions import ExceptionMiddleware
+
+        async def failing(connection: Connection, receive: Receive, send: Send) -> None:
+            raise error
+
+        try:
+            await ExceptionMiddleware(failing, self._handlers)(connection, receive, send)
+        except BaseException as raised:
+            if raised is not error:
+                raise
+            return False
+        return True
+
+    async def say(self, answer: Answer, connection: Connection, receive: Receive, send: Send) -> None:
+        """Have the application put an answer into the form of its errors."""
+        from starlette.exceptions import HTTPException
+
+        error = HTTPException(answer.status, answer.text, answer.headers)
+        await self(error, connection, receive, send)

@@ -1,0 +1,260 @@
+"""One session per request for Flask, committed before the response leaves.
+
+::
+
+    kit = SessionKit(app, Session)
+
+
+    @app.post("/users")
+    def add_user():
+        kit.session.add(User(name=request.form["name"]))
+        return "", 201
+
+Inside a request ``kit.session``, ``current_session(Session)``, functions decorated with ``@Session.scope`` and a
+scoped session of the factory share one session and one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask, current_app, got_request_exception, has_app_context, request
+from sqlalchemy import orm
+from werkzeug.exceptions import BadRequest, Conflict, HTTPException, PreconditionFailed, ServiceUnavailable
+
+from ..context import current_session
+from ..errors import OptionError, ScopeError
+from ..retry import Retry
+from ._web import (
+    IDEMPOTENT,
+    RETRY_AFTER,
+    Answer,
+    Request,
+    RollbackOn,
+    Rules,
+    SyncTurn,
+    answer_to,
+    on_error_status,
+    rules,
+)
+from .wsgi import Replay, request_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from flask import Response
+
+__all__ = ["SessionKit"]
+
+Factories = Any  # a sessionmaker or scoped session, or a mapping of names to them
+
+_TURN = "sessionkit.turn"
+"""Where the environment of a request has its turn: a request inside another one, of a test client, has its own."""
+
+
+class SessionKit:
+    """Give each request of a Flask application a session of its own, and commit it before the response leaves.
+
+    The transaction ends after every ``after_request`` function has run, whenever it was registered, and before the
+    response is handed to the server. What streams afterwards opens a scope of its own.
+
+    - An exception was raised in the request, handled or not, or the status is one to roll back: ROLLBACK.
+    - COMMIT fails: the application's error handlers answer as if the view had raised it, and the ``after_request``
+      functions run for that response.
+    - A version conflict that no error handler has handled is answered with 409, or 412 where the request had an If-Match;
+      a malformed If-Match with 400; what another moment would cure (a serialization failure, a deadlock, a connection
+      that was lost) with 503 and Retry-After. Handlers for these statuses are asked.
+
+    Args:
+        app: the application; without it, call `init_app`.
+        factory: a ``sessionmaker`` or scoped session, or a mapping of names to them, one of which is "default".
+        rollback_on: tells of a status whether to roll back; default: from 400 on. An exception always rolls back.
+        retry: run a request again after errors for which that can help: a `Retry`, or a number of attempts. Everything
+            from ``before_request`` on runs again, in a new request context. Default: None.
+        retry_methods: the methods of requests that are run again; default: the idempotent ones.
+
+    Raises:
+        ScopeError, ColourError, OptionError: an argument is not of its kind.
+
+    SQL: ``BEGIN`` with the first statement, and ``COMMIT`` or ``ROLLBACK``. A request that uses no session sends
+    nothing and takes no connection.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        factory: Factories = None,
+        *,
+        rollback_on: RollbackOn = on_error_status,
+        retry: Retry | int | None = None,
+        retry_methods: Iterable[str] = IDEMPOTENT,
+    ) -> None:
+        self._options: dict[str, Any] = {"rollback_on": rollback_on, "retry": retry, "retry_methods": retry_methods}
+        self._named = None if factory is None else _named(factory)
+        self._rules([] if self._named is None else list(self._named.values()))
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask, factory: Factories = None) -> None:
+        """Serve an application; one extension may serve several.
+
+        Args:
+            app: the application.
+            factory: as for `SessionKit`; for application factories that make the engine of their configuration.
+
+        Raises:
+            OptionError: there is no factory.
+            ScopeError: the application has a SessionKit already.
+        """
+        named = self._named if factory is None else _named(factory)
+        if named is None:
+            raise OptionError("SessionKit has no factory; write SessionKit(app, Session) or init_app(app, Session)")
+        if "sessionkit" in app.extensions:
+            raise ScopeError(
+                f"{app!r} has a SessionKit already; for several factories give one SessionKit a mapping of names to them"
+            )
+        serving = _Serving(app, named, self._rules(list(named.values())))
+        app.extensions["sessionkit"] = serving
+        got_request_exception.connect(serving.note_exception, app)
+
+    def _rules(self, factories: list[Any]) -> Rules:
+        return rules("SessionKit", factories, **self._options, asynchronous=False)
+
+    @property
+    def session(self) -> orm.Session:
+        """The session of this request, of the factory "default".
+
+        Raises:
+            NoCurrentSession: outside of a request, after it, and in another thread or task, which open a scope of their
+                own: ``with Session.scope() as session``.
+        """
+        return self.get_session()
+
+    def get_session(self, name: str = "default") -> orm.Session:
+        """Return the session of this request, of the factory called `name`.
+
+        Raises:
+            OptionError: there is no such factory.
+            NoCurrentSession: as for `session`.
+        """
+        serving = current_app.extensions.get("sessionkit") if has_app_context() else None
+        named: dict[str, Any] | None = self._named if serving is None else serving.named
+        if named is None:
+            raise ScopeError("SessionKit serves no application here; call init_app(app, Session)")
+        if name not in named:
+            raise OptionError(f"there is no factory {name!r}; SessionKit has {', '.join(map(repr, named))}")
+        session: orm.Session = current_session(named[name])
+        return session
+
+
+def _named(given: Factories) -> dict[str, Any]:
+    """Return the factories by name, the default one first: it is the ambient one, and the first to commit."""
+    named: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"default": given}
+    if "default" not in named:
+        raise OptionError(f"SessionKit got factories called {', '.join(named)}; one of them is to be 'default'")
+    return {"default": named.pop("default"), **named}
+
+
+class _Again(BaseException):
+    """Leaves the application, so that the request is run again; no ``except Exception`` is to take it for an error."""
+
+
+class _Serving:
+    """What stands around and in one application.
+
+    Flask has no stage that runs behind all ``after_request`` functions and still has the error handlers in front of it,
+    so two of its methods that are there to be overridden are: ``process_response`` and ``handle_user_exception``. They
+    are given their arguments as they come: newer releases hand the context over as well.
+    """
+
+    def __init__(self, app: Flask, named: dict[str, Any], given: Rules) -> None:
+        self.named = named
+        self._rules = given
+        self._app: Any = app
+        self._wsgi_app: WSGIApplication = app.wsgi_app
+        self._process_response: Callable[..., Response] = app.process_response
+        self._handle_user_exception: Callable[..., Any] = app.handle_user_exception
+        app.wsgi_app = self.wsgi_app  # type: ignore[method-assign]
+        app.process_response = self.process_response  # type: ignore[method-assign, assignment]
+        app.handle_user_exception = self.handle_user_exception  # type: ignore[method-assign, assignment]
+
+    def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Open the scopes, have Flask answer, and see to it that nothing is left open."""
+        asked = request_of(self._rules, environ)
+        replay = Replay(environ) if asked.retried else None
+        asked.replayable = replay is None or replay.possible
+        while True:
+            turn = environ[_TURN] = SyncTurn(asked)
+            try:
+                turn.enter()
+                body = self._wsgi_app(environ, start_response)
+                turn.give_up(None)  # Flask did not come to an end of its own: something in front of it has answered
+            except _Again:
+                pass
+            except BaseException as error:
+                turn.give_up(error)
+                raise
+            else:
+                return body
+            assert replay is not None
+            turn.pause()
+            replay.rewind()
+
+    def process_response(self, *args: Any) -> Response:
+        """Run the after_request functions, then end the scopes."""
+        *context, response = args
+        turn = _turn()
+        try:
+            response = self._process_response(*context, response)
+        except Exception as error:
+            turn.failed(error)
+            raise
+        if turn.over:
+            return response
+        try:
+            turn.end(response.status_code)
+        except Exception as error:  # noqa: BLE001 - the error handlers decide
+            answer = self._app.handle_user_exception(*context, error)
+            return self._process_response(*context, self._app.make_response(answer))
+        return response
+
+    def handle_user_exception(self, *args: Any) -> Any:
+        """Take note of an error, run the request again if it is to be, and let the error handlers answer."""
+        *context, error = args
+        turn = _turn()
+        turn.failed(error)
+        if turn.request.retried and not isinstance(error, HTTPException):
+            # Whether it can be run again is known when it is rolled back; so it is before the handlers see it.
+            turn.give_up(error)
+            if turn.again(error):
+                raise _Again from error
+        try:
+            return self._handle_user_exception(*context, error)
+        except Exception as unhandled:
+            answer = None if isinstance(error, HTTPException) else answer_to(error, "If-Match" in request.headers)
+            if unhandled is not error or answer is None:
+                raise
+            return self._handle_user_exception(*context, _http_exception(answer))
+
+    def note_exception(self, app: Flask, exception: Exception) -> None:
+        """Take note of an error that is in nobody's hands, such as one of an after_request function."""
+        _turn().failed(exception)
+
+
+def _turn() -> SyncTurn:
+    # A request context that the application did not serve itself, as test_request_context() makes it, has no turn.
+    turn: SyncTurn | None = request.environ.get(_TURN)
+    return _NO_TURN if turn is None else turn
+
+
+_NO_TURN = SyncTurn(Request(Rules((), on_error_status, None, IDEMPOTENT), "", ""))
+_NO_TURN.over = True
+
+
+def _http_exception(answer: Answer) -> HTTPException:
+    if answer.status == 503:
+        return ServiceUnavailable(answer.text, retry_after=RETRY_AFTER)
+    kinds: dict[int, type[HTTPException]] = {400: BadRequest, 409: Conflict, 412: PreconditionFailed}
+    return kinds[answer.status](answer.text)
