@@ -286,7 +286,7 @@ class Exchange:
             connection[EXCHANGE] = outer
         if self._started or self._again:
             return not self._again
-        if turn.failure is not None:  # the application took note of it, and said nothing
+        if isinstance(turn.failure, Exception):  # the application took note of it, and said nothing
             return await self._failed(turn.failure)
         await turn.give_up(None)  # there was no response
         return True
