@@ -1,0 +1,605 @@
+"""FastAPI: typed dependencies whose transaction ends before the response leaves."""
+
+# Without `from __future__ import annotations`: FastAPI reads the annotations, of endpoints inside functions too.
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any
+
+import pytest
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, HTTPException, Request, Response, WebSocket
+from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
+from starlette.middleware.base import BaseHTTPMiddleware
+
+from sessionkit import async_scoped_session, current_session, errors, on_commit
+from sessionkit.integrations import fastapi as integration
+from sessionkit.integrations.fastapi import SessionDepends, install
+from sessionkit.retry import Retry
+from tests.integrations.asgi_client import call, sync_factory, talk
+from tests.support.doors import Door
+from tests.support.models import Pledge, User
+
+pytestmark = pytest.mark.doors(colour="async")
+
+
+@pytest.fixture(params=["installed", "alone"])
+def app(request: pytest.FixtureRequest) -> FastAPI:
+    """An application whose dependencies commit by the middleware, or by themselves."""
+    app = FastAPI()
+    if request.param == "installed":
+        install(app)
+    return app
+
+
+def installed(**options: Any) -> FastAPI:
+    app = FastAPI()
+    install(app, **options)
+    return app
+
+
+async def names(doors: Door) -> list[str]:
+    return [name for (name,) in await doors.rows("SELECT name FROM users ORDER BY name")]
+
+
+# When it commits
+
+
+async def test_an_endpoint_is_committed_before_its_response_begins(doors: Door, app: FastAPI) -> None:
+    SessionDep = Annotated[AsyncSession, SessionDepends(doors.Session)]
+    db = async_scoped_session(doors.Session)
+
+    @doors.Session.scope
+    async def decorated(session: AsyncSession) -> AsyncSession:
+        return session
+
+    @app.post("/", status_code=201)
+    async def add(session: SessionDep) -> dict[str, bool]:
+        session.add(User(name="ann"))
+        assert session is current_session(doors.Session) is await decorated() is db()
+        return {"ok": True}
+
+    answer = await call(app, doors, "POST")
+    assert (answer.status, answer.body, answer.committed) == (201, b'{"ok":true}', ["ann"])
+
+
+async def test_everybody_who_asks_in_a_request_gets_the_same_session(doors: Door, app: FastAPI) -> None:
+    async def current_user(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> User:
+        user = User(name="ann")
+        session.add(user)
+        return user
+
+    @app.get("/")
+    async def read(
+        user: Annotated[User, Depends(current_user)], session: Annotated[AsyncSession, SessionDepends(doors.Session)]
+    ) -> bool:
+        return user in session
+
+    answer = await call(app, doors)
+    assert (answer.body, answer.committed) == (b"true", ["ann"])
+
+
+async def test_a_router_may_ask_for_all_its_endpoints(doors: Door, app: FastAPI) -> None:
+    router = APIRouter(dependencies=[SessionDepends(doors.Session)])
+
+    @router.get("/")
+    async def add() -> None:
+        current_session().add(User(name="ann"))
+
+    app.include_router(router)
+    assert (await call(app, doors)).committed == ["ann"]
+
+
+async def test_an_endpoint_that_asks_for_none_has_none_and_an_idle_one_sends_nothing(doors: Door, app: FastAPI) -> None:
+    @app.get("/idle")
+    async def idle(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None: ...
+
+    @app.get("/none")
+    async def none() -> None:
+        with pytest.raises(errors.NoCurrentSession):
+            current_session()
+
+    with doors.statements() as sql:
+        assert (await call(app, doors, path="/idle")).status == 200
+        assert (await call(app, doors, path="/none")).status == 200
+    assert sql == []
+
+
+async def test_a_model_that_an_endpoint_returns_is_made_into_its_response(doors: Door, app: FastAPI) -> None:
+    from pydantic import BaseModel, ConfigDict
+
+    class UserOut(BaseModel):
+        model_config = ConfigDict(from_attributes=True)
+        id: int
+        name: str
+
+    @app.post("/", response_model=UserOut)
+    async def add(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> Any:
+        user = User(name="ann")
+        session.add(user)
+        await session.flush()
+        return user
+
+    assert (await call(app, doors, "POST")).body == b'{"id":1,"name":"ann"}'
+
+
+# What rolls back
+
+
+async def test_an_http_exception_rolls_back(doors: Door, app: FastAPI) -> None:
+    @app.get("/")
+    async def fail(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None:
+        session.add(User(name="ann"))
+        await session.flush()
+        raise HTTPException(403)
+
+    answer = await call(app, doors)
+    assert (answer.status, answer.committed) == (403, [])
+
+
+async def test_an_exception_that_is_handled_with_a_redirect_rolls_back_too(doors: Door, app: FastAPI) -> None:
+    class LoginNeeded(Exception):
+        pass
+
+    @app.exception_handler(LoginNeeded)
+    async def to_login(request: Request, error: LoginNeeded) -> Response:
+        return RedirectResponse("/login")
+
+    @app.get("/")
+    async def fail(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None:
+        session.add(User(name="ann"))
+        raise LoginNeeded
+
+    answer = await call(app, doors)
+    assert (answer.status, answer.committed) == (307, [])
+
+
+async def test_a_response_that_cannot_be_made_rolls_back(doors: Door, app: FastAPI) -> None:
+    @app.get("/", response_model=int)
+    async def fail(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> Any:
+        session.add(User(name="ann"))
+        return "no number"
+
+    assert (await call(app, doors, logged=True)).committed == []
+
+
+async def test_an_unhandled_exception_rolls_back_and_is_a_500(doors: Door, app: FastAPI) -> None:
+    @app.get("/")
+    async def fail(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None:
+        session.add(User(name="ann"))
+        await session.flush()
+        raise ZeroDivisionError
+
+    answer = await call(app, doors, logged=True)
+    assert (answer.status, answer.committed) == (500, [])
+    assert isinstance(answer.error, ZeroDivisionError)
+
+
+async def test_an_error_status_that_the_endpoint_sets_rolls_back(doors: Door, app: FastAPI) -> None:
+    @app.get("/")
+    async def fail(response: Response, session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None:
+        session.add(User(name="ann"))
+        response.status_code = 409
+
+    answer = await call(app, doors)
+    assert (answer.status, answer.committed) == (409, [])
+
+
+@pytest.mark.parametrize("by_middleware", [True, False])
+async def test_an_error_response_that_is_returned_is_seen_by_the_middleware(doors: Door, by_middleware: bool) -> None:
+    app = installed() if by_middleware else FastAPI()
+
+    @app.get("/")
+    async def fail(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> Response:
+        session.add(User(name="ann"))
+        return JSONResponse({}, status_code=400)
+
+    answer = await call(app, doors)
+    assert (answer.status, answer.committed) == (400, [] if by_middleware else ["ann"])
+
+
+async def test_which_status_rolls_back_is_the_applications_choice(doors: Door) -> None:
+    app = installed(rollback_on=lambda status: status >= 500)
+
+    @app.get("/")
+    async def fail(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> Response:
+        session.add(User(name="ann"))
+        return JSONResponse({}, status_code=400)
+
+    assert (await call(app, doors)).committed == ["ann"]
+
+
+# A COMMIT that fails
+
+
+async def test_a_commit_that_fails_is_a_500_and_never_a_200(doors: Door, app: FastAPI) -> None:
+    @app.post("/")
+    async def pledge(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> str:
+        session.add(Pledge(account_id=99))
+        return "never"
+
+    answer = await call(app, doors, "POST", logged=True)
+    assert (answer.status, answer.body) == (500, b"Internal Server Error")
+    assert isinstance(answer.error, IntegrityError)
+
+
+async def test_a_commit_that_fails_is_answered_by_the_applications_handler(doors: Door, app: FastAPI) -> None:
+    @app.exception_handler(IntegrityError)
+    async def no_account(request: Request, error: IntegrityError) -> Response:
+        return JSONResponse({"error": "there is no such account"}, status_code=422)
+
+    @app.post("/")
+    async def pledge(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> str:
+        session.add(Pledge(account_id=99))
+        return "never"
+
+    answer = await call(app, doors, "POST")
+    assert (answer.status, answer.body) == (422, b'{"error":"there is no such account"}')
+
+
+# What a client is told
+
+
+async def test_a_conflict_is_a_409_or_with_a_precondition_a_412(doors: Door) -> None:
+    app = installed()
+
+    @app.put("/")
+    async def edit(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None:
+        raise StaleDataError("somebody else was faster")
+
+    answer = await call(app, doors, "PUT")
+    assert answer.status == 409
+    assert answer.body.startswith(b'{"detail":"Somebody else has changed this')
+    assert (await call(app, doors, "PUT", headers={"If-Match": '"3"'})).status == 412
+
+
+async def test_the_openapi_document_tells_of_conflicts(doors: Door) -> None:
+    app = installed()
+    SessionDep = Annotated[AsyncSession, SessionDepends(doors.Session)]
+
+    @app.get("/thing")
+    async def read(session: SessionDep) -> None: ...
+
+    @app.put("/thing")
+    async def edit(session: SessionDep, if_match: Annotated[str, Header()]) -> None: ...
+
+    @app.post("/thing", responses={409: {"description": "mine"}})
+    async def add(session: SessionDep) -> None: ...
+
+    operations = app.openapi()["paths"]["/thing"]
+    assert operations == app.openapi()["paths"]["/thing"]
+    assert set(operations["get"]["responses"]) == {"200"}
+    assert set(operations["put"]["responses"]) == {"200", "409", "412", "422", "503"}
+    assert set(operations["post"]["responses"]) == {"200", "409", "503"}
+    assert operations["post"]["responses"]["409"]["description"] == "mine"
+
+
+# Presets of endpoints
+
+
+async def test_each_endpoint_has_the_options_that_it_asks_for(doors: Door, app: FastAPI) -> None:
+    @app.get("/report")
+    async def report(session: Annotated[AsyncSession, SessionDepends(doors.Session, read_only=True)]) -> None:
+        await session.execute(text("INSERT INTO users (name) VALUES ('ann')"))
+
+    @app.get("/both")
+    async def both(
+        session: Annotated[AsyncSession, SessionDepends(doors.Session, isolation="SERIALIZABLE")],
+        other: Annotated[AsyncSession, SessionDepends(doors.Session, read_only=True)],
+    ) -> bool:
+        await session.execute(select(User))
+        await other.execute(select(User))
+        return session is other
+
+    answer = await call(app, doors, path="/report", logged=True)
+    assert answer.status == 500
+    assert isinstance(answer.error, DBAPIError)
+    assert (await call(app, doors, path="/both")).body == b"false"
+
+
+@pytest.mark.doors(backend="postgresql", colour="async")
+async def test_the_database_runs_an_endpoint_at_the_level_that_it_asks_for(doors: Door, app: FastAPI) -> None:
+    @app.get("/")
+    async def level(session: Annotated[AsyncSession, SessionDepends(doors.Session, isolation="SERIALIZABLE")]) -> Any:
+        return await session.scalar(text("SHOW transaction_isolation"))
+
+    assert (await call(app, doors)).body == b'"serializable"'
+
+
+async def test_wrong_options_are_refused_where_they_are_written(doors: Door) -> None:
+    with pytest.raises(errors.UnknownOptionError, match="read_only"):
+        SessionDepends(doors.Session, readonly=True)
+    with pytest.raises(errors.OptionError, match="propagation"):
+        SessionDepends(doors.Session, propagation="join")
+    with pytest.raises(errors.ScopeError, match="engine"):
+        SessionDepends(doors.engine)
+    with pytest.raises(errors.OptionError, match="rollback_on"):
+        install(FastAPI(), rollback_on=400)  # type: ignore[arg-type]
+
+
+# Retry
+
+
+async def test_an_endpoint_that_asks_for_it_is_run_again(doors: Door) -> None:
+    app = installed()
+    bodies: list[Any] = []
+    entered: list[str] = []
+
+    async def around() -> AsyncIterator[None]:
+        entered.append("in")
+        yield
+        entered.append("out")
+
+    @app.post("/")
+    async def add(
+        name: dict[str, str],
+        session: Annotated[AsyncSession, SessionDepends(doors.Session, retry=Retry(4, wait=0))],
+        dependency: Annotated[None, Depends(around)],
+    ) -> str:
+        bodies.append(name)
+        session.add(User(name=name["name"]))
+        await session.flush()
+        if len(bodies) < 3:
+            raise StaleDataError("again")
+        return "ok"
+
+    headers = {"Content-Type": "application/json"}
+    answer = await call(app, doors, "POST", body=b'{"name": "ann"}', headers=headers)
+    assert (answer.status, answer.committed) == (200, ["ann"])
+    assert bodies == [{"name": "ann"}] * 3
+    assert entered == ["in", "in", "in", "out"]  # a dependency sees the errors of its turn
+
+
+async def test_an_error_that_the_application_has_handled_is_retried_all_the_same(doors: Door) -> None:
+    app = installed(retry=Retry(3, wait=0))
+    tried: list[int] = []
+
+    @app.exception_handler(StaleDataError)
+    async def stale(request: Request, error: StaleDataError) -> Response:
+        return JSONResponse({"tried": len(tried)}, status_code=409)
+
+    @app.put("/")
+    async def edit(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> str:
+        tried.append(1)
+        raise StaleDataError("again")
+
+    answer = await call(app, doors, "PUT")
+    assert (answer.status, answer.body) == (409, b'{"tried":3}')
+
+
+async def test_a_retry_without_the_middleware_is_refused(doors: Door) -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    async def read(session: Annotated[AsyncSession, SessionDepends(doors.Session, retry=3)]) -> None: ...
+
+    with pytest.raises(errors.OptionError, match=r"install\(app\)"):
+        await call(app, doors)
+
+
+async def test_a_decorated_endpoint_is_a_unit_that_is_retried_by_itself(doors: Door) -> None:
+    app = FastAPI()
+    tried: list[int] = []
+
+    @app.post("/{name}")
+    @doors.Session.scope(retry=Retry(4, wait=0))
+    async def add(session: AsyncSession, name: str) -> str:
+        tried.append(1)
+        session.add(User(name=name))
+        await session.flush()
+        if len(tried) < 3:
+            raise StaleDataError("again")
+        return name
+
+    answer = await call(app, doors, "POST", "/ann")
+    assert (answer.status, answer.body, answer.committed) == (200, b'"ann"', ["ann"])
+
+
+# Whose session it is
+
+
+async def test_a_background_task_opens_a_scope_of_its_own(doors: Door, app: FastAPI) -> None:
+    told: list[str] = []
+
+    async def later(session: AsyncSession) -> None:
+        with pytest.raises(errors.ScopeError) as ended:
+            await session.execute(select(User))
+        told.append(str(ended.value))
+        async with doors.Session.scope() as own:
+            own.add(User(name="later"))
+
+    @app.get("/")
+    async def add(
+        tasks: BackgroundTasks, session: Annotated[AsyncSession, SessionDepends(doors.Session)]
+    ) -> None:
+        session.add(User(name="ann"))
+        tasks.add_task(later, session)
+
+    assert (await call(app, doors)).committed == ["ann"]
+    assert "do it inside the scope, or open another one" in told[0]
+    assert await names(doors) == ["ann", "later"]
+
+
+async def test_a_stream_opens_a_scope_of_its_own(doors: Door, app: FastAPI) -> None:
+    @app.get("/")
+    async def stream(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> Response:
+        async def parts() -> AsyncIterator[str]:
+            with pytest.raises(errors.ScopeError):
+                await session.execute(select(User))
+            async with doors.Session.scope(read_only=True) as own:
+                for name in await own.scalars(select(User.name)):
+                    yield name
+
+        session.add(User(name="ann"))
+        return StreamingResponse(parts())
+
+    answer = await call(app, doors, disconnect=asyncio.Event())
+    assert (answer.body, answer.committed) == (b"ann", ["ann"])
+
+
+async def test_two_tasks_of_an_endpoint_cannot_be_in_its_session_at_once(doors: Door, app: FastAPI) -> None:
+    @app.get("/")
+    async def both(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None:
+        with pytest.raises(errors.ConcurrentUse, match="give each thread and task a scope of its own"):
+            await asyncio.gather(session.execute(select(User)), session.execute(select(User)))
+        raise HTTPException(400)
+
+    assert (await call(app, doors)).status == 400
+
+
+async def test_a_websocket_is_told_to_open_a_scope_for_each_message(doors: Door, app: FastAPI) -> None:
+    @app.websocket("/")
+    async def chat(websocket: WebSocket, session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None: ...
+
+    with pytest.raises(errors.ScopeError, match="open a scope for each message"):
+        await talk(app)
+
+
+async def test_a_request_that_is_cancelled_rolls_back_and_gives_its_connection_back(doors: Door, app: FastAPI) -> None:
+    inside = asyncio.Event()
+
+    @app.get("/")
+    async def wait(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None:
+        session.add(User(name="ann"))
+        await session.flush()
+        inside.set()
+        await asyncio.Event().wait()
+
+    request = asyncio.create_task(call(app, doors))
+    await inside.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert doors.checked_out() == 0
+    assert await names(doors) == []
+
+
+async def test_behind_a_middleware_with_tasks_of_its_own_an_endpoint_has_its_session(doors: Door) -> None:
+    class Between(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: Any) -> Response:
+            response: Response = await call_next(request)
+            return response
+
+    app = FastAPI()
+    app.add_middleware(Between)
+    install(app)
+    app.add_middleware(Between)
+
+    @app.get("/")
+    async def add(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None:
+        assert current_session() is session
+        session.add(User(name="ann"))
+
+    assert (await call(app, doors)).committed == ["ann"]
+
+
+# Sync endpoints
+
+
+async def test_a_sync_endpoint_is_inside_the_unit_of_a_sync_factory(doors: Door, app: FastAPI) -> None:
+    async with sync_factory(doors) as factory:
+        SessionDep = Annotated[Session, SessionDepends(factory)]
+        threads: list[threading.Thread] = []
+
+        @factory.scope
+        def decorated(session: Session) -> Session:
+            return session
+
+        def in_between(session: SessionDep) -> Session:
+            threads.append(threading.current_thread())
+            session.add(User(name="bob"))
+            session.flush()
+            return decorated()
+
+        @app.get("/")
+        def add(session: SessionDep, same: Annotated[Any, Depends(in_between)]) -> None:
+            threads.append(threading.current_thread())
+            assert session is same is decorated() is current_session(factory)
+            session.add(User(name="ann"))
+            on_commit(lambda: threads.append(threading.current_thread()))
+
+        assert (await call(app, doors)).committed == ["ann", "bob"]
+        assert threading.main_thread() not in threads
+        assert len(threads) == 3
+
+
+async def test_a_sync_endpoint_that_fails_rolls_back(doors: Door, app: FastAPI) -> None:
+    async with sync_factory(doors) as factory:
+
+        @app.get("/")
+        def fail(session: Annotated[Session, SessionDepends(factory)]) -> None:
+            session.add(User(name="ann"))
+            session.flush()
+            raise HTTPException(403)
+
+        answer = await call(app, doors)
+        assert (answer.status, answer.committed) == (403, [])
+
+
+async def test_a_commit_of_a_sync_session_that_fails_is_answered_by_the_application(doors: Door, app: FastAPI) -> None:
+    async with sync_factory(doors) as factory:
+
+        @app.exception_handler(IntegrityError)
+        def no_account(request: Request, error: IntegrityError) -> Response:
+            return JSONResponse({}, status_code=422)
+
+        @app.get("/")
+        def pledge(session: Annotated[Session, SessionDepends(factory)]) -> str:
+            session.add(Pledge(account_id=99))
+            return "never"
+
+        assert (await call(app, doors)).status == 422
+
+
+async def test_a_thread_of_an_async_endpoint_does_not_see_a_sync_session(doors: Door, app: FastAPI) -> None:
+    async with sync_factory(doors) as factory:
+
+        def work() -> None:
+            with pytest.raises(errors.NoCurrentSession, match="belongs to task"):
+                current_session()
+
+        @app.get("/")
+        async def endpoint(session: Annotated[Session, SessionDepends(factory)]) -> None:
+            await asyncio.to_thread(work)
+
+        assert (await call(app, doors)).status == 200
+
+
+async def test_a_sync_dependency_with_yield_may_take_the_session(doors: Door, app: FastAPI) -> None:
+    async with sync_factory(doors) as factory:
+
+        def repository(session: Annotated[Session, SessionDepends(factory)]) -> Iterator[Session]:
+            yield session
+            session.add(User(name="at the end"))
+
+        @app.get("/")
+        def endpoint(session: Annotated[Session, Depends(repository, scope="function")]) -> None:
+            session.add(User(name="ann"))
+
+        assert (await call(app, doors)).committed == ["ann", "at the end"] or integration._ENDS_IN_TIME is False
+
+
+# Releases of FastAPI
+
+
+async def test_a_release_that_ends_dependencies_too_late_is_refused_without_the_middleware(
+    doors: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integration, "_FUNCTION_SCOPE", False)
+    monkeypatch.setattr(integration, "_ENDS_IN_TIME", False)
+    for app in (FastAPI(), installed()):
+
+        @app.get("/")
+        async def add(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None:
+            session.add(User(name="ann"))
+
+        if app.user_middleware:
+            assert (await call(app, doors)).committed == ["ann"]
+        else:
+            with pytest.raises(errors.ScopeError, match=r"install\(app\), or use FastAPI 0.121"):
+                await call(app, doors)
