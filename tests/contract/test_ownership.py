@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sessionkit import async_scoped_session, current_session, errors, on_commit, scoped_session
+from sessionkit import async_scoped_session, current_session, errors, on_commit, scoped_session, set_rollback_only
+from sessionkit.context import top
 from tests.contract.breaking import names
 from tests.support.models import User
 
@@ -80,6 +81,43 @@ async def test_a_thread_that_inherits_the_context_does_not_inherit_the_scope(doo
     assert "'heir'" in message
     assert threading.current_thread().name in message
     assert own is not doors.raw(session)
+
+
+@pytest.mark.doors(colour="sync")
+async def test_a_thread_that_the_scope_is_lent_to_is_inside_of_it(doors: Door) -> None:
+    """What integrations do whose framework runs a part of a request in a worker thread."""
+    import contextvars
+
+    @doors.Session.scope
+    def decorated(session: Any) -> Any:
+        return session
+
+    def work() -> None:
+        seen.append(current_session() is decorated() is scoped_session(doors.Session)())
+        with doors.Session.scope(propagation="savepoint") as session:
+            session.add(User(name="ann"))
+        with doors.Session.scope(propagation="savepoint"):
+            set_rollback_only()
+        with pytest.raises(errors.ScopeError, match="forbid"), doors.Session.scope(propagation="forbid"):
+            pytest.fail("entered")
+
+    seen: list[bool] = []
+    async with doors.scope():
+        entry = top()
+        assert entry is not None
+        here = threading.get_ident()
+        for lent, body in ((True, work), (False, stranger)):
+            entry.lent = lambda owner, lent=lent: lent and owner != here  # type: ignore[misc]
+            thread = threading.Thread(target=contextvars.copy_context().run, args=(body,))
+            thread.start()
+            thread.join()
+    assert seen == [True]
+    assert await names(doors) == ["ann"]
+
+
+def stranger() -> None:
+    with pytest.raises(errors.NoCurrentSession):
+        current_session()
 
 
 @pytest.mark.doors(colour="async")

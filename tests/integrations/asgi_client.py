@@ -42,7 +42,10 @@ async def call(
     disconnect: asyncio.Event | None = None,
     logged: bool = False,
 ) -> Answer:
-    """Send a request. Errors that the application lets out are raised, or kept in the answer if they are `logged`."""
+    """Send a request. Errors that the application lets out are raised, or kept in the answer if they are `logged`.
+
+    The client goes away when it has the response, or when `disconnect` is set.
+    """
     answer = Answer()
     path, _, query = path.partition("?")
     scope = {
@@ -65,14 +68,14 @@ async def call(
     }
     parts = iter([body[: len(body) // 2], body[len(body) // 2 :]])
     left = 2
+    gone = disconnect or asyncio.Event()
 
     async def receive() -> dict[str, Any]:
         nonlocal left
         if left:
             left -= 1
             return {"type": "http.request", "body": next(parts), "more_body": left > 0}
-        if disconnect is not None:
-            await disconnect.wait()
+        await gone.wait()
         return {"type": "http.disconnect"}
 
     def names() -> list[str]:
@@ -88,6 +91,8 @@ async def call(
         elif message["type"] == "http.response.body":
             assert answer.responses == 1
             answer.body += message.get("body", b"")
+            if not message.get("more_body", False):
+                gone.set()
 
     # In a task of its own, as servers serve requests.
     try:

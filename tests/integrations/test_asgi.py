@@ -183,7 +183,7 @@ async def test_a_commit_that_fails_is_answered_by_the_applications_own_handler(d
         return JSONResponse({"error": "there is no such account"}, status_code=422)
 
     app = make_app(doors, endpoint, handlers={IntegrityError: no_account})
-    answer = await call(app, doors, "POST", disconnect=asyncio.Event())
+    answer = await call(app, doors, "POST")
     assert (answer.status, answer.body) == (422, b'{"error":"there is no such account"}')
 
 
@@ -199,7 +199,9 @@ async def test_a_sync_handler_answers_it_too(doors: Door) -> None:
     assert (answer.status, answer.body) == (422, b"sync")
 
 
-async def test_an_application_that_takes_no_note_of_the_failure_gets_nothing_of_its_response_through(doors: Door) -> None:
+async def test_an_application_that_takes_no_note_of_the_failure_gets_nothing_of_its_response_through(
+    doors: Door,
+) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         pledge()
         with pytest.raises(IntegrityError):
@@ -380,7 +382,7 @@ async def test_a_stream_opens_a_scope_of_its_own(doors: Door) -> None:
         await add("ann")
         return StreamingResponse(parts())
 
-    answer = await call(make_app(doors, endpoint), doors, disconnect=asyncio.Event())
+    answer = await call(make_app(doors, endpoint), doors)
     assert (answer.status, answer.body, answer.committed) == (200, b"ann", ["ann"])
 
 
@@ -394,7 +396,7 @@ async def test_a_stream_that_fails_later_leaves_what_was_committed(doors: Door) 
         return StreamingResponse(parts())
 
     with pytest.raises((ZeroDivisionError, ExceptionGroup)):
-        await call(make_app(doors, endpoint), doors, disconnect=asyncio.Event())
+        await call(make_app(doors, endpoint), doors)
     assert await names(doors) == ["ann"]
 
 
@@ -634,7 +636,7 @@ async def test_a_sync_stream_may_have_a_scope_that_moves_from_thread_to_thread(d
             current_session().add(User(name="ann"))
             return StreamingResponse(parts())
 
-        answer = await call(make_app(doors, endpoint, factory), doors, disconnect=asyncio.Event())
+        answer = await call(make_app(doors, endpoint, factory), doors)
         assert answer.body == b"ann"
 
 

@@ -414,9 +414,7 @@ async def test_a_background_task_opens_a_scope_of_its_own(doors: Door, app: Fast
             own.add(User(name="later"))
 
     @app.get("/")
-    async def add(
-        tasks: BackgroundTasks, session: Annotated[AsyncSession, SessionDepends(doors.Session)]
-    ) -> None:
+    async def add(tasks: BackgroundTasks, session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None:
         session.add(User(name="ann"))
         tasks.add_task(later, session)
 
@@ -438,7 +436,7 @@ async def test_a_stream_opens_a_scope_of_its_own(doors: Door, app: FastAPI) -> N
         session.add(User(name="ann"))
         return StreamingResponse(parts())
 
-    answer = await call(app, doors, disconnect=asyncio.Event())
+    answer = await call(app, doors)
     assert (answer.body, answer.committed) == (b"ann", ["ann"])
 
 

@@ -42,7 +42,9 @@ class Client:
         }
         sent: list[bytes] = []
 
-        def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], None]:
+        def start_response(
+            status: str, headers: list[tuple[str, str]], exc_info: Any = None
+        ) -> Callable[[bytes], None]:
             with self.doors.database.observer.connect() as connection:
                 names = list(connection.execute(select(User.name)).scalars())
             self.started.append((status, dict(headers), names))

@@ -189,22 +189,21 @@ class AsyncTurn(Turn):
         """Open a scope in this task, and return its session. No I/O."""
         scope = self.scope_of(factory, options)
         run = self.request.run()
-        if isinstance(scope, AsyncScope):
-            session = await scope._begin(run)
-        else:
-            session = scope._begin(run)
-            self._lend()
+        session = await scope._begin(run) if isinstance(scope, AsyncScope) else scope._begin(run)
         self.opened(scope, session)
+        self._lend(isinstance(scope, AsyncScope))
         return session
 
-    def _lend(self) -> None:
-        """Have the framework's worker threads see the session: while one of them runs, this task waits for it."""
+    def _lend(self, asynchronous: bool) -> None:
+        """Have those see the session that the framework serves the request with, while this task waits for them."""
         entry, loops_thread, connection = top(), threading.get_ident(), self.connection
         assert entry is not None
 
         def waited_for(owner: object) -> bool:
-            # An async endpoint may start several threads at once, and need not wait for any.
-            return isinstance(owner, int) and owner != loops_thread and not _is_async(connection.get("endpoint"))
+            if isinstance(owner, asyncio.Task):
+                return _serves_requests(owner)
+            # A worker thread. But an async endpoint may start several at once, and need not wait for any.
+            return not asynchronous and owner != loops_thread and not _is_async(connection.get("endpoint"))
 
         entry.lent = waited_for
 
@@ -257,6 +256,13 @@ def _is_async(endpoint: object) -> bool:
         endpoint = endpoint.func
     # Or an object that is called like one.
     return inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(type(endpoint).__call__)
+
+
+def _serves_requests(task: asyncio.Task[Any]) -> bool:
+    """Tell whether it is a task in which a framework serves a request, and not one that the request has started."""
+    quart = sys.modules.get("quart.asgi")
+    serving = getattr(getattr(quart, "ASGIHTTPConnection", None), "handle_request", None)
+    return serving is not None and getattr(task.get_coro(), "cr_code", None) is serving.__code__
 
 
 class Exchange:
@@ -340,6 +346,8 @@ class Exchange:
         connection, by_the_app = self.turn.connection, _ErrorHandlers.of(self._app)
         if unknown and by_the_app is not None and await by_the_app(error, connection, self.body.receive, self.send):
             return
+        if unknown and _forget_the_beginning(connection):
+            raise error
         names = {bytes(name).lower() for name, _ in connection.get("headers", ())}
         answer = answer_to(error, b"if-match" in names)
         if answer is None:
@@ -358,6 +366,19 @@ class Exchange:
         await self.send({"type": "http.response.body", "body": body})
 
 
+def _forget_the_beginning(connection: Connection) -> bool:
+    """Have Litestar handle an error that came out of ``send``; tell whether it will.
+
+    It takes note of the beginning of a response before it sends it, and after that handles no error any more. Its error
+    handling stands around every middleware too, and needs but forget.
+    """
+    state = getattr(sys.modules.get("litestar.utils.scope.state"), "ScopeState", None)
+    if state is None or "litestar_app" not in connection:
+        return False
+    state.from_scope(connection).response_started = False
+    return True
+
+
 class _ErrorHandlers:
     """The error handlers of an application of Starlette's kind.
 
@@ -372,10 +393,10 @@ class _ErrorHandlers:
     @classmethod
     def of(cls, app: object) -> _ErrorHandlers | None:
         """Return those of an application, if it is of that kind."""
-        handlers = getattr(app, "exception_handlers", None)
-        if not isinstance(handlers, Mapping) or "starlette" not in sys.modules:
+        starlette = sys.modules.get("starlette.applications")
+        if starlette is None or not isinstance(app, starlette.Starlette):
             return None
-        return cls(handlers)
+        return cls(app.exception_handlers)
 
     async def __call__(self, error: BaseException, connection: Connection, receive: Receive, send: Send) -> bool:
         """Have the application answer; tell whether it did."""
