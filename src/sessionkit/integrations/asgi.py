@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from .._twins import to_completion
 from ..context import top
@@ -178,21 +179,56 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2**16, thread_name_prefix="sessionkit")
 
 
+_PLACE = "sessionkit.place"
+"""Where the scope of a connection tells that a turn of its request has taken a place."""
+
+_places_of: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+def _places() -> asyncio.Semaphore | None:
+    """Return how many requests with sync sessions the loop serves at once: as many as there are worker threads.
+
+    FastAPI runs a ``def`` endpoint, each ``def`` dependency and the making of the response in threads of their own, one
+    after the other. A request that has a connection waits for its next thread; were all the threads taken by requests
+    that wait for a connection, nobody would go on.
+    """
+    anyio = sys.modules.get("anyio.to_thread")
+    if anyio is None:
+        return None
+    loop = asyncio.get_running_loop()
+    places = _places_of.get(loop)
+    if places is None:
+        threads = min(anyio.current_default_thread_limiter().total_tokens, 2**16)  # it may be infinity
+        places = _places_of[loop] = asyncio.Semaphore(max(1, int(threads)))
+    return places
+
+
 class AsyncTurn(Turn):
     """A turn of a request that is served by a task, with sync and async sessions."""
 
     def __init__(self, request: Request, connection: Connection) -> None:
         super().__init__(request)
         self.connection = connection
+        self._places: asyncio.Semaphore | None = None  # of which it has taken one
 
     async def enter(self, factory: Any, options: Options) -> Any:
         """Open a scope in this task, and return its session. No I/O."""
         scope = self.scope_of(factory, options)
+        if not isinstance(scope, AsyncScope):
+            await self._take_a_place()
         run = self.request.run()
         session = await scope._begin(run) if isinstance(scope, AsyncScope) else scope._begin(run)
         self.opened(scope, session)
         self._lend(isinstance(scope, AsyncScope))
         return session
+
+    async def _take_a_place(self) -> None:
+        """Wait, in the loop, until the request can have a worker thread for itself."""
+        places = _places()
+        if places is not None and _PLACE not in self.connection:
+            await places.acquire()
+            self.connection[_PLACE] = self
+            self._places = places
 
     def _lend(self, asynchronous: bool) -> None:
         """Have those see the session that the framework serves the request with, while this task waits for them."""
@@ -221,6 +257,10 @@ class AsyncTurn(Turn):
             except BaseException as raised:  # noqa: BLE001 - the others are to end as well
                 failure = raised
             error = self._ended(scope, failure, error)
+        if self._places is not None:
+            self._places.release()
+            self._places = None
+            self.connection.pop(_PLACE, None)
         self._settle(error)
 
     async def give_up(self, error: BaseException | None) -> None:

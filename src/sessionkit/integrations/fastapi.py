@@ -115,9 +115,8 @@ class _RequestSession:
         turn = self._own_turn(connection) if exchange is None else exchange.turn
         if self._retry is not None:
             turn.request.ask(self._retry)
-        session = await turn.enter(self._factory, self._options)
         try:
-            yield session
+            yield await turn.enter(self._factory, self._options)
         except BaseException as error:
             turn.failed(error)
             if exchange is None:
