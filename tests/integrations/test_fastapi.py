@@ -25,7 +25,7 @@ from tests.integrations.asgi_client import call, sync_factory, talk
 from tests.support.doors import Door
 from tests.support.models import Pledge, User
 
-pytestmark = pytest.mark.doors(colour="async")
+pytestmark = pytest.mark.doors("sqlite-async", "postgresql-async")
 
 
 @pytest.fixture(params=["installed", "alone"])
@@ -302,7 +302,7 @@ async def test_each_endpoint_has_the_options_that_it_asks_for(doors: Door, app: 
     assert (await call(app, doors, path="/both")).body == b"false"
 
 
-@pytest.mark.doors(backend="postgresql", colour="async")
+@pytest.mark.doors("postgresql-async")
 async def test_the_database_runs_an_endpoint_at_the_level_that_it_asks_for(doors: Door, app: FastAPI) -> None:
     @app.get("/")
     async def level(session: Annotated[AsyncSession, SessionDepends(doors.Session, isolation="SERIALIZABLE")]) -> Any:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
-pytestmark = pytest.mark.doors(colour="sync")
+pytestmark = pytest.mark.doors("sqlite-sync", "postgresql-sync")
 
 
 def make_app(doors: Door, view: Callable[..., Any] | None = None, **options: Any) -> tuple[Flask, SessionKit]:
@@ -400,6 +400,18 @@ async def test_retries_that_are_exhausted_are_a_503_with_retry_after(doors: Door
     assert len(tried) == 3
 
 
+async def test_a_precondition_that_has_failed_is_not_tried_again(doors: Door) -> None:
+    tried: list[int] = []
+
+    def view() -> str:
+        tried.append(1)
+        return conflicting()
+
+    app, _ = make_app(doors, view, retry=Retry(3, wait=0))
+    assert app.test_client().put("/", headers={"If-Match": '"1"'}).status_code == 412
+    assert len(tried) == 1
+
+
 async def test_a_body_that_cannot_be_kept_is_not_run_again(doors: Door) -> None:
     tried: list[int] = []
 
@@ -481,7 +493,7 @@ async def test_a_nested_application_context_leaves_the_requests_session_alone(do
     assert await names(doors) == ["ann"]
 
 
-@pytest.mark.doors(backend="postgresql", colour="sync")
+@pytest.mark.doors("postgresql-sync")
 async def test_a_request_inside_a_request_is_a_unit_of_its_own(doors: Door) -> None:
     def view() -> tuple[str, int]:
         add("outer")

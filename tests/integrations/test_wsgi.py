@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
-pytestmark = pytest.mark.doors(colour="sync")
+pytestmark = pytest.mark.doors("sqlite-sync", "postgresql-sync")
 
 
 class Client:

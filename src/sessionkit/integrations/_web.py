@@ -75,14 +75,17 @@ def answer_to(error: BaseException, if_match: bool) -> Answer | None:
     """
     if isinstance(error, MalformedETag):
         return MALFORMED
-    meaning = classify(first_of(error))
-    if meaning.kind == "stale_version":
+    if _is_stale(error):
         return PRECONDITION_FAILED if if_match else CONFLICT
-    if not meaning.retryable:
+    if not classify(first_of(error)).retryable:
         return None
     # Whoever runs the service is to know that clients are sent away.
     logger.warning("a request was answered with 503: %s", error, exc_info=error)
     return TRY_AGAIN
+
+
+def _is_stale(error: BaseException) -> bool:
+    return classify(first_of(error)).kind == "stale_version"
 
 
 # -- what the application has asked for -----------------------------------------------------------------------------
@@ -148,9 +151,10 @@ def rules(
 class Request:
     """One request: what its scopes are called, and whether it is run again after a failure."""
 
-    def __init__(self, given: Rules, method: str, path: str) -> None:
+    def __init__(self, given: Rules, method: str, path: str, if_match: bool) -> None:
         self.rules = given
         self.name = f"{method} {path}"
+        self.if_match = if_match  # a conflict is the failure of the client's precondition
         self.replayable = True
         self._attempts: Attempts | None = None
         self._attempt: Attempt | None = None
@@ -180,6 +184,8 @@ class Request:
         attempts, attempt = self._attempts, self._attempt
         if attempts is None or attempt is None or not self.replayable:
             return False
+        if self.if_match and _is_stale(error):
+            return False  # nor will the next turn meet the client's precondition
         return attempts.failed(attempt, error, time.monotonic())
 
     def next(self) -> tuple[object, float]:

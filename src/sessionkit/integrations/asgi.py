@@ -123,7 +123,8 @@ class SessionKitMiddleware:
 
 def request_of(given: Rules, scope: Connection) -> Request:
     """Return the request that a connection is of."""
-    return Request(given, str(scope["method"]), str(scope["path"]))
+    names = {bytes(name).lower() for name, _ in scope.get("headers", ())}
+    return Request(given, str(scope["method"]), str(scope["path"]), b"if-match" in names)
 
 
 def _copied(scope: Connection) -> Connection:
@@ -388,8 +389,7 @@ class Exchange:
             return
         if unknown and _forget_the_beginning(connection):
             raise error
-        names = {bytes(name).lower() for name, _ in connection.get("headers", ())}
-        answer = answer_to(error, b"if-match" in names)
+        answer = answer_to(error, self.turn.request.if_match)
         if answer is None:
             raise error
         if by_the_app is not None:
@@ -433,10 +433,11 @@ class _ErrorHandlers:
     @classmethod
     def of(cls, app: object) -> _ErrorHandlers | None:
         """Return those of an application, if it is of that kind."""
-        starlette = sys.modules.get("starlette.applications")
+        starlette: Any = sys.modules.get("starlette.applications")
         if starlette is None or not isinstance(app, starlette.Starlette):
             return None
-        return cls(app.exception_handlers)
+        of_starlettes_kind: Any = app
+        return cls(of_starlettes_kind.exception_handlers)
 
     async def __call__(self, error: BaseException, connection: Connection, receive: Receive, send: Send) -> bool:
         """Have the application answer; tell whether it did."""

@@ -233,7 +233,7 @@ class _Serving:
         try:
             return self._handle_user_exception(*context, error)
         except Exception as unhandled:
-            answer = None if isinstance(error, HTTPException) else answer_to(error, "If-Match" in request.headers)
+            answer = None if isinstance(error, HTTPException) else answer_to(error, turn.request.if_match)
             if unhandled is not error or answer is None:
                 raise
             return self._handle_user_exception(*context, _http_exception(answer))
@@ -249,7 +249,7 @@ def _turn() -> SyncTurn:
     return _NO_TURN if turn is None else turn
 
 
-_NO_TURN = SyncTurn(Request(Rules((), on_error_status, None, IDEMPOTENT), "", ""))
+_NO_TURN = SyncTurn(Request(Rules((), on_error_status, None, IDEMPOTENT), "", "", False))
 _NO_TURN.over = True
 
 

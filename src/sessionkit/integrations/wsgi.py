@@ -95,7 +95,9 @@ class SessionKitMiddleware:
 
 def request_of(given: Any, environ: WSGIEnvironment) -> Request:
     """Return the request that an environment describes."""
-    return Request(given, environ.get("REQUEST_METHOD", "GET"), environ.get("PATH_INFO", ""))
+    return Request(
+        given, environ.get("REQUEST_METHOD", "GET"), environ.get("PATH_INFO", ""), "HTTP_IF_MATCH" in environ
+    )
 
 
 class Replay:
@@ -180,7 +182,7 @@ class _Exchange:
                 raise
             if self.turn.again(error):
                 return None
-            answer = answer_to(error, "HTTP_IF_MATCH" in self._environ)
+            answer = answer_to(error, self.turn.request.if_match)
             if answer is None:
                 raise
             return self._say(answer)
