@@ -62,11 +62,13 @@ def waitress_serving(app: Any, threads: int = 16) -> Iterator[int]:
     assert not thread.is_alive()
 
 
-async def ask(port: int, method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+async def ask(
+    port: int, method: str, path: str, body: bytes = b"", /, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     """Send a request on a connection of its own; return the status, the headers and the body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        writer.write(_request(method, path, headers))
+        writer.write(_request(method, path, {"Content-Length": str(len(body)), **headers}) + body)
         return _answer(await reader.read())
     finally:
         writer.close()

@@ -1,0 +1,103 @@
+"""The shops of examples/: the two of them behave alike, and their page tells of a conflict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integrations.servers import ask, uvicorn_serving, waitress_serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.browser import Browser
+    from tests.support.doors import Door
+
+pytestmark = pytest.mark.doors("sqlite-sync", "postgresql-sync")
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@contextmanager
+def flask_shop(doors: Door) -> Iterator[int]:
+    import flask_shop
+
+    app = flask_shop.create_app(doors.database.url(doors.driver).render_as_string(hide_password=False))
+    with waitress_serving(app, threads=4) as port:
+        yield port
+    app.extensions["sessionkit"].named["default"].kw["bind"].dispose()
+
+
+@contextmanager
+def fastapi_shop(doors: Door) -> Iterator[int]:
+    import fastapi_shop
+
+    driver = {"sqlite": "aiosqlite", "postgresql": "asyncpg"}[doors.backend]
+    app = fastapi_shop.create_app(doors.database.url(driver).render_as_string(hide_password=False))
+    with uvicorn_serving(app) as port:
+        yield port
+
+
+@pytest.fixture(params=[flask_shop, fastapi_shop])
+def shop(doors: Door, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a shop that is open."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    with request.param(doors) as port:
+        yield port
+    for module in ("shop", "flask_shop", "fastapi_shop"):
+        sys.modules.pop(module, None)
+
+
+def request(port: int, method: str, path: str, sent: Any = None, **headers: str) -> tuple[int, dict[str, str], Any]:
+    body = b"" if sent is None else json.dumps(sent).encode()
+    headers = {"Content-Type": "application/json", **headers}
+    status, answered, text = asyncio.run(ask(port, method, path, body, **headers))
+    return status, answered, json.loads(text) if answered.get("content-type") == "application/json" else text.decode()
+
+
+async def test_a_product_is_edited_by_whoever_has_seen_it(doors: Door, shop: int) -> None:
+    status, headers, teapot = request(shop, "GET", "/products/1")
+    assert (status, teapot) == (200, {"id": 1, "name": "Teapot", "cents": 1900})
+    tag = headers["etag"]
+    changed = {"name": "Teapot", "cents": 1700}
+    status, headers, answer = request(shop, "PUT", "/products/1", changed, **{"If-Match": tag})
+    assert (status, answer) == (200, {"id": 1, **changed})
+    assert headers["etag"] != tag
+    assert request(shop, "PUT", "/products/1", {"name": "Pot", "cents": 1}, **{"If-Match": tag})[0] == 412
+    assert request(shop, "PUT", "/products/1", {"name": "Pot", "cents": 1}, **{"If-Match": "no tag"})[0] == 400
+    assert request(shop, "PUT", "/products/1", {"name": "Pot", "cents": 1})[0] == 428
+    assert request(shop, "PUT", "/products/9", changed, **{"If-Match": tag})[0] == 404
+    assert request(shop, "POST", "/products", {"name": "Cup", "cents": 500})[0] == 201
+    assert request(shop, "GET", "/products")[2] == [{"id": 1, **changed}, {"id": 2, "name": "Cup", "cents": 500}]
+    assert await doors.rows("SELECT name, cents FROM products ORDER BY id") == [("Teapot", 1700), ("Cup", 500)]
+
+
+@pytest.mark.browser
+async def test_of_two_tabs_that_edit_a_product_the_second_is_told(doors: Door, shop: int, browser: Browser) -> None:
+    url = f"http://127.0.0.1:{shop}/"
+    tabs = [browser.tab(), browser.tab()]
+    for tab in tabs:
+        browser.switch(tab)
+        browser.open(url)
+        browser.wait_for_text("#message", "Read: version")
+    for tab, cents, told in zip(
+        tabs, ["1700", "1500"], ["Saved", "Somebody else has changed this product"], strict=True
+    ):
+        browser.switch(tab)
+        browser.write("#cents", cents)
+        browser.click("#form button")
+        browser.wait_for_text("#message", told)
+    assert await doors.rows("SELECT cents FROM products") == [(1700,)]
+    browser.click("#reload")
+    browser.wait_for_text("#message", "Read: version")
+    assert browser.value("#cents") == "1700"
+    browser.write("#cents", "1500")
+    browser.click("#form button")
+    browser.wait_for_text("#message", "Saved")
+    assert await doors.rows("SELECT cents FROM products") == [(1500,)]
