@@ -79,6 +79,7 @@ async def test_a_product_is_edited_by_whoever_has_seen_it(doors: Door, shop: int
 
 
 @pytest.mark.browser
+@pytest.mark.doors("postgresql-sync")
 async def test_of_two_tabs_that_edit_a_product_the_second_is_told(doors: Door, shop: int, browser: Browser) -> None:
     url = f"http://127.0.0.1:{shop}/"
     tabs = [browser.tab(), browser.tab()]

@@ -18,6 +18,7 @@ An endpoint that asks for it is inside the session's scope, so ``current_session
 # Without `from __future__ import annotations`: FastAPI reads those of the dependency.
 
 import inspect
+import re
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +40,12 @@ if TYPE_CHECKING:
 __all__ = ["SessionDepends", "install"]
 
 _FUNCTION_SCOPE = "scope" in inspect.signature(Depends).parameters
-"""Whether a dependency can be told to end before the response leaves: since 0.121."""
+"""Whether a dependency can be told to end before the response leaves."""
 
+_RELEASE = tuple(int(part) for part in re.findall(r"\d+", fastapi.__version__)[:3])
 
-def _release() -> tuple[int, ...]:
-    return tuple(int(part) for part in fastapi.__version__.split(".")[:2])
-
-
-_ENDS_IN_TIME = _FUNCTION_SCOPE or _release() < (0, 118)
-"""Whether a dependency ends before the response: from 0.118 to 0.120 none does."""
+_ENDS_IN_TIME = _RELEASE >= (0, 121, 1) or _RELEASE < (0, 118)
+"""Whether every dependency then does. 0.118 to 0.120 end them all too late, 0.121.0 those of a router or application."""
 
 
 def SessionDepends(factory: Any, **options: "Unpack[Options]") -> Any:  # noqa: N802 - as FastAPI's Depends
@@ -133,7 +131,7 @@ class _RequestSession:
         if not _ENDS_IN_TIME:
             raise ScopeError(
                 f"FastAPI {fastapi.__version__} ends dependencies after the response has left, which is too late for a "
-                "COMMIT; call install(app), or use FastAPI 0.121 or newer"
+                "COMMIT; call install(app), or use FastAPI 0.121.1 or newer"
             )
         return AsyncTurn(request_of(_ALONE, connection.scope), connection.scope)
 
