@@ -571,7 +571,6 @@ async def test_a_thread_of_an_async_endpoint_does_not_see_a_sync_session(doors: 
 
 async def test_a_sync_dependency_with_yield_may_take_the_session(doors: Door, app: FastAPI) -> None:
     async with sync_factory(doors) as factory:
-
         in_time: Any = {"scope": "function"} if integration._FUNCTION_SCOPE else {}
 
         def repository(session: Annotated[Session, SessionDepends(factory)]) -> Iterator[Session]:

@@ -41,8 +41,16 @@ from sessionkit import (
     update_versioned,
     version_of,
 )
+from sessionkit.integrations.asgi import SessionKitMiddleware
+from sessionkit.integrations.fastapi import SessionDepends, install
+from sessionkit.integrations.flask import SessionKit
+from sessionkit.integrations.wsgi import SessionKitMiddleware as ForWSGI
 
 if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
+    from fastapi import FastAPI
+    from flask import Flask
     from sqlalchemy import Update
     from sqlalchemy.engine import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -336,3 +344,21 @@ def scopes_with_presets(engine: Engine) -> None:
 def configured(engine: Engine, async_engine: AsyncEngine) -> None:
     assert_type(sqlite.configure(engine), Engine)
     assert_type(sqlite.configure(async_engine, synchronous="FULL", begin="deferred", busy_timeout=1), AsyncEngine)
+
+
+def web_frameworks(
+    engine: Engine, async_engine: AsyncEngine, flask: Flask, fastapi: FastAPI, app: WSGIApplication
+) -> None:
+    maker, async_maker = sessionmaker(engine), async_sessionmaker(async_engine)
+    kit = SessionKit(flask, maker, rollback_on=lambda status: status >= 500, retry=5, retry_methods={"GET"})
+    SessionKit(flask, {"default": scoped_session(maker), "audit": orm.sessionmaker(engine)})
+    SessionKit().init_app(flask, maker)
+    assert_type(kit.session, orm.Session)
+    assert_type(kit.get_session("audit"), orm.Session)
+    wrapped: WSGIApplication = ForWSGI(app, [maker, maker])
+    ForWSGI(wrapped, maker)
+    fastapi.add_middleware(SessionKitMiddleware, factory=async_maker)
+    fastapi.add_middleware(SessionKitMiddleware, factory=[maker, async_maker], retry=sessionkit.Retry(3))
+    install(fastapi, retry=3)
+    SessionDepends(async_maker, preset=SERIALIZABLE, retry=5)
+    SessionDepends(maker, read_only=True)

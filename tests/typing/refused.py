@@ -28,8 +28,16 @@ from sessionkit import (
     update_versioned,
     version_of,
 )
+from sessionkit.integrations.asgi import SessionKitMiddleware
+from sessionkit.integrations.fastapi import SessionDepends, install
+from sessionkit.integrations.flask import SessionKit
+from sessionkit.integrations.wsgi import SessionKitMiddleware as ForWSGI
 
 if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
+    from fastapi import FastAPI
+    from flask import Flask
     from sqlalchemy.engine import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -184,3 +192,18 @@ def options_of_presets(engine: Engine) -> None:
     Session.scope(read_only=1)  # type: ignore[call-overload]
     Session.scope(lock_timeout="5s")  # type: ignore[call-overload]
     session_scope(Session, statement_timeout="5s")  # type: ignore[call-overload]
+
+
+def web_frameworks(
+    engine: Engine, async_engine: AsyncEngine, flask: Flask, fastapi: FastAPI, app: WSGIApplication
+) -> None:
+    maker, async_maker = sessionmaker(engine), async_sessionmaker(async_engine)
+    SessionKit(flask, engine)  # type: ignore[arg-type]
+    SessionKit(flask, async_maker)  # type: ignore[arg-type]
+    SessionKit(flask, maker, rollback_on=500)  # type: ignore[arg-type]
+    ForWSGI(app, async_maker)  # type: ignore[arg-type]
+    fastapi.add_middleware(SessionKitMiddleware, factory=engine)  # type: ignore[arg-type]
+    fastapi.add_middleware(SessionKitMiddleware)  # type: ignore[call-arg]
+    install(fastapi, rollback=500)  # type: ignore[call-arg]
+    SessionDepends(engine)  # type: ignore[arg-type]
+    SessionDepends(maker, readonly=True)  # type: ignore[call-arg]

@@ -20,8 +20,14 @@ from ..retry import Attempt, Attempts, Retry, as_retry
 from ..scope import AsyncScope, session_scope
 
 if TYPE_CHECKING:
+    from sqlalchemy import orm
+    from sqlalchemy.ext import asyncio as sa_asyncio
+
     from .._plan import Options
     from ..scope import Scope
+
+    SyncFactory = orm.sessionmaker[Any] | orm.scoped_session[Any]
+    AsyncFactory = sa_asyncio.async_sessionmaker[Any] | sa_asyncio.async_scoped_session[Any]
 
 logger = logging.getLogger("sessionkit")
 

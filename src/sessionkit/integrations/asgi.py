@@ -41,6 +41,7 @@ from ._web import (
 
 if TYPE_CHECKING:
     from .._plan import Options
+    from ._web import AsyncFactory, SyncFactory
 
 __all__ = ["SessionKitMiddleware"]
 
@@ -93,13 +94,13 @@ class SessionKitMiddleware:
     def __init__(
         self,
         app: App,
-        factory: Any,
+        factory: SyncFactory | AsyncFactory | Sequence[SyncFactory | AsyncFactory],
         *,
         rollback_on: RollbackOn = on_error_status,
         retry: Retry | int | None = None,
         retry_methods: Iterable[str] = IDEMPOTENT,
     ) -> None:
-        factories: Sequence[Any] = factory if isinstance(factory, list | tuple) else [factory]
+        factories: Sequence[Any] = factory if isinstance(factory, Sequence) else [factory]
         self.app = app
         self._rules = rules("SessionKitMiddleware", factories, rollback_on, retry, retry_methods, asynchronous=True)
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from .._plan import Options
+    from ._web import AsyncFactory, SyncFactory
 
 __all__ = ["SessionDepends", "install"]
 
@@ -48,7 +49,7 @@ _ENDS_IN_TIME = _RELEASE >= (0, 121, 1) or _RELEASE < (0, 118)
 """Whether every dependency then does. 0.118 to 0.120 end them all too late, 0.121.0 those of a router or application."""
 
 
-def SessionDepends(factory: Any, **options: "Unpack[Options]") -> Any:  # noqa: N802 - as FastAPI's Depends
+def SessionDepends(factory: "SyncFactory | AsyncFactory", **options: "Unpack[Options]") -> Any:  # noqa: N802 - as FastAPI's Depends
     """Return a dependency: a session whose transaction ends before the response leaves.
 
     ``Annotated[AsyncSession, SessionDepends(Session)]`` is the type of an endpoint's parameter. Each request has one

@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
     from flask import Response
 
-__all__ = ["SessionKit"]
+    from ._web import SyncFactory
 
-Factories = Any  # a sessionmaker or scoped session, or a mapping of names to them
+__all__ = ["SessionKit"]
 
 _TURN = "sessionkit.turn"
 """Where the environment of a request has its turn: a request inside another one, of a test client, has its own."""
@@ -85,7 +85,7 @@ class SessionKit:
     def __init__(
         self,
         app: Flask | None = None,
-        factory: Factories = None,
+        factory: SyncFactory | Mapping[str, SyncFactory] | None = None,
         *,
         rollback_on: RollbackOn = on_error_status,
         retry: Retry | int | None = None,
@@ -97,7 +97,7 @@ class SessionKit:
         if app is not None:
             self.init_app(app)
 
-    def init_app(self, app: Flask, factory: Factories = None) -> None:
+    def init_app(self, app: Flask, factory: SyncFactory | Mapping[str, SyncFactory] | None = None) -> None:
         """Serve an application; one extension may serve several.
 
         Args:
@@ -149,7 +149,7 @@ class SessionKit:
         return session
 
 
-def _named(given: Factories) -> dict[str, Any]:
+def _named(given: SyncFactory | Mapping[str, SyncFactory]) -> dict[str, Any]:
     """Return the factories by name, the default one first: it is the ambient one, and the first to commit."""
     named: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"default": given}
     if "default" not in named:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from ._web import SyncFactory
+
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
 __all__ = ["SessionKitMiddleware"]
@@ -68,13 +70,13 @@ class SessionKitMiddleware:
     def __init__(
         self,
         app: WSGIApplication,
-        factory: Any,
+        factory: SyncFactory | Sequence[SyncFactory],
         *,
         rollback_on: RollbackOn = on_error_status,
         retry: Retry | int | None = None,
         retry_methods: Iterable[str] = IDEMPOTENT,
     ) -> None:
-        factories: Sequence[Any] = factory if isinstance(factory, list | tuple) else [factory]
+        factories: Sequence[Any] = factory if isinstance(factory, Sequence) else [factory]
         self.app = app
         self._rules = rules("SessionKitMiddleware", factories, rollback_on, retry, retry_methods, asynchronous=False)
 
