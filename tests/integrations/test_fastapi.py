@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
+import anyio.to_thread
 import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, HTTPException, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
@@ -584,6 +585,35 @@ async def test_a_sync_dependency_with_yield_may_take_the_session(doors: Door, ap
         # Where it cannot be told to, it ends after the response has left, and so after the COMMIT.
         ends = ["at the end"] if integration._ENDS_IN_TIME or integration._FUNCTION_SCOPE else []
         assert (await call(app, doors)).committed == ["ann", *ends]
+
+
+async def test_no_more_requests_with_sync_sessions_are_let_in_than_there_are_worker_threads(
+    doors: Door, app: FastAPI
+) -> None:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = 1  # of this loop, which ends with the test
+    async with sync_factory(doors) as factory:
+        SessionDep = Annotated[Session, SessionDepends(factory)]
+        entered, go_on = asyncio.Queue[str](), asyncio.Event()
+
+        @app.get("/{name}")
+        async def wait(
+            name: str, session: SessionDep, other: Annotated[Session, SessionDepends(factory, read_only=True)]
+        ) -> None:
+            assert session is not other  # two sessions, and one place for the request
+            entered.put_nowait(name)
+            await go_on.wait()
+
+        @app.get("/without/session")
+        async def without() -> None: ...
+
+        requests = [asyncio.create_task(call(app, doors, path=f"/{name}")) for name in ("one", "two")]
+        await entered.get()
+        assert (await call(app, doors, path="/without/session")).status == 200
+        assert entered.empty()
+        requests[1].cancel()  # it has waited for nothing but a place
+        go_on.set()
+        assert (await requests[0]).status == 200
+        assert (await call(app, doors, path="/three")).status == 200
 
 
 # Releases of FastAPI
