@@ -69,6 +69,7 @@ async def call(
     parts = iter([body[: len(body) // 2], body[len(body) // 2 :]])
     left = 2
     gone = disconnect or asyncio.Event()
+    early: list[Any] = []
 
     async def receive() -> dict[str, Any]:
         nonlocal left
@@ -89,7 +90,7 @@ async def call(
             answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
             answer.committed = await asyncio.to_thread(names)
         elif message["type"] == "http.response.body":
-            assert answer.responses == 1
+            early.extend([message] if answer.responses != 1 else [])
             answer.body += message.get("body", b"")
             if not message.get("more_body", False):
                 gone.set()
@@ -101,6 +102,8 @@ async def call(
         if not logged:
             raise
         answer.error = error
+    finally:
+        assert not early
     assert answer.responses <= 1
     return answer
 

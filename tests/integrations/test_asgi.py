@@ -199,6 +199,19 @@ async def test_a_sync_handler_answers_it_too(doors: Door) -> None:
     assert (answer.status, answer.body) == (422, b"sync")
 
 
+async def test_the_applications_handler_of_everything_answers_and_the_server_has_its_log(doors: Door) -> None:
+    async def endpoint(request: Request) -> Response:
+        pledge()
+        return PlainTextResponse("never")
+
+    async def anything(request: Request, error: Exception) -> Response:
+        return PlainTextResponse(type(error).__name__, status_code=500)
+
+    answer = await call(make_app(doors, endpoint, handlers={Exception: anything}), doors, logged=True)
+    assert (answer.status, answer.body) == (500, b"IntegrityError")
+    assert isinstance(answer.error, IntegrityError)
+
+
 async def test_an_application_that_takes_no_note_of_the_failure_gets_nothing_of_its_response_through(
     doors: Door,
 ) -> None:

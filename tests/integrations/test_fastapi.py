@@ -260,6 +260,31 @@ async def test_a_conflict_is_a_409_or_with_a_precondition_a_412(doors: Door) -> 
     assert (await call(app, doors, "PUT", headers={"If-Match": '"3"'})).status == 412
 
 
+async def test_what_a_client_is_told_goes_through_every_other_middleware(doors: Door) -> None:
+    class Noting:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async def noting(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"].append((b"x-noted", b"yes"))
+                await send(message)
+
+            await self.app(scope, receive, noting)
+
+    app = FastAPI()
+    app.add_middleware(Noting)
+    install(app)
+
+    @app.put("/")
+    async def edit(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None:
+        raise StaleDataError("somebody else was faster")
+
+    answer = await call(app, doors, "PUT")
+    assert (answer.status, answer.headers["x-noted"]) == (409, "yes")
+
+
 async def test_the_openapi_document_tells_of_conflicts(doors: Door) -> None:
     app = installed()
     SessionDep = Annotated[AsyncSession, SessionDepends(doors.Session)]

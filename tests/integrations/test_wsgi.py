@@ -183,6 +183,22 @@ async def test_a_commit_that_fails_lets_nothing_of_the_response_through(doors: D
     assert client.started == []
 
 
+async def test_the_body_of_a_response_that_is_given_up_is_closed(doors: Door) -> None:
+    class Body(list[bytes]):
+        def close(self) -> None:
+            closed.append("app")
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        pledge()
+        start_response("200 OK", [])
+        return Body([b"never"])
+
+    closed: list[str] = []
+    with pytest.raises(IntegrityError):
+        Client(doors, app)()
+    assert closed == ["app"]
+
+
 async def test_a_commit_that_fails_while_the_application_writes_lets_nothing_through_either(doors: Door) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         write = start_response("200 OK", [])

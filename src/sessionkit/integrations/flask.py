@@ -206,11 +206,7 @@ class _Serving:
         """Run the after_request functions, then end the scopes."""
         *context, response = args
         turn = _turn()
-        try:
-            response = self._process_response(*context, response)
-        except Exception as error:
-            turn.failed(error)
-            raise
+        response = self._process_response(*context, response)
         if turn.over:
             return response
         try:
@@ -239,7 +235,7 @@ class _Serving:
             return self._handle_user_exception(*context, _http_exception(answer))
 
     def note_exception(self, app: Flask, exception: Exception) -> None:
-        """Take note of an error that is in nobody's hands, such as one of an after_request function."""
+        """Take note of an error that was raised behind the view, such as one of an after_request function."""
         _turn().failed(exception)
 
 
