@@ -109,6 +109,15 @@ async def test_an_error_status_rolls_back(doors: Door, status: int) -> None:
     assert (answer.status, answer.committed) == (status, ["ann"])
 
 
+async def test_a_rollback_on_that_fails_rolls_back(doors: Door) -> None:
+    async def endpoint(request: Request) -> Response:
+        await add("ann")
+        return PlainTextResponse("ok")
+
+    answer = await call(make_app(doors, endpoint, rollback_on=lambda status: 1 // 0 > 1), doors, logged=True)
+    assert (answer.status, answer.committed) == (500, [])
+
+
 async def test_an_http_exception_rolls_back(doors: Door) -> None:
     async def endpoint(request: Request) -> Response:
         await add("ann")

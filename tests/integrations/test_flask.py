@@ -128,6 +128,12 @@ async def test_an_exception_rolls_back_and_is_flasks_500(doors: Door) -> None:
     assert await names(doors) == []
 
 
+async def test_a_rollback_on_that_fails_rolls_back(doors: Door) -> None:
+    app, _ = make_app(doors, lambda: (add("ann"), "ok")[1], rollback_on=lambda status: 1 // (status - 200) > 1)
+    assert app.test_client().post("/").status_code == 500
+    assert await names(doors) == []
+
+
 async def test_a_view_that_returns_nothing_rolls_back(doors: Door) -> None:
     app, _ = make_app(doors, lambda: add("ann"), rollback_on=lambda status: False)
     assert app.test_client().post("/").status_code == 500

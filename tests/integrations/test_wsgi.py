@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 
 from sessionkit import async_sessionmaker, current_session, errors, set_rollback_only
+from sessionkit.context import top
 from sessionkit.integrations.wsgi import SessionKitMiddleware
 from sessionkit.retry import Retry
 from tests.support.models import Pledge, User
@@ -55,8 +56,7 @@ class Client:
             sent.extend(parts)
         finally:
             getattr(parts, "close", lambda: None)()
-        with pytest.raises(errors.NoCurrentSession):
-            current_session()
+        assert top() is None
         return self.started[-1][0], b"".join(sent)
 
 
@@ -137,6 +137,14 @@ async def test_an_error_status_rolls_back(doors: Door, status: str) -> None:
     client = Client(doors, answering(lambda: add("ann"), status), rollback_on=lambda status: False)
     client()
     assert await names(doors) == ["ann"]
+
+
+async def test_a_rollback_on_that_fails_rolls_back(doors: Door) -> None:
+    client = Client(doors, answering(lambda: add("ann")), rollback_on=lambda status: 1 // 0 > 1)
+    with pytest.raises(ZeroDivisionError):
+        client()
+    assert client.started == []
+    assert await names(doors) == []
 
 
 async def test_a_rollback_that_was_asked_for_keeps_the_response(doors: Door) -> None:

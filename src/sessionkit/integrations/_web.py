@@ -69,7 +69,7 @@ _CHANGED = "Somebody else has changed this in the meantime. Read it again, then 
 CONFLICT = Answer(409, "Conflict", _CHANGED)
 PRECONDITION_FAILED = Answer(412, "Precondition Failed", _CHANGED)
 MALFORMED = Answer(400, "Bad Request", 'If-Match is to hold * or entity tags in double quotes, such as "3".')
-TRY_AGAIN = Answer(503, "Service Unavailable", "Too much happened at once, and nothing was saved. Try again.")
+TRY_AGAIN = Answer(503, "Service Unavailable", "This cannot be done at the moment, and nothing was saved. Try again.")
 
 
 def answer_to(error: BaseException, if_match: bool) -> Answer | None:
@@ -233,11 +233,18 @@ class Turn:
         """Decide whether another turn follows, now that this one has failed with `error` and is rolled back."""
         return not self._committed and self.request.again(error)
 
+    def answer(self, error: BaseException) -> Answer | None:
+        """Return what tells the client of the error that the turn has failed with, if HTTP has a status for it."""
+        # To repeat the request, as these answers ask for, would repeat what has been committed.
+        return None if self._committed else answer_to(error, self.request.if_match)
+
     def _ending(self, status: int | None) -> list[Any]:
         """Return the scopes to be left, in that order; without a status or with a bad one they do not commit."""
+        # Whatever rollback_on raises comes before anything is ended, so that it can still be rolled back.
+        bad = self.error is None and (status is None or self.request.rules.rollback_on(status))
         self.over = True
         scopes, self._open = self._open[::-1], []
-        if self.error is None and (status is None or self.request.rules.rollback_on(status)):
+        if bad:
             for _, session in scopes:
                 set_rollback_only(session)
         return [scope for scope, _ in scopes]

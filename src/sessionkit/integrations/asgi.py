@@ -33,7 +33,6 @@ from ._web import (
     RollbackOn,
     Rules,
     Turn,
-    answer_to,
     on_error_status,
     rules,
     triple,
@@ -390,7 +389,7 @@ class Exchange:
             return
         if unknown and _forget_the_beginning(connection):
             raise error
-        answer = answer_to(error, self.turn.request.if_match)
+        answer = self.turn.answer(error)
         if answer is None:
             raise error
         if by_the_app is not None:

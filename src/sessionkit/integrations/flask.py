@@ -34,7 +34,6 @@ from ._web import (
     RollbackOn,
     Rules,
     SyncTurn,
-    answer_to,
     on_error_status,
     rules,
 )
@@ -229,7 +228,7 @@ class _Serving:
         try:
             return self._handle_user_exception(*context, error)
         except Exception as unhandled:
-            answer = None if isinstance(error, HTTPException) else answer_to(error, turn.request.if_match)
+            answer = None if isinstance(error, HTTPException) else turn.answer(error)
             if unhandled is not error or answer is None:
                 raise
             return self._handle_user_exception(*context, _http_exception(answer))

@@ -23,7 +23,6 @@ from ._web import (
     Request,
     RollbackOn,
     SyncTurn,
-    answer_to,
     on_error_status,
     rules,
 )
@@ -184,7 +183,7 @@ class _Exchange:
                 raise
             if self.turn.again(error):
                 return None
-            answer = answer_to(error, self.turn.request.if_match)
+            answer = self.turn.answer(error)
             if answer is None:
                 raise
             return self._say(answer)
