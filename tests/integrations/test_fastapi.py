@@ -20,6 +20,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 from sessionkit import async_scoped_session, current_session, errors, on_commit
 from sessionkit.integrations import fastapi as integration
+from sessionkit.integrations.asgi import SessionKitMiddleware
 from sessionkit.integrations.fastapi import SessionDepends, install
 from sessionkit.retry import Retry
 from tests.integrations.asgi_client import call, sync_factory, talk
@@ -84,6 +85,22 @@ async def test_everybody_who_asks_in_a_request_gets_the_same_session(doors: Door
 
     answer = await call(app, doors)
     assert (answer.body, answer.committed) == (b"true", ["ann"])
+
+
+async def test_a_middleware_that_has_a_factory_and_a_dependency_share_a_session(doors: Door) -> None:
+    app = FastAPI()
+    app.add_middleware(SessionKitMiddleware, factory=doors.Session)
+
+    async def before(request: Request) -> None:
+        seen.append(current_session())
+
+    seen: list[Any] = []
+
+    @app.get("/", dependencies=[Depends(before)])
+    async def read(session: Annotated[AsyncSession, SessionDepends(async_scoped_session(doors.Session))]) -> None:
+        assert session is seen[0] is current_session()
+
+    assert (await call(app, doors)).status == 200
 
 
 async def test_a_router_may_ask_for_all_its_endpoints(doors: Door, app: FastAPI) -> None:

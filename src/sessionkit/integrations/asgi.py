@@ -10,36 +10,15 @@ factory share one session and one transaction. For FastAPI there are typed depen
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import inspect
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
-from .._twins import to_completion
-from ..context import top
 from ..retry import Retry
-from ..scope import AsyncScope
-from ._web import (
-    IDEMPOTENT,
-    LONGEST_BODY,
-    Answer,
-    Request,
-    RollbackOn,
-    Rules,
-    Turn,
-    on_error_status,
-    rules,
-    triple,
-)
+from ._async_turn import AsyncTurn
+from ._web import IDEMPOTENT, LONGEST_BODY, Answer, Request, RollbackOn, Rules, on_error_status, rules
 
 if TYPE_CHECKING:
-    from .._plan import Options
     from ._web import AsyncFactory, SyncFactory
 
 __all__ = ["SessionKitMiddleware"]
@@ -169,143 +148,6 @@ class _Body:
         self._kept, self._replayed = self._kept[self._replayed :], 0
 
 
-# -- turns of requests that tasks serve -----------------------------------------------------------------------------
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    # Where sync sessions commit. Not the framework's threads: were they all taken by endpoints that wait for a
-    # connection of the pool, those who have one could not give it back. And as many as it takes, for the same reason:
-    # a COMMIT that flushes first may wait for a connection as well.
-    return ThreadPoolExecutor(2**16, thread_name_prefix="sessionkit")
-
-
-_PLACE = "sessionkit.place"
-"""Where the scope of a connection tells that a turn of its request has taken a place."""
-
-_places_of: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
-
-
-def _places() -> asyncio.Semaphore | None:
-    """Return how many requests with sync sessions the loop serves at once: as many as there are worker threads.
-
-    FastAPI runs a ``def`` endpoint, each ``def`` dependency and the making of the response in threads of their own, one
-    after the other. A request that has a connection waits for its next thread; were all the threads taken by requests
-    that wait for a connection, nobody would go on.
-    """
-    anyio = sys.modules.get("anyio.to_thread")
-    if anyio is None:
-        return None
-    loop = asyncio.get_running_loop()
-    places = _places_of.get(loop)
-    if places is None:
-        threads = min(anyio.current_default_thread_limiter().total_tokens, 2**16)  # it may be infinity
-        places = _places_of[loop] = asyncio.Semaphore(max(1, int(threads)))
-    return places
-
-
-class AsyncTurn(Turn):
-    """A turn of a request that is served by a task, with sync and async sessions."""
-
-    def __init__(self, request: Request, connection: Connection) -> None:
-        super().__init__(request)
-        self.connection = connection
-        self._places: asyncio.Semaphore | None = None  # of which it has taken one
-
-    async def enter(self, factory: Any, options: Options) -> Any:
-        """Open a scope in this task, and return its session. No I/O."""
-        scope = self.scope_of(factory, options)
-        if not isinstance(scope, AsyncScope):
-            await self._take_a_place()
-        run = self.request.run()
-        session = await scope._begin(run) if isinstance(scope, AsyncScope) else scope._begin(run)
-        self.opened(scope, session)
-        self._lend(isinstance(scope, AsyncScope))
-        return session
-
-    async def _take_a_place(self) -> None:
-        """Wait, in the loop, until the request can have a worker thread for itself."""
-        places = _places()
-        if places is not None and _PLACE not in self.connection:
-            await places.acquire()
-            self.connection[_PLACE] = self
-            self._places = places
-
-    def _lend(self, asynchronous: bool) -> None:
-        """Have those see the session that the framework serves the request with, while this task waits for them."""
-        entry, loops_thread, connection = top(), threading.get_ident(), self.connection
-        assert entry is not None
-
-        def waited_for(owner: object) -> bool:
-            if isinstance(owner, asyncio.Task):
-                return _serves_requests(owner)
-            # A worker thread. But an async endpoint may start several at once, and need not wait for any.
-            return not asynchronous and owner != loops_thread and not _is_async(connection.get("endpoint"))
-
-        entry.lent = waited_for
-
-    async def end(self, status: int | None) -> None:
-        """End the scopes before a response with `status` leaves; None: there will be none.
-
-        Raises:
-            BaseException: what kept one of them from committing, unless that is the turn's `error`.
-        """
-        error = self.error
-        for scope in self._ending(status):
-            failure: BaseException | None = None
-            try:
-                await _leave(scope, error)
-            except BaseException as raised:  # noqa: BLE001 - the others are to end as well
-                failure = raised
-            error = self._ended(scope, failure, error)
-        if self._places is not None:
-            self._places.release()
-            self._places = None
-            self.connection.pop(_PLACE, None)
-        self._settle(error)
-
-    async def give_up(self, error: BaseException | None) -> None:
-        """Roll back what is still open."""
-        if self.over:
-            return
-        if error is not None:
-            self.error = error
-        await self.end(None)
-
-    async def pause(self) -> None:
-        """Wait before the next turn."""
-        result, seconds = self.request.next()
-        if inspect.isawaitable(result):
-            await result
-        await asyncio.sleep(seconds)
-
-
-async def _leave(scope: Any, error: BaseException | None) -> None:
-    if isinstance(scope, AsyncScope):
-        await scope.__aexit__(*triple(error))
-        return
-    loop = asyncio.get_running_loop()
-    leaving = functools.partial(copy_context().run, scope.__exit__, *triple(error))
-    _, cancelled = await to_completion(loop.run_in_executor(_threads(), leaving))
-    if cancelled is not None:
-        raise cancelled
-
-
-def _is_async(endpoint: object) -> bool:
-    """Tell whether an endpoint is a coroutine function; of what is none or unknown, False."""
-    while isinstance(endpoint, functools.partial):
-        endpoint = endpoint.func
-    # Or an object that is called like one.
-    return inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(type(endpoint).__call__)
-
-
-def _serves_requests(task: asyncio.Task[Any]) -> bool:
-    """Tell whether it is a task in which a framework serves a request, and not one that the request has started."""
-    quart = sys.modules.get("quart.asgi")
-    serving = getattr(getattr(quart, "ASGIHTTPConnection", None), "handle_request", None)
-    return serving is not None and getattr(task.get_coro(), "cr_code", None) is serving.__code__
-
-
 class Exchange:
     """One turn of a request and the response to it, whose start waits for the end of the turn."""
 
@@ -368,13 +210,13 @@ class Exchange:
             raise error
         if self._again:
             return False
-        failure = turn.failure
+        failure = turn.failure if isinstance(turn.failure, Exception) else None
         if failure is None:
             await turn.give_up(error)
             if turn.again(error):
                 return False
         self.body.let_go()
-        await self._answer(error if failure is None else failure, failure is not None)
+        await self._answer(failure or error, failure is not None)
         return True
 
     async def _answer(self, error: BaseException, unknown: bool) -> None:

@@ -29,8 +29,9 @@ from fastapi.requests import HTTPConnection
 from ..errors import OptionError, ScopeError
 from ..retry import Retry, as_retry
 from ..scope import session_scope
+from ._async_turn import AsyncTurn
 from ._web import CONFLICT, IDEMPOTENT, PRECONDITION_FAILED, TRY_AGAIN, RollbackOn, Rules, on_error_status
-from .asgi import EXCHANGE, AsyncTurn, Exchange, SessionKitMiddleware, request_of
+from .asgi import EXCHANGE, Exchange, SessionKitMiddleware, request_of
 
 if TYPE_CHECKING:
     from typing import Unpack
