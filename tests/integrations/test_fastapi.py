@@ -103,6 +103,26 @@ async def test_a_middleware_that_has_a_factory_and_a_dependency_share_a_session(
     assert (await call(app, doors)).status == 200
 
 
+async def test_where_another_task_runs_the_endpoint_the_dependency_has_a_session_of_its_own(doors: Door) -> None:
+    class Between(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: Any) -> Response:
+            sessions.append(current_session())
+            response: Response = await call_next(request)
+            return response
+
+    sessions: list[Any] = []
+    app = FastAPI()
+    app.add_middleware(Between)
+    app.add_middleware(SessionKitMiddleware, factory=doors.Session)
+
+    @app.get("/")
+    async def add(session: Annotated[AsyncSession, SessionDepends(doors.Session)]) -> None:
+        assert session is current_session() is not sessions[0]
+        session.add(User(name="ann"))
+
+    assert (await call(app, doors)).committed == ["ann"]
+
+
 async def test_a_router_may_ask_for_all_its_endpoints(doors: Door, app: FastAPI) -> None:
     router = APIRouter(dependencies=[SessionDepends(doors.Session)])
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from .._twins import to_completion
-from ..context import factory_key, top
+from ..context import Entry, factory_key, here, top
 from ..scope import AsyncScope
 from ._web import Request, Turn, triple
 
@@ -67,23 +67,24 @@ class AsyncTurn(Turn):
     def __init__(self, request: Request, connection: Connection) -> None:
         super().__init__(request)
         self.connection = connection
-        self._plain: dict[object, Any] = {}
+        self._plain: dict[object, Entry] = {}
         self._places: asyncio.Semaphore | None = None  # of which it has taken one
 
     async def enter(self, factory: Any, options: Options) -> Any:
         """Open a scope in this task, and return its session; without options, one for each factory. No I/O."""
         key = factory_key(factory)
-        if not options and key in self._plain:
-            return self._plain[key]
+        plain = None if options else self._plain.get(key)
+        if plain is not None and plain.belongs_to(here()):
+            return plain.handed
         scope = self.scope_of(factory, options)
         if not isinstance(scope, AsyncScope):
             await self._take_a_place()
         run = self.request.run()
         session = await scope._begin(run) if isinstance(scope, AsyncScope) else scope._begin(run)
         self.opened(scope, session)
-        self._lend(isinstance(scope, AsyncScope))
+        entry = self._lend(isinstance(scope, AsyncScope))
         if not options:
-            self._plain[key] = session
+            self._plain[key] = entry
         return session
 
     async def _take_a_place(self) -> None:
@@ -94,7 +95,7 @@ class AsyncTurn(Turn):
             self.connection[_PLACE] = self
             self._places = places
 
-    def _lend(self, asynchronous: bool) -> None:
+    def _lend(self, asynchronous: bool) -> Entry:
         """Have those see the session that the framework serves the request with, while this task waits for them."""
         entry, loops_thread, connection = top(), threading.get_ident(), self.connection
         assert entry is not None
@@ -106,6 +107,7 @@ class AsyncTurn(Turn):
             return not asynchronous and owner != loops_thread and not _is_async(connection.get("endpoint"))
 
         entry.lent = waited_for
+        return entry
 
     async def end(self, status: int | None) -> None:
         """End the scopes before a response with `status` leaves; None: there will be none.
