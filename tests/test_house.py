@@ -67,8 +67,9 @@ ROOMS: dict[str, str] = {
     # the front hall: names only, so it may know every public room
     "__init__": "*",
     # what stands on the public rooms, and what nothing else may import
-    # A request that is run again tells its scopes so, and ends them in another task than it began them in.
-    "integrations": "* _attempts _twins",
+    # A request that is run again tells its scopes so, ends them in another task than it began them in, and asks which of
+    # them leave something behind.
+    "integrations": "* _attempts _savepoints _session _twins",
     "cli": "*",
     "__main__": "cli",
 }

@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, HTTPException, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -295,6 +295,27 @@ async def test_a_conflict_is_a_409_or_with_a_precondition_a_412(doors: Door) -> 
     assert answer.status == 409
     assert answer.body.startswith(b'{"detail":"Somebody else has changed this')
     assert (await call(app, doors, "PUT", headers={"If-Match": '"3"'})).status == 412
+
+
+async def test_a_conflict_is_told_where_another_session_has_only_read(doors: Door) -> None:
+    app = installed()
+    tried: list[int] = []
+
+    @app.put("/")
+    async def edit(
+        session: Annotated[AsyncSession, SessionDepends(doors.Session, retry=Retry(2, wait=0))],
+        other: Annotated[AsyncSession, SessionDepends(doors.Session, read_only=True)],
+        unused: Annotated[AsyncSession, SessionDepends(doors.Session)],
+    ) -> None:
+        def stale(session: Any) -> None:
+            raise StaleDataError("somebody else was faster")
+
+        tried.append(1)
+        await other.execute(select(User))
+        event.listen(session.sync_session, "before_commit", stale)
+
+    assert (await call(app, doors, "PUT")).status == 409
+    assert len(tried) == 2
 
 
 async def test_what_a_client_is_told_goes_through_every_other_middleware(doors: Door) -> None:

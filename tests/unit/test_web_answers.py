@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from typing import Any
 
 import pytest
@@ -93,9 +94,25 @@ def test_what_a_precondition_does_not_speak_of_is_retried_all_the_same() -> None
 
 def test_a_turn_of_which_a_part_has_committed_is_not_run_again() -> None:
     turn = Turn(request(retry=Retry(3)))
+    turn._lasting = ["first"]
     assert turn._ended("first", None, None) is None
     error = turn._ended("second", rolled_back(StaleDataError("again")), None)
     assert error is not None
     assert error.__notes__ == ["'first' of the same request was committed before"]
     assert not turn.again(error)
     assert turn.answer(error) is None  # a client that is told of a conflict may repeat what has been saved
+
+
+def test_a_turn_whose_other_part_leaves_nothing_behind_is_run_again() -> None:
+    turn = Turn(request(retry=Retry(3)))
+    assert turn._ended("only reads", None, None) is None
+    error = turn._ended("second", rolled_back(StaleDataError("again")), None)
+    assert error is not None
+    assert turn.answer(error) is not None
+    assert turn.again(error)
+
+
+def test_a_cancellation_while_a_turn_is_rolled_back_is_not_lost() -> None:
+    cancelled, error = CancelledError(), ValueError()
+    assert Turn(request())._ended("scope", cancelled, error) is cancelled
+    assert Turn(request())._ended("scope", TypeError(), error) is error

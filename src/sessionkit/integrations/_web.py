@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._attempts import Run
+from .._savepoints import connections
+from .._session import unit_of
+from ..context import sync_session_of
 from ..errors import ColourError, HookError, MalformedETag, OptionError, classify, first_of
 from ..hooks import set_rollback_only
 from ..retry import Attempt, Attempts, Retry, as_retry
@@ -212,7 +215,8 @@ class Turn:
         self.error: BaseException | None = None  # what was raised in it, whoever has handled it since
         self.failure: BaseException | None = None  # what kept it from committing
         self._open: list[tuple[Any, Any]] = []
-        self._committed: list[Any] = []
+        self._lasting: list[Any] = []  # the scopes whose COMMIT leaves something behind, where there are several
+        self._committed: list[Any] = []  # those of them that have committed
 
     def scope_of(self, factory: Any, options: Options) -> Scope[Any] | AsyncScope[Any]:
         """Return a new scope: a value of its own for each turn, which can be left in any thread."""
@@ -244,6 +248,8 @@ class Turn:
         bad = self.error is None and (status is None or self.request.rules.rollback_on(status))
         self.over = True
         scopes, self._open = self._open[::-1], []
+        if len(scopes) > 1:
+            self._lasting = [scope for scope, session in scopes if _may_change(session)]
         if bad:
             for _, session in scopes:
                 set_rollback_only(session)
@@ -251,18 +257,20 @@ class Turn:
 
     def _ended(self, scope: Any, failure: BaseException | None, error: BaseException | None) -> BaseException | None:
         """Return what the next scope is left with, after one was left with `error` and has raised `failure`."""
-        if failure is None:
-            if error is None:
-                self._committed.append(scope)
-            return error
+        if failure is not None and not isinstance(failure, Exception):
+            return failure  # a cancellation, an interrupt: theirs is the right of way
         if error is not None:
             return error  # the first one is what the user must see; the other one's own unit has logged it
         if isinstance(failure, HookError):
             # The response tells what became of the data, and that is settled.
             logger.error("a hook of %s failed; the data is %s", self.request.name, failure.outcome, exc_info=failure)
-            if failure.outcome == "committed":
-                self._committed.append(scope)
-            return None
+        elif failure is not None:
+            return self._noting_what_lasts(failure)
+        if scope in self._lasting and (failure is None or failure.outcome == "committed"):
+            self._committed.append(scope)
+        return None
+
+    def _noting_what_lasts(self, failure: Exception) -> Exception:
         for other in self._committed:
             failure.add_note(f"{other!r} of the same request was committed before")
         return failure
@@ -273,6 +281,15 @@ class Turn:
             self.failure = error
         if self.failure is not None:
             raise self.failure
+
+
+def _may_change(session: Any) -> bool:
+    """Tell whether the COMMIT of a session may leave something behind: not if it only reads, nor if it was not used."""
+    inner = sync_session_of(session, "a request")
+    unit = unit_of(inner)
+    assert unit is not None
+    used = connections(unit.transaction) or inner.new or inner.dirty or inner.deleted
+    return bool(used) and not unit.read_only
 
 
 def triple(error: BaseException | None) -> tuple[Any, Any, Any]:
