@@ -234,6 +234,23 @@ async def test_an_application_that_takes_no_note_of_the_failure_gets_nothing_of_
         await call(SessionKitMiddleware(app, doors.Session), doors)
 
 
+async def test_what_an_application_says_before_its_response_begins_is_let_through(doors: Door) -> None:
+    """As Starlette tells its test client which template was rendered."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.debug", "info": {}})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    said: list[str] = []
+
+    async def send(message: Any) -> None:
+        said.append(message["type"])
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    await SessionKitMiddleware(app, doors.Session)(scope, send, send)
+    assert said == ["http.response.debug", "http.response.start"]
+
+
 async def test_an_application_that_answers_the_failure_itself_is_heard(doors: Door) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         pledge()

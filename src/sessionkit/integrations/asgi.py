@@ -185,7 +185,7 @@ class Exchange:
         starts = message["type"] == "http.response.start"
         if starts and not self.turn.over:
             await self._end(message["status"])
-        if self._again or not (starts or self._started):
+        if self._again or (self.turn.over and not (starts or self._started)):
             return  # it belongs to a response that has been given up
         if starts:
             self._started = True
