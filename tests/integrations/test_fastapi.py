@@ -457,6 +457,32 @@ async def test_an_error_that_the_application_has_handled_is_retried_all_the_same
     assert (answer.status, answer.body) == (409, b'{"tried":3}')
 
 
+async def test_what_an_endpoint_asks_for_wins_over_what_goes_for_the_application(doors: Door) -> None:
+    app = installed(retry=Retry(2, wait=0))
+    tried: list[int] = []
+
+    @app.put("/")
+    async def edit(session: Annotated[AsyncSession, SessionDepends(doors.Session, retry=Retry(4, wait=0))]) -> None:
+        tried.append(1)
+        raise StaleDataError("again")
+
+    assert (await call(app, doors, "PUT")).status == 409
+    assert len(tried) == 4
+
+
+async def test_two_policies_in_one_request_are_refused(doors: Door) -> None:
+    app = installed()
+
+    @app.put("/")
+    async def edit(
+        session: Annotated[AsyncSession, SessionDepends(doors.Session, retry=2)],
+        other: Annotated[AsyncSession, SessionDepends(doors.Session, retry=3)],
+    ) -> None: ...
+
+    with pytest.raises(errors.OptionError, match="give all of them the same"):
+        await call(app, doors, "PUT")
+
+
 async def test_a_retry_without_the_middleware_is_refused(doors: Door) -> None:
     app = FastAPI()
 

@@ -648,6 +648,8 @@ async def test_what_cannot_be_served_is_refused_at_once(doors: Door) -> None:
         SessionKit(app, doors.Session, rollback_on=500)  # type: ignore[arg-type]
     with pytest.raises(errors.OptionError, match="retry_methods"):
         SessionKit(app, doors.Session, retry_methods="GET")
+    with pytest.raises(errors.OptionError, match="without retry="):
+        SessionKit(app, doors.Session, retry_methods={"GET"})
     with pytest.raises(errors.OptionError, match="one factory with binds="):
         SessionKit(app, {"default": doors.Session, "audit": doors.factory()}, retry=3)
     with pytest.raises(errors.OptionError, match="'default'"):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from litestar import Litestar, Response, route
-from litestar.middleware import DefineMiddleware
-from quart import Quart, abort
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
@@ -17,6 +15,12 @@ from sessionkit import current_session, errors
 from sessionkit.integrations.asgi import SessionKitMiddleware
 from tests.integrations.asgi_client import call, sync_factory
 from tests.support.models import Pledge, User
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what they warn of is theirs to mend
+    from litestar import Litestar, Response, route
+    from litestar.middleware import DefineMiddleware
+    from quart import Quart, abort
 
 if TYPE_CHECKING:
     from collections.abc import Callable

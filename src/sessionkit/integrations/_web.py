@@ -145,13 +145,16 @@ def rules(
         raise OptionError(
             f"retry_methods={retry_methods!r} was given to {where}; it is a set, such as {{'GET', 'PUT'}}"
         )
+    methods = frozenset(method.upper() for method in retry_methods)
+    if retry is None and methods != IDEMPOTENT:
+        raise OptionError(f"retry_methods= was given to {where} without retry=, so no request would be run again")
     policy = None if retry is None else as_retry(retry, where)
     if policy is not None and len(factories) > 1:
         raise OptionError(
             f"retry= was given to {where} with {len(factories)} factories; they commit one after the other, and what has "
             "committed cannot be run again: have one factory with binds=, or retry inside the request"
         )
-    return Rules(tuple(factories), rollback_on, policy, frozenset(method.upper() for method in retry_methods))
+    return Rules(tuple(factories), rollback_on, policy, methods)
 
 
 # -- one request, which may take several turns ----------------------------------------------------------------------
@@ -167,8 +170,9 @@ class Request:
         self.replayable = True
         self._attempts: Attempts | None = None
         self._attempt: Attempt | None = None
+        self._asked = False  # by what serves it: that wins over what goes for the whole application
         if given.retry is not None and method in given.retry_methods:
-            self.ask(given.retry)
+            self._begin(given.retry)
 
     @property
     def retried(self) -> bool:
@@ -176,10 +180,24 @@ class Request:
         return self._attempts is not None and self.replayable
 
     def ask(self, policy: Retry) -> None:
-        """Have it run again as `policy` says, unless that is settled already."""
-        if self._attempts is None:
-            self._attempts = Attempts(policy, time.monotonic())
-            self._attempt = self._attempts.next()
+        """Have it run again as `policy` says; every turn asks.
+
+        Raises:
+            OptionError: something else of the same request has asked for another policy.
+        """
+        if self._asked and self._attempts is not None:
+            if policy != self._attempts.policy:
+                raise OptionError(
+                    f"{self.name} asks for sessions with retry={policy} and retry={self._attempts.policy}; a request is "
+                    "run again as a whole, so give all of them the same"
+                )
+            return
+        self._asked = True
+        self._begin(policy)
+
+    def _begin(self, policy: Retry) -> None:
+        self._attempts = Attempts(policy, time.monotonic())
+        self._attempt = self._attempts.next()
 
     def run(self) -> Run | None:
         """Return what the scopes of this turn have to know of it; None if it is the only one."""

@@ -67,13 +67,14 @@ def SessionDepends(factory: "SyncFactory | AsyncFactory", **options: "Unpack[Opt
     Args:
         factory: an ``async_sessionmaker`` or ``sessionmaker``, or a scoped session.
         options: those of `session_scope`, as ``read_only=True`` or ``isolation="SERIALIZABLE"``, but for `propagation`.
-            With `retry` the requests to the endpoints that ask for this session are run again, whatever their method;
-            it needs `install`.
+            With `retry` the requests to the endpoints that ask for this session are run again, whatever their method
+            and whatever `install` says of others; it needs `install`.
 
     Raises:
         ScopeError: `factory` is none; when a request comes: the connection is a websocket, or this release of FastAPI
             ends dependencies after the response and there was no `install`.
-        OptionError: an option has a value that cannot be honoured; when a request comes: `retry` without `install`.
+        OptionError: an option has a value that cannot be honoured; when a request comes: `retry` without `install`, or
+            another `retry` than another session of the request has.
 
     SQL: ``BEGIN`` with the first statement, and ``COMMIT`` or ``ROLLBACK``.
     """
