@@ -540,10 +540,11 @@ async def test_an_autocommit_engine_is_refused_with_and_without_a_preset(
 
 
 @pytest.mark.doors(driver="psycopg")
-async def test_an_engine_whose_driver_commits_by_itself_is_refused(doors: Door) -> None:
+@pytest.mark.parametrize("preset", [None, SERIALIZABLE], ids=["no preset", "a preset"])
+async def test_an_engine_whose_driver_commits_by_itself_is_refused(doors: Door, preset: Preset | None) -> None:
     engine = doors.make_engine(connect_args={"autocommit": True})
     with pytest.raises(errors.OptionError, match="autocommit"):
-        async with doors.scope(doors.factory(engine), preset=SERIALIZABLE) as session:
+        async with doors.scope(doors.factory(engine), preset=preset) as session:
             await session.execute(text("SELECT 1"))
 
 

@@ -188,11 +188,6 @@ def _tell_driver(connection: Connection) -> list[Executable]:
     options = connection.get_execution_options()
     wanted: _Wanted = options[_OPTION]
     pooled = connection.connection
-    if getattr(pooled.dbapi_connection, "autocommit", False):
-        raise OptionError(
-            f"a preset was asked for on {connection.engine!r}, but its driver's connections are in autocommit mode, "
-            "where no transaction begins; leave autocommit out of connect_args"
-        )
     said: list[Executable] = []
     if wanted[:3] != (None, None, None):
         driver = _DRIVERS.get(connection.dialect.driver)
@@ -241,6 +236,11 @@ def _checkin(dbapi_connection: Any, record: Any) -> None:
 
 
 def _follow(connection: Connection) -> None:
+    if getattr(connection.connection.dbapi_connection, "autocommit", False):
+        raise OptionError(
+            f"a scope was opened on {connection.engine!r}, but its driver's connections are in autocommit mode, where "
+            "no transaction begins; leave autocommit out of connect_args"
+        )
     if connection.dialect.driver == "asyncpg":
         _asyncpg.follow(connection)
 
