@@ -37,9 +37,8 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
     Args:
         bind, class_, autoflush, expire_on_commit, info: as in SQLAlchemy; every other argument of its ``Session``
             goes through.
-        options: every option of `session_scope`, as the default for this factory's scopes; `retry` as a default goes
-        for
-            decorated functions and `attempts`, not for a plain ``async with``.
+        options: every option of `session_scope`, as the default for this factory's scopes; `retry` as a default
+            goes for decorated functions and `attempts`, not for a plain ``async with``.
         twophase: True: what a scope has written to several PostgreSQL databases commits as one; see `binding`.
         readers: replicas of `bind`, each an ``AsyncEngine``. A read-only scope runs on one of them for its whole transaction.
         read_your_writes: True (default): only on one that has replayed what this context has committed.
