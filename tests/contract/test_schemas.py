@@ -209,7 +209,7 @@ async def test_a_function_that_verifies_looks_into_the_same_schema(doors: Door, 
     assert await everywhere(doors, filled) == [[], ["ann"], []]
 
 
-async def test_thousands_of_tenants_leave_nothing_behind(doors: Door, filled: Any) -> None:
+async def test_tenants_leave_nothing_behind_however_many_there_are(doors: Door, filled: Any) -> None:
     """No engine is kept for each map, as one is for each preset."""
     Session = doors.factory(filled)
 
@@ -223,7 +223,7 @@ async def test_thousands_of_tenants_leave_nothing_behind(doors: Door, filled: An
 
     await use(0)
     before = engines()
-    for number in range(1, 50):
+    for number in range(1, 6):
         await use(number)
     assert engines() == before
 
