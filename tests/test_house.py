@@ -68,8 +68,8 @@ ROOMS: dict[str, str] = {
     "__init__": "*",
     # what stands on the public rooms, and what nothing else may import
     # A request that is run again tells its scopes so, ends them in another task than it began them in, and asks which of
-    # them leave something behind.
-    "integrations": "* _attempts _savepoints _session _twins",
+    # them leave something behind. A migration waits for its turn.
+    "integrations": "* _attempts _savepoints _session _twins _waiting",
     "cli": "*",
     "__main__": "cli",
 }

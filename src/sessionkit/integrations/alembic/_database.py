@@ -1,0 +1,228 @@
+"""One database: its lock, its transactions, and what is done where a lock cannot be had."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from ..._waiting import sleep
+from ...errors import OptionError, classify, set_outcome
+from ...retry import Attempts, Retry
+from . import _servers
+from ._backfill import LOCK_TIMEOUT
+from ._errors import Blocker, MigrationBlocked, MigrationError
+from ._watcher import watching
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from sqlalchemy.engine import Engine
+
+    from ._servers import Server, Turn
+
+log = logging.getLogger("alembic.sessionkit")
+
+
+@dataclass(frozen=True, slots=True)
+class Care:
+    """How careful a migration is with the application that goes on meanwhile.
+
+    Attributes:
+        lock: one deployment at a time; None: where the database can.
+        lock_wait: how long to wait for another deployment, in seconds.
+        lock_timeout: how long a statement waits for a lock, in seconds; None: for ever.
+        retry: how often to try again.
+    """
+
+    lock: bool | None
+    lock_wait: float
+    lock_timeout: float | None
+    retry: Retry
+
+    def check(self, dialect: str) -> None:
+        """Refuse what this dialect cannot do.
+
+        Raises:
+            OptionError: it was asked for.
+        """
+        server = _servers.of(dialect)
+        if self.lock and not server.locks:
+            raise OptionError(
+                f"lock=True was asked for, but run_migrations() has no lock for {dialect}; say lock=False, and see that "
+                "two deployments never migrate at once"
+            )
+
+    def limit(self, server: Server) -> float | None:
+        """Return the lock timeout, where the database has one."""
+        return self.lock_timeout if server.timeouts else None
+
+
+def migrate_on(
+    engine: Engine, care: Care, turn: Turn | None, work: Callable[[Connection, dict[str, Any]], None]
+) -> None:
+    """Run a command on an engine's database.
+
+    Args:
+        engine: its connections are given back at the end.
+        care: how careful to be.
+        turn: which deployments exclude each other; None: the command changes nothing, and excludes nobody.
+        work: the command, run again from its beginning where a lock could not be had.
+
+    Raises:
+        MigrationBlocked: a lock could not be had in all that time.
+    """
+    server = _servers.of(engine.dialect.name)
+    if turn is None:
+        with engine.connect() as connection:
+            work(connection, {})
+        return
+    with ExitStack() as stack:
+        check: list[Any] = []
+        if server.locks and not server.whole and care.lock is not False:
+            check.append(stack.enter_context(_locked(engine, server, turn)))
+        attempts = Attempts(care.retry, time.monotonic())
+        while True:
+            attempt = attempts.next()
+            blockers: list[Blocker] = []
+            try:
+                with _connected(engine, server) as connection, ExitStack() as around:
+                    # What was in the way of a lock is asked only where it is known to be needed.
+                    if attempt.number > 1 or care.retry.attempts == 1:
+                        every = (care.limit(server) or 1.0) / 4
+                        blockers = around.enter_context(watching(server, connection, every))
+                    options = {**server.options, "on_version_apply": check}
+                    around.enter_context(_prepared(connection, server, care, turn, options))
+                    work(connection, options)
+            except DBAPIError as error:
+                # Every migration is committed together with its revision, so that to begin again is right whatever
+                # became of the last one.
+                set_outcome(error, "rolled back")
+                if not attempts.failed(attempt, error, time.monotonic()):
+                    _give_up(error, attempt.number, care, blockers)
+                    raise
+                _tell(error, attempt.delay)
+            else:
+                return
+            sleep(attempt.delay or 0.0, engine.dialect.is_async)
+
+
+def migrate_within(
+    connection: Connection, care: Care, turn: Turn | None, work: Callable[[Connection, dict[str, Any]], None]
+) -> None:
+    """Run a command on a connection that somebody has handed over, in the transaction that it is in, if it is in one.
+
+    It is not tried again: what the transaction has done before would be lost.
+    """
+    server = _servers.of(connection.dialect.name)
+    if turn is None:
+        work(connection, {})
+    elif not connection.in_transaction():
+        with ExitStack() as stack:
+            check: list[Any] = []
+            if server.locks and not server.whole and care.lock is not False:
+                check.append(stack.enter_context(_locked(connection.engine, server, turn)))
+            options = {**server.options, "on_version_apply": check}
+            stack.enter_context(_prepared(connection, server, care, turn, options))
+            work(connection, options)
+    else:
+        if server.locks and not server.whole and care.lock is not False:
+            server.lock(connection, turn)
+        with _limited(connection, server, care):
+            work(connection, {})
+
+
+def _connected(engine: Engine, server: Server) -> Connection:
+    connection = engine.connect()
+    return connection if server.level is None else connection.execution_options(isolation_level=server.level)
+
+
+@contextmanager
+def _limited(connection: Connection, server: Server, care: Care) -> Generator[None]:
+    """Limit the wait for a lock in a transaction that goes on afterwards as it was."""
+    limit = care.limit(server)
+    if limit is None or server.pid is None:
+        yield
+        return
+    from sqlalchemy import text
+
+    before = connection.scalar(text("SELECT current_setting('lock_timeout')"))
+    server.limit(connection, limit)
+    yield  # after an error there is nothing to be set back: the transaction is aborted
+    connection.execute(text("SELECT set_config('lock_timeout', :before, true)"), {"before": before})
+
+
+@contextmanager
+def _locked(engine: Engine, server: Server, turn: Turn) -> Generator[Callable[..., None]]:
+    """Hold the lock in a transaction of its own; what is handed out raises where it is lost."""
+    with _connected(engine, server) as holder:
+        server.lock(holder, turn)
+
+        def still_ours(**_: Any) -> None:
+            try:
+                holder.exec_driver_sql("SELECT 1")
+            except Exception as error:
+                # asyncpg answers with an error of its own that SQLAlchemy does not know.
+                raise MigrationError(
+                    "the connection that held the lock of this migration was lost, so another deployment may have begun; "
+                    "the migration that was running was rolled back"
+                ) from error
+
+        yield still_ours
+        holder.rollback()
+
+
+@contextmanager
+def _prepared(
+    connection: Connection, server: Server, care: Care, turn: Turn, options: dict[str, Any]
+) -> Generator[None]:
+    """Have each transaction of a connection begin as it should, and leave the connection as it was."""
+    limit = care.limit(server)
+
+    def begin(begun: Connection) -> None:
+        if begun.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+            return  # within autocommit_block()
+        if server.begin is not None and care.lock is not False:
+            server.begin(begun, turn)
+        if limit is not None:
+            server.limit(begun, limit)
+
+    before = server.before(connection)
+    options["sessionkit_check"] = lambda: server.check(connection, before)
+    options[LOCK_TIMEOUT] = limit
+    event.listen(connection, "begin", begin)
+    try:
+        yield
+        server.ended(connection)
+    finally:
+        event.remove(connection, "begin", begin)
+        if not connection.closed and not connection.invalidated:
+            connection.rollback()
+            server.after(connection, before)
+
+
+def _tell(error: DBAPIError, delay: float | None) -> None:
+    kind = classify(error).kind
+    log.warning("The migration could not go on (%s); it begins again in %.1f s", kind, delay or 0.0)
+
+
+def _give_up(error: DBAPIError, attempts: int, care: Care, blockers: list[Blocker]) -> None:
+    if classify(error).kind not in {"lock_not_available", "busy", "busy_snapshot"}:
+        return
+    tried = "once" if attempts == 1 else f"{attempts} times"
+    statement = " ".join((error.statement or "").split())
+    who = "" if blockers else "; who had it could not be seen"
+    raise MigrationBlocked(
+        f"a lock could not be had within {care.lock_timeout} s, tried {tried}, for: {statement}{who}", blockers
+    ) from error
+
+
+def with_locks(retry: Retry) -> Retry:
+    """Return the policy, and have it try again where a lock could not be had."""
+    return retry if retry.on is not None else replace(retry, also=(*retry.also, "lock_not_available"))

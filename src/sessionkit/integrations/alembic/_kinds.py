@@ -1,0 +1,142 @@
+"""What a version column is in a table: its type, and what the rows that are there already get."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
+
+from sqlalchemy import Column, DateTime, Integer, Uuid
+from sqlalchemy.types import CHAR
+
+from ...version._classes import _MARK
+from ...version._kinds import COUNT, MOMENT, UUID4, XMIN
+from ._errors import MigrationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy.types import TypeEngine
+
+    from ...version._kinds import Kind
+
+KindName = Literal["count", "timestamp", "uuid"]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnKind:
+    """One kind of version column.
+
+    Attributes:
+        name: as `op.add_version_column` has it.
+        kind: the same as the models know it.
+        type: of the column. Not the model's, whose name a migration would have to import.
+        initial: SQL of the version that the rows of a full table get: one for all of them, so that it can be the
+            column's default, which no row has to be rewritten for. A version need only differ from the one before and
+            after it in its own row.
+        initial_on: the same for the dialects that need another.
+        kept_on: the default of rows that are inserted later, where it can be a better one.
+    """
+
+    name: KindName
+    kind: Kind
+    type: TypeEngine[Any]
+    initial: Callable[[], str]
+    initial_on: Mapping[str, Callable[[], str]]
+    kept_on: Mapping[str, str]
+
+    def column(self, name: str, default: str | None = None) -> Column[Any]:
+        """Return the column, NOT NULL."""
+        from sqlalchemy import text
+
+        return Column(name, self.type, nullable=False, server_default=None if default is None else text(default))
+
+    def initial_for(self, dialect: str) -> str:
+        """Return the default that fills a column of this kind. Each call may give another one."""
+        return self.initial_on.get(dialect, self.initial)()
+
+
+def _new_uuid() -> str:
+    # A new one for each migration, and not a constant such as the nil UUID: after a downgrade and another upgrade, a
+    # version that a client has kept from the first time must not come back. gen_random_uuid() is volatile: as a default
+    # of ADD COLUMN it would have PostgreSQL rewrite the table under an exclusive lock.
+    return f"'{uuid4()}'"
+
+
+def _now_as_text() -> str:
+    # SQLite adds no column to a full table whose default is not constant. As SQLAlchemy's DateTime writes it.
+    return f"'{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}'"
+
+
+_KINDS = {
+    "count": ColumnKind("count", COUNT, Integer(), lambda: "1", {}, {}),
+    # now() and CURRENT_TIMESTAMP are stable: PostgreSQL evaluates them once and rewrites nothing.
+    "timestamp": ColumnKind(
+        "timestamp",
+        MOMENT,
+        DateTime(timezone=True),
+        lambda: "CURRENT_TIMESTAMP",
+        {"postgresql": lambda: "now()", "sqlite": _now_as_text},
+        {},
+    ),
+    "uuid": ColumnKind(
+        "uuid",
+        UUID4,
+        Uuid(),
+        _new_uuid,
+        {"sqlite": lambda: _new_uuid().replace("-", "")},
+        {"postgresql": "gen_random_uuid()"},
+    ),
+}
+
+
+def kind_named(name: object) -> ColumnKind:
+    """Return the kind of that name.
+
+    Raises:
+        MigrationError: there is none, or it needs no column.
+    """
+    if name == "xmin":
+        raise MigrationError(
+            "kind='xmin' was asked for, but XminVersioned uses the system column xmin, which every table of PostgreSQL "
+            "has: there is no column to add or to drop; leave the operation out"
+        )
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise MigrationError(f"kind={name!r} was asked for; the kinds are {', '.join(map(repr, _KINDS))}")
+    return kind
+
+
+def kind_of(column: Column[Any]) -> ColumnKind | None:
+    """Return the kind of a model's column, if it is a version column of ours."""
+    mark = column.info.get(_MARK)
+    return next((kind for kind in _KINDS.values() if kind.kind is mark), None)
+
+
+def is_xmin(column: Column[Any]) -> bool:
+    """Tell whether a model's column is the system column of `XminVersioned`."""
+    return column.info.get(_MARK) is XMIN
+
+
+def kind_of_type(type_: TypeEngine[Any]) -> ColumnKind | None:
+    """Return the kind that a column of the database may be of, by its type."""
+    if isinstance(type_, Integer):
+        return _KINDS["count"]
+    if isinstance(type_, DateTime):
+        return _KINDS["timestamp"]
+    # SQLite's, where SQLAlchemy keeps a Uuid as 32 digits.
+    if isinstance(type_, Uuid) or (isinstance(type_, CHAR) and type_.length == 32):
+        return _KINDS["uuid"]
+    return None
+
+
+def kind_by_default_name(column: Column[Any]) -> ColumnKind | None:
+    """Return the kind of a column of the database that looks like ours: its name, its type, and NOT NULL.
+
+    Only for ``version_id``: an ``updated_at`` may be anybody's.
+    """
+    kind = kind_of_type(column.type)
+    if kind is None or column.nullable or column.name != COUNT.attribute or kind.kind is MOMENT:
+        return None
+    return kind

@@ -1,0 +1,128 @@
+"""From a model that became versioned, or ceased to be, to the operation; and the operation as a line of a migration.
+
+Alembic has compared by then: what it found about version columns is put in other words, everything else is left as it
+is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from alembic.operations import ops
+from sqlalchemy import Column
+
+from ._history import version_columns
+from ._kinds import is_xmin, kind_by_default_name, kind_named, kind_of, kind_of_type
+from .operations import AddVersionColumnOp, DropVersionColumnOp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableSequence
+
+    from alembic.autogenerate.api import AutogenContext
+    from alembic.operations.ops import MigrateOperation, UpgradeOps
+
+INFO = "sessionkit_version"
+"""Under this name ``op.create_table(..., info=)`` tells which of its columns are versions, for the day that they go."""
+
+
+def use_version_operations(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: Any) -> None:
+    """Have the operations that Alembic found speak of version columns."""
+    for op in upgrade_ops.ops:
+        if isinstance(op, ops.CreateTableOp):
+            _create(op)
+        elif isinstance(op, ops.ModifyTableOps):
+            op.ops = [new for old in op.ops for new in _modified(context, old)]
+    upgrade_ops.ops = [op for op in upgrade_ops.ops if not (isinstance(op, ops.ModifyTableOps) and op.is_empty())]
+
+
+def _create(op: ops.CreateTableOp) -> None:
+    columns: MutableSequence[Any] = list(op.columns)
+    marked = {}
+    for place, column in enumerate(columns):
+        if isinstance(column, Column) and (kind := kind_of(column)) is not None:
+            marked[column.name] = kind.name
+            # The model's own type would be written with a name of sessionkit's inside, which nobody has imported.
+            columns[place] = Column(
+                column.name,
+                kind.type,
+                nullable=column.nullable,
+                server_default=column.server_default,
+                comment=column.comment,
+            )
+    # PostgreSQL's own column: CREATE TABLE does not name it.
+    op.columns = [column for column in columns if not (isinstance(column, Column) and is_xmin(column))]
+    if marked:
+        op.info = {**(op.info or {}), INFO: marked}
+
+
+def _modified(context: AutogenContext, op: MigrateOperation) -> Iterator[MigrateOperation]:
+    """Return what takes the place of one operation on a table that is there."""
+    if isinstance(op, ops.AddColumnOp) and (kind := kind_of(op.column)) is not None:
+        yield AddVersionColumnOp(op.table_name, op.column.name, kind=kind.name, schema=op.schema)
+    elif isinstance(op, ops.DropColumnOp):
+        yield _dropped(context, op)
+    elif isinstance(op, ops.AlterColumnOp):
+        yield from _altered(context, op)
+    else:
+        yield op
+
+
+def _dropped(context: AutogenContext, op: ops.DropColumnOp) -> MigrateOperation:
+    column = op.to_column(context.migration_context)
+    kind = kind_by_default_name(column)
+    if kind is None and kind_of_type(column.type) is not None:
+        said = version_columns(context.migration_context.script).get((op.schema, op.table_name, op.column_name))
+        kind = None if said is None else kind_named(said)
+    if kind is None:
+        return op
+    return DropVersionColumnOp(op.table_name, op.column_name, kind=kind.name, schema=op.schema)
+
+
+def _altered(context: AutogenContext, op: ops.AlterColumnOp) -> Iterator[MigrateOperation]:
+    table = next((t for t in context.sorted_tables if (t.schema, t.name) == (op.schema, op.table_name)), None)
+    column = None if table is None else next((c for c in table.c if c.name == op.column_name), None)
+    kind = None if column is None else kind_of(column)
+    if kind is None:
+        yield op
+        return
+    before = None if op.existing_type is None else kind_of_type(op.existing_type)
+    if op.modify_type is not None and before is not None and before is not kind:
+        # From a count to a UUID: no cast leads there, and the old versions are of no use.
+        yield DropVersionColumnOp(op.table_name, op.column_name, kind=before.name, schema=op.schema)
+        yield AddVersionColumnOp(op.table_name, op.column_name, kind=kind.name, schema=op.schema)
+        return
+    if op.modify_server_default is None and column is not None and column.server_default is None:
+        # The default that was kept on purpose, for code that does not know the column.
+        op.modify_server_default = False
+    if op.has_changes():
+        yield op
+
+
+# As a line of a migration
+
+
+def register() -> None:
+    """Tell Alembic how the operations are written."""
+    # Not from alembic.autogenerate, which is half imported when Alembic loads its plugins.
+    from alembic.autogenerate.render import renderers
+
+    renderers.dispatch_for(AddVersionColumnOp)(_render_add)
+    renderers.dispatch_for(DropVersionColumnOp)(_render_drop)
+
+
+def _render_add(context: AutogenContext, op: AddVersionColumnOp) -> str:
+    return _render(context, "add_version_column", op, f"kind={op.kind.name!r}, keep_default={op.keep_default!r}")
+
+
+def _render_drop(context: AutogenContext, op: DropVersionColumnOp) -> str:
+    return _render(context, "drop_version_column", op, f"kind={op.kind.name!r}")
+
+
+def _render(context: AutogenContext, name: str, op: AddVersionColumnOp | DropVersionColumnOp, options: str) -> str:
+    # Where the migration is run, nothing else may have imported it: `op` gets the operation from there.
+    context.imports.add("import sessionkit.integrations.alembic")
+    if context._has_batch:
+        return f"batch_op.{name}({str(op.column_name)!r}, {options})"
+    prefix = context.opts.get("alembic_module_prefix") or ""
+    schema = f", schema={str(op.schema)!r}" if op.schema else ""
+    return f"{prefix}{name}({str(op.table_name)!r}, {str(op.column_name)!r}, {options}{schema})"

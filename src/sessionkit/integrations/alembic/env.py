@@ -1,0 +1,240 @@
+"""An env.py in one call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import MetaData, StaticPool
+from sqlalchemy.engine import Connection
+
+from ...errors import OptionError
+from ...retry import Retry, as_retry
+from ._binds import Bind, binds_of, chosen
+from ._database import Care, migrate_on, migrate_within, with_locks
+from ._errors import MigrationError
+from ._servers import Turn
+
+if TYPE_CHECKING:
+    from alembic.runtime.environment import EnvironmentContext
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["run_migrations"]
+
+log = logging.getLogger("alembic.sessionkit")
+
+_OURS = {"connection", "url", "target_metadata", "upgrade_token", "downgrade_token", "as_sql", "fn"}
+
+
+def run_migrations(
+    target: MetaData | Sequence[MetaData] | Mapping[str, Any] | Any,
+    *,
+    engine: Any = None,
+    lock: bool | None = None,
+    lock_wait: float = 600.0,
+    lock_timeout: float | None = 2.0,
+    retry: Retry | int = Retry(20, wait=0.5, wait_max=15.0),  # noqa: B008 - frozen
+    **configure: Any,
+) -> None:
+    """Do what the Alembic command asks: all that an env.py has to say.
+
+    ::
+
+        from sessionkit.integrations.alembic import run_migrations
+        from shop.models import Base
+
+        run_migrations(Base.metadata)
+
+    On PostgreSQL a command that changes the database first takes an advisory lock, so that a second deployment waits
+    and then finds nothing to do. The lock is held by a transaction on a connection of its own. Each migration is a
+    transaction; each of its statements waits at most `lock_timeout` for a lock, since what the application asks for
+    would queue up behind it; then the migration is rolled back and, after a pause, run again. On SQLite an upgrade is
+    one transaction, which begins with the write lock and checks the foreign keys before it commits.
+
+    Args:
+        target: the ``MetaData`` of the models, or a list of them; or a factory with ``binds=``, which says which
+            tables are in which database; with several databases also a mapping from their names to the metadata of
+            each. None: there is nothing that autogenerate could compare.
+        engine: an ``Engine``, ``AsyncEngine``, URL, ``Connection`` or factory; with several databases a mapping from
+            their names. Default: ``sqlalchemy.url`` in alembic.ini, and with several databases, which ``databases = a,
+            b`` there names, that of the sections ``[a]`` and ``[b]``. What a program has put into
+            ``config.attributes["connection"]`` comes before it. A connection in a transaction is left in it: the
+            caller commits, and nothing is tried again. An ``AsyncEngine`` is used in an event loop of its own and
+            disposed of after that.
+        lock: False: do not lock out another deployment. True: refuse a database where that cannot be done.
+        lock_wait: how long to wait for another deployment, in seconds.
+        lock_timeout: how long a statement waits for a lock, in seconds; None: for ever.
+        retry: how often, and after which pauses, a migration that could not get its lock is run again.
+        configure: options of Alembic's ``context.configure()``, such as ``compare_server_default=True``.
+
+    Several databases are migrated in the order of the mapping, each in transactions of its own; ``-x bind=name``
+    chooses one, and may be said more than once. Their migrations have functions ``upgrade_name()``.
+
+    Raises:
+        MigrationBlocked: a lock could not be had in all that time; it names the transactions in the way.
+        MigrationError: a database that was asked for does not exist, or is not known.
+        OptionError: an argument has a value that it cannot have.
+
+    SQL, on PostgreSQL::
+
+        SELECT pg_try_advisory_xact_lock(...)                         -- on its own connection
+        BEGIN; SELECT set_config('lock_timeout', '2000ms', true); ... UPDATE alembic_version ...; COMMIT
+    """
+    from alembic import context
+
+    environment: Any = context
+    care = _care(lock, lock_wait, lock_timeout, retry)
+    for name in _OURS & set(configure):
+        raise OptionError(f"{name}= was given to run_migrations(), which sets it itself")
+    binds = binds_of(target, engine, environment.config)
+    several = any(bind.name for bind in binds)
+    binds = chosen(binds, environment.get_x_argument())
+    for bind in binds:
+        care.check(bind.url.get_dialect().name)
+    if environment.is_offline_mode():
+        _offline(environment, binds, several, configure)
+        return
+    for place, bind in enumerate(binds):
+        try:
+            _online(environment, bind, several, care, configure)
+        except Exception as error:
+            if several:
+                done = ", ".join(each.name for each in binds[:place]) or "none"
+                error.add_note(f"this was the database {bind.name}; done before it: {done}")
+            raise
+
+
+def _care(lock: Any, lock_wait: Any, lock_timeout: Any, retry: Any) -> Care:
+    if lock not in (None, True, False):
+        raise OptionError(f"lock={lock!r} was given to run_migrations(); it is True, False or None")
+    for name, seconds in (("lock_wait", lock_wait), ("lock_timeout", lock_timeout)):
+        if name == "lock_timeout" and seconds is None:
+            continue
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 10**6:
+            raise OptionError(f"{name}={seconds!r} was given to run_migrations(); it is a number of seconds, 0 or more")
+    if lock_timeout == 0:
+        # PostgreSQL takes 0 for no limit.
+        raise OptionError("lock_timeout=0 was given to run_migrations(); None is no limit, and 0.001 hardly any wait")
+    return Care(lock, lock_wait, lock_timeout, with_locks(as_retry(retry, "run_migrations()")))
+
+
+def _options(bind: Bind, several: bool, configure: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of ``context.configure()`` for one database."""
+    options = {"target_metadata": bind.metadata, **configure}
+    if several:
+        options |= {"upgrade_token": f"{bind.name}_upgrades", "downgrade_token": f"{bind.name}_downgrades"}
+    if bind.tables is not None:
+        theirs = configure.get("include_object")
+        tables = {(table.schema, table.name) for table in bind.tables}
+        metadata: Any = bind.metadata  # of a factory, which gives a list
+        of_others = {(table.schema, table.name) for each in metadata for table in each.sorted_tables} - tables
+
+        def include(item: Any, name: Any, type_: str, reflected: bool, compare_to: Any) -> bool:
+            # What is another database's is not missing here.
+            if type_ == "table" and (item.schema, name) in of_others:
+                return False
+            return theirs is None or theirs(item, name, type_, reflected, compare_to)
+
+        options["include_object"] = include
+    return options
+
+
+def _arguments(bind: Bind, several: bool) -> dict[str, Any]:
+    return {"engine_name": bind.name} if several else {}
+
+
+# Offline
+
+
+def _offline(context: Any, binds: list[Bind], several: bool, configure: dict[str, Any]) -> None:
+    if len(binds) != 1:
+        raise MigrationError(
+            f"--sql writes one script for one database, and there are {len(binds)}: "
+            f"say which by -x bind=, one of {', '.join(bind.name for bind in binds)}"
+        )
+    (bind,) = binds
+    options = {"literal_binds": True, "dialect_opts": {"paramstyle": "named"}, **_options(bind, several, configure)}
+    options.setdefault("transaction_per_migration", True)
+    context.configure(url=bind.url, **options)
+    with context.begin_transaction():
+        context.run_migrations(**_arguments(bind, several))
+
+
+# Online
+
+
+def _online(context: Any, bind: Bind, several: bool, care: Care, configure: dict[str, Any]) -> None:
+    own = _options(bind, several, configure)
+
+    def work(connection: Connection, ours: dict[str, Any]) -> None:
+        callbacks = [*_listed(own.get("on_version_apply")), *ours.get("on_version_apply", ())]
+        options = {**ours, **own, "on_version_apply": callbacks}
+        check: Any = options.pop("sessionkit_check", None)
+        context.configure(connection=connection, **options)
+        with context.begin_transaction():
+            context.run_migrations(**_arguments(bind, several))
+            if check is not None:
+                check()
+
+    turn = _turn(configure, care) if _changes_something(context) else None
+    connectable = bind.connectable()
+    made_here = connectable is not bind.source
+    if isinstance(connectable, Connection):
+        migrate_within(connectable, care, turn, work)
+    elif hasattr(connectable, "sync_engine"):
+        _in_a_loop(connectable, lambda engine: migrate_on(engine, care, turn, work))
+    else:
+        try:
+            migrate_on(connectable, care, turn, work)
+        finally:
+            if made_here:
+                connectable.dispose()
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, Sequence | set | frozenset) else [callbacks]
+
+
+def _changes_something(context: EnvironmentContext) -> bool:
+    """Tell whether the command is one of upgrade, downgrade and stamp, which alone have a destination."""
+    try:
+        context.get_revision_argument()
+    except KeyError:
+        return False
+    return True
+
+
+def _turn(configure: dict[str, Any], care: Care) -> Turn:
+    key = f"{configure.get('version_table_schema') or ''}.{configure.get('version_table', 'alembic_version')}"
+    return Turn(key, care.lock_wait, log.info)
+
+
+def _in_a_loop(engine: AsyncEngine, work: Callable[[Any], None]) -> None:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise MigrationError(
+            "an Alembic command was called inside a running event loop, which it would block, with an AsyncEngine; call it "
+            'in a thread with an engine of its own, or hand a connection over: config.attributes["connection"] = '
+            "connection, within `await connection.run_sync(...)`"
+        )
+
+    async def run() -> None:
+        try:
+            # A session is the bridge into sync code that opens no connection.
+            async with AsyncSession(engine) as bridge:
+                await bridge.run_sync(lambda _: work(engine.sync_engine))
+        finally:
+            # Its connections belong to this loop. The one of an in-memory database is the database.
+            if not isinstance(engine.pool, StaticPool):
+                await engine.dispose()
+
+    asyncio.run(run())

@@ -1,0 +1,59 @@
+"""What Alembic loads: its ``alembic.plugins`` entry point leads here, and so does ``import`` in an env.py.
+
+The plugin's name lies in the namespace that autogenerate takes by default, because without it a model that became
+versioned yields a migration that fails on the first table with rows. ``autogenerate_plugins=["alembic.autogenerate.*",
+"~alembic.autogenerate.sessionkit"]`` leaves it out; the operations are there in any case.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from . import autogenerate
+from .operations import register
+
+if TYPE_CHECKING:
+    from alembic.autogenerate.api import AutogenContext
+    from alembic.operations.ops import UpgradeOps
+    from alembic.runtime.plugins import Plugin
+    from alembic.util import PriorityDispatchResult
+
+NAME = "alembic.autogenerate.sessionkit"
+
+_done: list[str] = []
+
+
+def setup(plugin: Plugin) -> None:
+    """Register the operations, and what autogenerate asks: Alembic calls it once, when it is imported."""
+    from alembic.util import DispatchPriority
+
+    _done.append(plugin.name)
+    register()
+    autogenerate.register()
+    plugin.add_autogenerate_comparator(_compare, "schema", "sessionkit", priority=DispatchPriority.LAST)
+
+
+def _compare(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: Any) -> PriorityDispatchResult:
+    from alembic.util import PriorityDispatchResult
+
+    autogenerate.use_version_operations(context, upgrade_ops, schemas)
+    return PriorityDispatchResult.CONTINUE
+
+
+def set_up_once() -> None:
+    """Do the same where Alembic has not: it is older than 1.18, or sessionkit was not installed but found on a path."""
+    if _done:
+        return
+    try:
+        from alembic.runtime.plugins import Plugin
+    except ImportError:
+        from alembic.autogenerate import comparators
+
+        _done.append(NAME)
+        register()
+        autogenerate.register()
+        # It comes after Alembic's own, which are there already.
+        comparators.dispatch_for("schema")(autogenerate.use_version_operations)
+    else:
+        Plugin.setup_plugin_from_module(sys.modules[__name__], NAME)
