@@ -184,12 +184,22 @@ def empty(doors: Door, tmp_path: Path, name: str = "project") -> URL:
     url = doors.database.url(doors.driver)
     if doors.backend == "sqlite":
         return url.set(database=str(tmp_path / f"{name}.db"))
-    empty_schema(doors.database)
+    _empty_schema(doors.database.observer)
     return url
 
 
-def empty_schema(database: Any) -> None:
-    with database.observer.connect() as connection:
+def empty_other(doors: Door, tmp_path: Path) -> URL:
+    """Return the address of another one."""
+    if doors.backend == "sqlite":
+        return empty(doors, tmp_path, "other")
+    url: URL = doors.other_engine().url
+    engine = create_engine(url.set(drivername="postgresql+psycopg"), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    _empty_schema(engine)
+    return url
+
+
+def _empty_schema(engine: Any) -> None:
+    with engine.connect() as connection:
         connection.exec_driver_sql("DROP SCHEMA public CASCADE")
         connection.exec_driver_sql("CREATE SCHEMA public")
 

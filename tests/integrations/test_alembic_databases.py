@@ -6,11 +6,11 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import NullPool, create_engine, inspect
+from sqlalchemy import inspect
 
 from sessionkit import errors
 from sessionkit.integrations.alembic import MigrationError
-from tests.integrations.alembic_project import Project, empty
+from tests.integrations.alembic_project import Project, empty, empty_other
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.own_database,
-    pytest.mark.doors("sqlite-sync", "sqlite-async", "postgresql-sync", "postgresql-async"),
+    pytest.mark.doors("sqlite-sync", "postgresql-async"),
 ]
 
 MODELS = """
@@ -52,16 +52,7 @@ class Databases:
 
     def __init__(self, doors: Door, tmp_path: Path) -> None:
         self.main = empty(doors, tmp_path, "main")
-        if doors.backend == "sqlite":
-            self.audit = empty(doors, tmp_path, "audit")
-        else:
-            self.audit = doors.other_engine().url
-            other = create_engine(
-                self.audit.set(drivername="postgresql+psycopg"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
-            )
-            with other.connect() as connection:
-                connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-                connection.exec_driver_sql("CREATE SCHEMA public")
+        self.audit = empty_other(doors, tmp_path)
         self.project = Project(tmp_path / "project", self.main, MODELS)
         self.project.write_env(BOTH, HEAD)
         text = self.project.ini.read_text().replace("# databases", "databases")
@@ -155,6 +146,7 @@ def with_engines(two: Databases, doors: Door, call: str) -> None:
     )
 
 
+@pytest.mark.doors("sqlite-sync", "sqlite-async", "postgresql-sync", "postgresql-async")
 def test_engines_may_be_given_by_name(two: Databases, doors: Door) -> None:
     metadata = "{'audit': Audit.metadata, 'main': Base.metadata}"
     with_engines(two, doors, f"run_migrations({metadata}, engine={{'main': main, 'audit': audit}})")

@@ -208,7 +208,10 @@ def test_without_the_lock_nobody_waits(make: Callable[..., Project]) -> None:
 @pytest.mark.doors("postgresql-sync", "postgresql-async")
 def test_a_migration_that_lost_the_lock_is_rolled_back(make: Callable[..., Project], doors: Door) -> None:
     project = make()
-    end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    end = (
+        "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database "
+        "WHERE locktype = 'advisory' AND granted AND datname = current_database()"
+    )
     project.migration("first", CREATE)
     project.migration("second", f"op.create_table('lines', sa.Column('id', sa.Integer()))\nop.execute({end!r})")
     with pytest.raises(MigrationError, match="the lock of this migration was lost"):

@@ -362,3 +362,22 @@ def web_frameworks(
     install(fastapi, retry=3)
     SessionDepends(async_maker, preset=SERIALIZABLE, retry=5)
     SessionDepends(maker, read_only=True)
+
+
+def migrations(engine: Engine, async_engine: AsyncEngine, factory: sessionmaker[sessionkit.Session]) -> None:
+    from sessionkit.integrations import alembic
+
+    metadata = Base.metadata
+    alembic.run_migrations(metadata)
+    alembic.run_migrations([metadata], engine="sqlite://", lock=False, lock_timeout=None, compare_type=False)
+    alembic.run_migrations({"a": metadata, "b": [metadata]}, engine={"a": engine, "b": async_engine}, retry=3)
+    alembic.run_migrations(factory)
+    alembic.run_migrations(None, engine=factory)
+    assert_type(alembic.assert_up_to_date(engine), None)
+
+
+async def migrations_checked(async_engine: AsyncEngine) -> None:
+    from sessionkit.integrations import alembic
+
+    await alembic.async_assert_up_to_date(async_engine, "alembic.ini", version_table="versions")
+    assert_type(alembic.MigrationBlocked("no").blockers, tuple[alembic.Blocker, ...])

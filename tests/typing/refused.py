@@ -207,3 +207,12 @@ def web_frameworks(
     install(fastapi, rollback=500)  # type: ignore[call-arg]
     SessionDepends(engine)  # type: ignore[arg-type]
     SessionDepends(maker, readonly=True)  # type: ignore[call-arg]
+
+
+def migrations(engine: Engine) -> None:
+    from sessionkit.integrations import alembic
+
+    alembic.run_migrations(Order)  # type: ignore[arg-type]
+    alembic.run_migrations(Order.metadata, engine=7)  # type: ignore[arg-type]
+    alembic.run_migrations(Order.metadata, lock_timeout="2s")  # type: ignore[arg-type]
+    alembic.async_assert_up_to_date(engine)  # type: ignore[arg-type,unused-coroutine]

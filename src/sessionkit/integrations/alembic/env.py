@@ -19,7 +19,20 @@ from ._servers import Turn
 
 if TYPE_CHECKING:
     from alembic.runtime.environment import EnvironmentContext
+    from sqlalchemy import orm
+    from sqlalchemy.engine import URL, Engine
+    from sqlalchemy.ext import asyncio as sa_asyncio
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    Factory = (
+        orm.sessionmaker[Any]
+        | orm.scoped_session[Any]
+        | sa_asyncio.async_sessionmaker[Any]
+        | sa_asyncio.async_scoped_session[Any]
+    )
+    Models = MetaData | Sequence[MetaData] | None
+    Target = Models | Mapping[str, Models] | Factory
+    Source = Engine | AsyncEngine | Connection | URL | str | Factory
 
 __all__ = ["run_migrations"]
 
@@ -29,9 +42,9 @@ _OURS = {"connection", "url", "target_metadata", "upgrade_token", "downgrade_tok
 
 
 def run_migrations(
-    target: MetaData | Sequence[MetaData] | Mapping[str, Any] | Any,
+    target: Target,
     *,
-    engine: Any = None,
+    engine: Source | Mapping[str, Source] | None = None,
     lock: bool | None = None,
     lock_wait: float = 600.0,
     lock_timeout: float | None = 2.0,
