@@ -288,6 +288,27 @@ def test_who_gives_up_names_the_queries_in_the_way(attempts: int, orders: Projec
 
 
 @on_postgresql
+@pytest.mark.parametrize("target", ["+2", "head"])
+def test_a_relative_target_is_not_aimed_at_twice(target: str, orders: Project) -> None:
+    orders.write_env(call(f"lock_timeout=0.1, {QUICK}"))
+    (second,) = (path for path in orders.scripts() if path.name == "second.py")
+    second.write_text(second.read_text().replace("op.add_version_column('orders')", "pass"))
+    orders.migration("third", "op.drop_column('orders', 'name')")
+    orders.migration("fourth", "op.create_table('not_yet', sa.Column('id', sa.Integer()))")
+    with orders.engine().connect() as reader:
+        reader.exec_driver_sql("SELECT * FROM orders")
+        if target == "+2":
+            with pytest.raises(MigrationBlocked, match="tried once"):
+                orders.run("upgrade", target)
+        else:
+            with told() as wait, in_a_thread(lambda: orders.run("upgrade", target)) as failures:
+                wait("lock_not_available", 2)
+                reader.rollback()
+            assert not failures
+    assert orders.rows("SELECT version_num FROM alembic_version") == [("second" if target == "+2" else "fourth",)]
+
+
+@on_postgresql
 def test_the_command_line_says_it_in_one_line(orders: Project) -> None:
     orders.write_env(call("lock_timeout=0.2, retry=1"))
     with orders.engine().connect() as reader:
@@ -474,6 +495,7 @@ def test_inside_a_running_loop_a_connection_is_handed_over(make: Callable[..., P
         ("lock_timeout=0", "lock_timeout=0 was given"),
         ("retry='often'", "retry='often' was given to run_migrations()"),
         ("engine=7", "engine=7 was given"),
+        ("transaction_per_migration=True", "is one transaction, which locks out a second upgrade"),
         ("connection=7", "connection= was given to run_migrations(), which sets it itself"),
     ],
 )

@@ -81,7 +81,7 @@ def binds_of(target: Any, engine: Any, config: Config) -> list[Bind]:
 def _binds_of(target: Any, engine: Any, config: Config) -> list[Bind]:
     named = [name.strip() for name in (config.get_main_option("databases") or "").split(",") if name.strip()]
     if is_factory(target):
-        return _of_factory(target, engine)
+        return _of_factory(target, engine, config)
     several = [set(each) for each in (target, engine) if isinstance(each, Mapping)]
     if not several and not named:
         return [Bind("", _metadata(target), _source(engine, config, None))]
@@ -116,9 +116,7 @@ def chosen(binds: list[Bind], x_arguments: Iterable[str]) -> list[Bind]:
     names = [bind.name for bind in binds]
     for name in asked:
         if name not in names:
-            known = (
-                f"the databases are {', '.join(names)}" if names != [""] else "there is one database only"
-            )
+            known = f"the databases are {', '.join(names)}" if names != [""] else "there is one database only"
             raise MigrationError(f"-x bind={name} was asked for; {known}")
     return [bind for bind in binds if not asked or bind.name in asked]
 
@@ -173,17 +171,21 @@ def _source(engine: Any, config: Config, name: str | None) -> Any:
 # Factories
 
 
-def _of_factory(factory: Any, engine: Any) -> list[Bind]:
+def _of_factory(factory: Any, engine: Any, config: Config) -> list[Bind]:
     binds = _options(factory).get("binds") or {}
     if not binds:
         raise OptionError(
             f"run_migrations({factory!r}) was called, whose factory has no binds= to tell which models there are; call "
             "run_migrations(Base.metadata, engine=factory)"
         )
+    bound = _bound(factory)
+    if len(bound) == 1 and not isinstance(engine, Mapping):
+        metadata = list(dict.fromkeys(table.metadata for table, _ in _owners(factory, binds)))
+        return [Bind("", metadata, bound[0] if engine is None else _source(engine, config, None))]
     if isinstance(engine, Mapping):
         names = {id(each): name for name, each in engine.items()}
     else:
-        names = {id(each): PurePath(each.url.database or "").stem for each in _bound(factory)}
+        names = {id(each): PurePath(each.url.database or "").stem for each in bound}
         if engine is not None or len(set(names.values())) != len(names):
             raise OptionError(
                 f"run_migrations({factory!r}, engine={engine!r}) was called; the databases of a factory are known by the "
@@ -192,9 +194,11 @@ def _of_factory(factory: Any, engine: Any) -> list[Bind]:
             )
     owners = dict(_owners(factory, binds))
     found = []
-    for each in _bound(factory):
+    for each in bound:
         if id(each) not in names:
-            raise OptionError(f"{each!r} of {factory!r} has no name in engine=, which names {', '.join(names.values())}")
+            raise OptionError(
+                f"{each!r} of {factory!r} has no name in engine=, which names {', '.join(names.values())}"
+            )
         tables = frozenset(table for table, owner in owners.items() if owner is _sync(each))
         metadata = list({id(table.metadata): table.metadata for table in tables}.values())
         found.append(Bind(names[id(each)], metadata, each, tables))

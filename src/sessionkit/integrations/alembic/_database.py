@@ -6,7 +6,7 @@ import logging
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
@@ -64,16 +64,25 @@ class Care:
         return self.lock_timeout if server.timeouts else None
 
 
-def migrate_on(
-    engine: Engine, care: Care, turn: Turn | None, work: Callable[[Connection, dict[str, Any]], None]
-) -> None:
+class Command(Protocol):
+    """What an Alembic command does on a connection."""
+
+    def run(self, connection: Connection, ours: dict[str, Any]) -> None:
+        """Do it, with these options of ``context.configure()`` besides the user's."""
+
+    def can_begin_again(self) -> bool:
+        """Tell whether doing it once more leads to where it was to lead."""
+        ...
+
+
+def migrate_on(engine: Engine, care: Care, turn: Turn | None, command: Command) -> None:
     """Run a command on an engine's database.
 
     Args:
         engine: its connections are given back at the end.
         care: how careful to be.
         turn: which deployments exclude each other; None: the command changes nothing, and excludes nobody.
-        work: the command, run again from its beginning where a lock could not be had.
+        command: what is run, and run again from its beginning where a lock could not be had.
 
     Raises:
         MigrationBlocked: a lock could not be had in all that time.
@@ -81,7 +90,7 @@ def migrate_on(
     server = _servers.of(engine.dialect.name)
     if turn is None:
         with engine.connect() as connection:
-            work(connection, {})
+            command.run(connection, {})
         return
     with ExitStack() as stack:
         check: list[Any] = []
@@ -99,12 +108,16 @@ def migrate_on(
                         blockers = around.enter_context(watching(server, connection, every))
                     options = {**server.options, "on_version_apply": check}
                     around.enter_context(_prepared(connection, server, care, turn, options))
-                    work(connection, options)
+                    command.run(connection, options)
             except DBAPIError as error:
                 # Every migration is committed together with its revision, so that to begin again is right whatever
                 # became of the last one.
                 set_outcome(error, "rolled back")
                 if not attempts.failed(attempt, error, time.monotonic()):
+                    _give_up(error, attempt.number, care, blockers)
+                    raise
+                if not command.can_begin_again():
+                    error.add_note("it is not tried again: a relative target, of which a part is done, would be missed")
                     _give_up(error, attempt.number, care, blockers)
                     raise
                 _tell(error, attempt.delay)
@@ -113,16 +126,19 @@ def migrate_on(
             sleep(attempt.delay or 0.0, engine.dialect.is_async)
 
 
-def migrate_within(
-    connection: Connection, care: Care, turn: Turn | None, work: Callable[[Connection, dict[str, Any]], None]
-) -> None:
+def migrate_within(connection: Connection, care: Care, turn: Turn | None, command: Command) -> None:
     """Run a command on a connection that somebody has handed over, in the transaction that it is in, if it is in one.
 
     It is not tried again: what the transaction has done before would be lost.
     """
     server = _servers.of(connection.dialect.name)
     if turn is None:
-        work(connection, {})
+        command.run(connection, {})
+    elif connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        raise OptionError(
+            f"the connection {connection!r} was handed over to run_migrations(), which commits each statement by itself; "
+            "half a migration could not be undone, so hand over one without AUTOCOMMIT"
+        )
     elif not connection.in_transaction():
         with ExitStack() as stack:
             check: list[Any] = []
@@ -130,12 +146,12 @@ def migrate_within(
                 check.append(stack.enter_context(_locked(connection.engine, server, turn)))
             options = {**server.options, "on_version_apply": check}
             stack.enter_context(_prepared(connection, server, care, turn, options))
-            work(connection, options)
+            command.run(connection, options)
     else:
         if server.locks and not server.whole and care.lock is not False:
             server.lock(connection, turn)
         with _limited(connection, server, care):
-            work(connection, {})
+            command.run(connection, {})
 
 
 def _connected(engine: Engine, server: Server) -> Connection:
@@ -188,7 +204,7 @@ def _prepared(
     def begin(begun: Connection) -> None:
         if begun.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
             return  # within autocommit_block()
-        if server.begin is not None and care.lock is not False:
+        if server.begin is not None:
             server.begin(begun, turn)
         if limit is not None:
             server.limit(begun, limit)
@@ -203,8 +219,13 @@ def _prepared(
     finally:
         event.remove(connection, "begin", begin)
         if not connection.closed and not connection.invalidated:
-            connection.rollback()
-            server.after(connection, before)
+            try:
+                connection.rollback()
+                server.after(connection, before)
+            except Exception:
+                # What was done, or why it failed, is not changed by it; only nobody is to get this connection again.
+                log.warning("A connection could not be given back as it was", exc_info=True)
+                connection.invalidate()
 
 
 def _tell(error: DBAPIError, delay: float | None) -> None:
@@ -217,9 +238,10 @@ def _give_up(error: DBAPIError, attempts: int, care: Care, blockers: list[Blocke
         return
     tried = "once" if attempts == 1 else f"{attempts} times"
     statement = " ".join((error.statement or "").split())
+    within = "" if care.lock_timeout is None else f" within {care.lock_timeout} s"
     who = "" if blockers else "; who had it could not be seen"
     raise MigrationBlocked(
-        f"a lock could not be had within {care.lock_timeout} s, tried {tried}, for: {statement}{who}", blockers
+        f"a lock could not be had{within}, tried {tried}, for: {statement}{who}", blockers
     ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,10 @@ def run_migrations(
         lock_timeout: how long a statement waits for a lock, in seconds; None: for ever.
         retry: how often, and after which pauses, a migration that could not get its lock is run again.
         configure: options of Alembic's ``context.configure()``, such as ``compare_server_default=True``.
+
+    The lock and the timeout are for PostgreSQL and SQLite; elsewhere ``lock=True`` is refused. An engine that is given
+    has to lend three connections. What a migration commits itself, by ``autocommit_block()``, stays when it is run
+    again, so it has to bear that.
 
     Several databases are migrated in the order of the mapping, each in transactions of its own; ``-x bind=name``
     chooses one, and may be said more than once. Their migrations have functions ``upgrade_name()``.
@@ -179,31 +184,58 @@ def _offline(context: Any, binds: list[Bind], several: bool, configure: dict[str
 
 
 def _online(context: Any, bind: Bind, several: bool, care: Care, configure: dict[str, Any]) -> None:
-    own = _options(bind, several, configure)
+    command = _Command(context, _options(bind, several, configure), _arguments(bind, several))
+    turn = _turn(configure, care) if _changes_something(context) else None
+    connectable = bind.connectable()
+    if isinstance(connectable, Connection):
+        migrate_within(connectable, care, turn, command)
+    elif hasattr(connectable, "sync_engine"):
+        _in_a_loop(connectable, lambda engine: migrate_on(engine, care, turn, command))
+    else:
+        try:
+            migrate_on(connectable, care, turn, command)
+        finally:
+            if connectable is not bind.source:  # it was made here
+                connectable.dispose()
 
-    def work(connection: Connection, ours: dict[str, Any]) -> None:
-        callbacks = [*_listed(own.get("on_version_apply")), *ours.get("on_version_apply", ())]
-        options = {**ours, **own, "on_version_apply": callbacks}
+
+class _Command:
+    """What the Alembic command does on a connection: `_database.Command`."""
+
+    def __init__(self, context: Any, own: dict[str, Any], arguments: dict[str, Any]) -> None:
+        self._context = context
+        self._own = own
+        self._arguments = arguments
+        self._relative = False
+        self._applied = 0
+
+    def run(self, connection: Connection, ours: dict[str, Any]) -> None:
+        if ours.get("transactional_ddl") and self._own.get("transaction_per_migration"):
+            raise OptionError(
+                f"transaction_per_migration=True was given to run_migrations(), but an upgrade of {connection.dialect.name} "
+                "is one transaction, which locks out a second upgrade; leave it out there"
+            )
+        callbacks = [*_listed(self._own.get("on_version_apply")), *ours.get("on_version_apply", ()), self._count]
+        options = {**ours, **self._own, "on_version_apply": callbacks}
         check: Any = options.pop("sessionkit_check", None)
+        context = self._context
         context.configure(connection=connection, **options)
+        self._relative = _is_relative(context.get_context().opts.get("destination_rev"))
         with context.begin_transaction():
-            context.run_migrations(**_arguments(bind, several))
+            context.run_migrations(**self._arguments)
             if check is not None:
                 check()
 
-    turn = _turn(configure, care) if _changes_something(context) else None
-    connectable = bind.connectable()
-    made_here = connectable is not bind.source
-    if isinstance(connectable, Connection):
-        migrate_within(connectable, care, turn, work)
-    elif hasattr(connectable, "sync_engine"):
-        _in_a_loop(connectable, lambda engine: migrate_on(engine, care, turn, work))
-    else:
-        try:
-            migrate_on(connectable, care, turn, work)
-        finally:
-            if made_here:
-                connectable.dispose()
+    def can_begin_again(self) -> bool:
+        # `upgrade +2`, of which one is done, would go on to the third.
+        return not (self._relative and self._applied)
+
+    def _count(self, **_: Any) -> None:
+        self._applied += 1
+
+
+def _is_relative(revision: object) -> bool:
+    return isinstance(revision, str) and re.search(r"[+-]\d+$", revision) is not None
 
 
 def _listed(callbacks: Any) -> list[Any]:
