@@ -173,6 +173,15 @@ def test_a_factory_tells_which_tables_are_where(named: bool, two: Databases, doo
     two.project.run("check")
 
 
+def test_a_factory_of_one_engine_is_one_database_without_a_name(two: Databases, doors: Door) -> None:
+    two.project.ini.write_text(two.project.ini.read_text().replace("databases = ", "# databases = "))
+    maker = "sessionmaker" if doors.colour == "sync" else "async_sessionmaker"
+    with_engines(two, doors, f"run_migrations({maker}(binds={{Base: main}}))")
+    assert "def upgrade() -> None" in two.project.autogenerate("first")
+    two.project.run("upgrade", "head")
+    assert two.tables("main") == {"orders", "lines"}
+
+
 @pytest.mark.doors("sqlite-sync")
 @pytest.mark.parametrize(
     ("call", "told"),

@@ -483,6 +483,25 @@ def test_inside_a_running_loop_a_connection_is_handed_over(make: Callable[..., P
     assert "orders" in tables(project)
 
 
+@both
+def test_a_connection_that_commits_each_statement_is_refused(make: Callable[..., Project]) -> None:
+    project = make()
+    project.migration("first", CREATE)
+    with project.engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with pytest.raises(errors.OptionError, match="half a migration could not be undone"):
+            project.run("upgrade", "head", connection=connection)
+        project.run("current", connection=connection)
+    assert "orders" not in tables(project)
+
+
+@pytest.mark.doors("sqlite-async")
+def test_an_asynchronous_connection_is_refused_with_the_way_out(make: Callable[..., Project]) -> None:
+    project = make()
+    connection = create_async_engine(project.url, poolclass=NullPool).connect()
+    with pytest.raises(errors.OptionError, match=r"hand over the connection that `await connection\.run_sync"):
+        project.run("current", connection=connection)
+
+
 # What means nothing
 
 
