@@ -64,7 +64,7 @@ BEGIN
                         RAISE;
                     END IF;
                 END;
-                COMMIT;
+                COMMIT;  -- no snapshot is held while it waits
                 PERFORM pg_sleep(0.05);
             END LOOP;
             COMMIT;

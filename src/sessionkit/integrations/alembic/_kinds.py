@@ -61,7 +61,8 @@ def _new_uuid() -> str:
     # A new one for each migration, and not a constant such as the nil UUID: after a downgrade and another upgrade, a
     # version that a client has kept from the first time must not come back. gen_random_uuid() is volatile: as a default
     # of ADD COLUMN it would have PostgreSQL rewrite the table under an exclusive lock.
-    return f"'{uuid4()}'"
+    # As SQLAlchemy's Uuid writes it where there is no such type; PostgreSQL reads it too.
+    return f"'{uuid4().hex}'"
 
 
 def _now_as_text() -> str:
@@ -85,7 +86,7 @@ _KINDS = {
         UUID4,
         Uuid(),
         _new_uuid,
-        {"sqlite": lambda: _new_uuid().replace("-", "")},
+        {},
         {"postgresql": "gen_random_uuid()"},
     ),
 }
