@@ -190,6 +190,18 @@ def test_a_table_in_a_schema_keeps_it(make: Callable[..., Project]) -> None:
     assert body(text) == "op.drop_version_column('orders', 'updated_at', kind='timestamp', schema='shop')"
 
 
+@pytest.mark.doors("postgresql-sync")
+def test_a_model_may_name_the_schema_that_is_the_default(make: Callable[..., Project]) -> None:
+    project = make(
+        versioned("UUIDVersioned", extra='__table_args__ = {"schema": "public"}'),
+        call="run_migrations(target_metadata, include_schemas=True, compare_server_default=True)",
+    )
+    project.execute("CREATE TABLE orders (id SERIAL PRIMARY KEY, name VARCHAR NOT NULL)")
+    project.autogenerate("first")
+    project.run("upgrade", "head")
+    project.run("check")
+
+
 OTHERS = """
     from datetime import datetime
     from uuid import UUID

@@ -422,7 +422,7 @@ def test_a_migration_may_leave_its_transaction(make: Callable[..., Project]) -> 
     project.migration("first", CREATE)
     project.migration(
         "second",
-        "with op.get_context().autocommit_block():\n    op.execute('CREATE INDEX ix ON orders (name)')\nop.add_version_column('orders')",
+        "with op.get_context().autocommit_block():\n    op.create_index('ix', 'orders', ['name'], postgresql_concurrently=True)\nop.add_version_column('orders')",
     )
     project.run("upgrade", "head")
     project.run("upgrade", "head")

@@ -37,16 +37,16 @@ def _impl(operations: Operations) -> DefaultImpl:
     return operations.migration_context.impl
 
 
-def _filled(operations: Operations, op: AddVersionColumnOp) -> None:
+def _filled(operations: Operations, op: AddVersionColumnOp) -> str:
     """Add the column with the default that fills it; then overwrite that, where a back-fill was asked for."""
-    dialect = operations.migration_context.dialect.name
-    column = op.kind.column(op.column_name, op.kind.initial_for(dialect))
-    _impl(operations).add_column(op.table_name, column, schema=op.schema)
+    initial = op.kind.initial_for(operations.migration_context.dialect.name)
+    _impl(operations).add_column(op.table_name, op.kind.column(op.column_name, initial), schema=op.schema)
     if op.backfill is not None:
         table = sa.table(op.table_name, sa.column(op.column_name), schema=op.schema)
         asked: Any = sa.text(op.backfill) if isinstance(op.backfill, str) else op.backfill
         version = table.c[op.column_name]
         _impl(operations).execute(table.update().values({version: sa.func.coalesce(asked, version)}))
+    return initial
 
 
 def _set_default(operations: Operations, op: AddVersionColumnOp, default: str | None) -> None:
@@ -97,19 +97,19 @@ def _add_sqlite(operations: Operations, op: AddVersionColumnOp) -> None:
             "copying the table, whose definition is not known in --sql mode; say keep_default=True, or hand the "
             "definition to op.batch_alter_table(..., copy_from=table)"
         )
-    _filled(operations, op)
+    initial = _filled(operations, op)
+    if batch is not None and batch.copy_from is not None:
+        # The table that the batch copies has the column by now.
+        definition = batch.copy_from.to_metadata(sa.MetaData())
+        definition.append_column(op.kind.column(op.column_name, initial))
+        batch.copy_from = definition
     if op.keep_default:
-        if batch is not None and batch.copy_from is not None:
-            # The table that the batch copies has the column by now.
-            batch.copy_from = _with_column(batch.copy_from, op)
         return
-    if batch is None:
+    if batch is not None:
+        _drop_default_in(operations, op)
+    else:
         with operations.batch_alter_table(op.table_name, schema=op.schema) as new_batch:
             _drop_default_in(new_batch, op)
-    else:
-        if batch.copy_from is not None:
-            batch.copy_from = _with_column(batch.copy_from, op)
-        _drop_default_in(operations, op)
 
 
 def _drop_default_in(batch: Any, op: AddVersionColumnOp) -> None:
@@ -127,12 +127,6 @@ def _batch_of(operations: Operations) -> Any:
     from alembic.operations.batch import BatchOperationsImpl
 
     return operations.impl if isinstance(cast("Any", operations.impl), BatchOperationsImpl) else None
-
-
-def _with_column(table: sa.Table, op: AddVersionColumnOp) -> sa.Table:
-    copy = table.to_metadata(sa.MetaData())
-    copy.append_column(op.kind.column(op.column_name, op.kind.initial_for("sqlite")))
-    return copy
 
 
 _OTHERS = Steps(_add)

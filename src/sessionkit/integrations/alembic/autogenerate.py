@@ -79,7 +79,10 @@ def _dropped(context: AutogenContext, op: ops.DropColumnOp) -> MigrateOperation:
 
 
 def _altered(context: AutogenContext, op: ops.AlterColumnOp) -> Iterator[MigrateOperation]:
-    table = next((t for t in context.sorted_tables if (t.schema, t.name) == (op.schema, op.table_name)), None)
+    # Alembic leaves the default schema out, also where the model names it.
+    default = context.dialect.default_schema_name
+    asked = (op.schema or default, op.table_name)
+    table = next((t for t in context.sorted_tables if (t.schema or default, t.name) == asked), None)
     column = None if table is None else next((c for c in table.c if c.name == op.column_name), None)
     kind = None if column is None else kind_of(column)
     if kind is None:
