@@ -85,7 +85,7 @@ def test_adopt_in_an_existing_project(make: Callable[..., Project], monkeypatch:
         run(project, arguments, monkeypatch)
     assert project.rows("SELECT version_id FROM orders") == [(1,)]
     (script,) = [each.read_text() for each in project.scripts() if "before" not in each.name]
-    shown = next(block.source for block in found if "op.add_version_column('orders'" in block.source)
+    shown = next(block.source for block in found if 'op.add_version_column("orders"' in block.source)
     for line in re.findall(r"op\..*", shown):
         assert line.replace('"', "'") in script
     run(project, ["check"], monkeypatch)
