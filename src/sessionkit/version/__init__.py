@@ -16,14 +16,16 @@ on their objects in any SQLAlchemy session, sync or async: none of them opens, c
 ``_session``       for sessionkit's Session: the methods around which SQLAlchemy has no event
 =================  ====================================================================================
 
-`kind_of`, `server_now` and `telling_time` are for the package's own rooms (bulk), and not for users.
+`kind_of`, `kind_of_column`, `Kind`, `server_now` and `telling_time` are for the package's own rooms (bulk, Alembic), not for users.
 """
 
 from . import _flush as _flush  # its listeners
 from ._classes import TimestampVersioned, UUIDVersioned, Versioned, XminVersioned
+from ._classes import kind_of_column as kind_of_column  # for who migrates it
 from ._conflict import Conflict, Conflicts, Policy, PolicyName
 from ._etag import etag, expect_etag
 from ._functions import bump_version, expect_version, update_versioned, version_of
+from ._kinds import Kind as Kind
 from ._kinds import server_now as server_now
 from ._kinds import telling_time as telling_time
 from ._rows import kind_of as kind_of

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 _MARK = "sessionkit_version"
 
 
+def kind_of_column(column: Column[Any]) -> Kind | None:
+    """Return the kind of version that a column holds, if it is a version column of ours."""
+    kind: Kind | None = column.info.get(_MARK)
+    return kind
+
+
 class Base:
     """What the kinds share. Mapping a class that inherits it wires the version column, whatever the class says else.
 

@@ -10,8 +10,7 @@ from uuid import uuid4
 from sqlalchemy import Column, DateTime, Integer, Uuid
 from sqlalchemy.types import CHAR
 
-from ...version._classes import _MARK
-from ...version._kinds import COUNT, MOMENT, UUID4, XMIN
+from ... import version
 from ._errors import MigrationError
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.types import TypeEngine
 
-    from ...version._kinds import Kind
+    from ...version import Kind
 
 KindName = Literal["count", "timestamp", "uuid"]
 
@@ -71,11 +70,11 @@ def _now_as_text() -> str:
 
 
 _KINDS = {
-    "count": ColumnKind("count", COUNT, Integer(), lambda: "1", {}, {}),
+    "count": ColumnKind("count", version.Versioned.__version_kind__, Integer(), lambda: "1", {}, {}),
     # now() and CURRENT_TIMESTAMP are stable: PostgreSQL evaluates them once and rewrites nothing.
     "timestamp": ColumnKind(
         "timestamp",
-        MOMENT,
+        version.TimestampVersioned.__version_kind__,
         DateTime(timezone=True),
         lambda: "CURRENT_TIMESTAMP",
         {"postgresql": lambda: "now()", "sqlite": _now_as_text},
@@ -83,7 +82,7 @@ _KINDS = {
     ),
     "uuid": ColumnKind(
         "uuid",
-        UUID4,
+        version.UUIDVersioned.__version_kind__,
         Uuid(),
         _new_uuid,
         {},
@@ -111,13 +110,13 @@ def kind_named(name: object) -> ColumnKind:
 
 def kind_of(column: Column[Any]) -> ColumnKind | None:
     """Return the kind of a model's column, if it is a version column of ours."""
-    mark = column.info.get(_MARK)
-    return next((kind for kind in _KINDS.values() if kind.kind is mark), None)
+    found = version.kind_of_column(column)
+    return next((kind for kind in _KINDS.values() if kind.kind is found), None)
 
 
 def is_xmin(column: Column[Any]) -> bool:
     """Tell whether a model's column is the system column of `XminVersioned`."""
-    return column.info.get(_MARK) is XMIN
+    return version.kind_of_column(column) is version.XminVersioned.__version_kind__
 
 
 def kind_of_type(type_: TypeEngine[Any]) -> ColumnKind | None:
@@ -138,6 +137,6 @@ def kind_by_default_name(column: Column[Any]) -> ColumnKind | None:
     Only for ``version_id``: an ``updated_at`` may be anybody's.
     """
     kind = kind_of_type(column.type)
-    if kind is None or column.nullable or column.name != COUNT.attribute or kind.kind is MOMENT:
+    if kind is None or column.nullable or column.name != "version_id" or kind.name == "timestamp":
         return None
     return kind
