@@ -16,7 +16,8 @@ on their objects in any SQLAlchemy session, sync or async: none of them opens, c
 ``_session``       for sessionkit's Session: the methods around which SQLAlchemy has no event
 =================  ====================================================================================
 
-`kind_of`, `kind_of_column`, `Kind`, `server_now` and `telling_time` are for the package's own rooms (bulk, Alembic), not for users.
+`kind_of`, `kind_of_column`, `Kind`, `server_now` and `telling_time` are for the package's own rooms (bulk, Alembic), and
+not for users.
 """
 
 from . import _flush as _flush  # its listeners
