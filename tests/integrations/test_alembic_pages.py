@@ -10,6 +10,7 @@ import configparser
 import io
 import re
 import shlex
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from textwrap import indent
 from typing import TYPE_CHECKING
@@ -57,14 +58,15 @@ def models(project: Project, text: str) -> None:
 
 
 def run(project: Project, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    import sys
-
-    for name in [name for name in sys.modules if name.split(".")[0] == "shop"]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.chdir(project.folder)
     out = io.StringIO()
-    with project.inside(), redirect_stdout(out), redirect_stderr(out):
-        main(["--raiseerr", *arguments])
+    try:
+        with project.inside(), redirect_stdout(out), redirect_stderr(out):
+            main(["--raiseerr", *arguments])
+    finally:
+        # The next command is to read the models as they are then; and other tests have a shop too.
+        for name in [name for name in sys.modules if name.split(".")[0] == "shop"]:
+            del sys.modules[name]
     return out.getvalue()
 
 
