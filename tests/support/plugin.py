@@ -181,6 +181,12 @@ def sqlite_databases(tmp_path_factory: pytest.TempPathFactory) -> SqliteDatabase
 # The server
 
 
+def pytest_collection_finish() -> None:
+    """Have the many collections of the tests not go over what stays anyhow: the modules and the collected tests."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_configure() -> None:
     """Forget libpq's variables: the tests connect by URL, and a PGSSLMODE of somebody's shell would mix in."""
     for name in [name for name in os.environ if name.startswith("PG")]:
