@@ -67,7 +67,9 @@ def find(
     width = len(columns)
     rows: dict[Key, Any] = {}
     for condition in conditions(dialect, columns, wanted):
-        rows |= {row[:width]: row[width:] for row in connection.execute(query.where(condition)).all()}
+        for row in connection.execute(query.where(condition)).all():
+            values = tuple(row)
+            rows[values[:width]] = values[width:]
     found = {key: rows[key] for key in wanted if key in rows}
     if len(found) < len(rows):
         # The database sees equals where Python does not ("5" and 5, a padded string): it has to say itself.
