@@ -446,7 +446,7 @@ class AsyncDoor(Door):
         return await together_.call_in_thread_from_a_task(fn)
 
     def run(self, body: Coroutine[Any, Any, None]) -> None:
-        self._runner.run(_with_no_scope_left(body))
+        self._runner.run(_breathing(_with_no_scope_left(body)))
 
     def dispose(self) -> None:
         async def dispose() -> None:
@@ -481,6 +481,25 @@ def _in_form(body: Callable[..., Any], form: Form) -> Callable[..., Any]:
 
 def _executable(query: str | Executable) -> Executable:
     return text(query) if isinstance(query, str) else query
+
+
+async def _breathing(body: Coroutine[Any, Any, None]) -> None:
+    """Have the loop wake now and then while `body` runs.
+
+    On a busy virtual machine, with Python 3.11, a loop was seen to sleep on although a thread had called it, until something
+    else woke it. A driver that works in a thread then held SQLite's lock for as long as others wait for it.
+    """
+    loop = asyncio.get_running_loop()
+    breath: list[asyncio.TimerHandle] = []
+
+    def breathe() -> None:
+        breath[:] = [loop.call_later(0.25, breathe)]
+
+    breathe()
+    try:
+        await body
+    finally:
+        breath[0].cancel()
 
 
 async def _with_no_scope_left(body: Coroutine[Any, Any, None]) -> None:
