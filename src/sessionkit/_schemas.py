@@ -37,10 +37,11 @@ def as_schemas(given: object, where: str) -> Schemas | None:
             '{None: "tenant_1"}, or None'
         )
     for name in (*given, *given.values()):
-        if name is not None and not isinstance(name, str):
+        # SQLAlchemy takes "" for the default schema: a tenant whose name was lost would write among everybody's rows.
+        if name is not None and (not isinstance(name, str) or not name):
             raise OptionError(
-                f"{OPTION}={given!r} was given to {where}; {name!r} in it is no name of a schema: those are strings, and "
-                "None for tables without one"
+                f"{OPTION}={given!r} was given to {where}; {name!r} in it is no name of a schema: those are strings that are "
+                "not empty, and None for tables without one"
             )
     return tuple(sorted(given.items(), key=repr))
 

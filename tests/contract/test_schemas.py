@@ -253,7 +253,7 @@ async def test_a_session_that_was_passed_in_is_refused(doors: Door) -> None:
             await doors.decorate(unit, form="keyword", schema_translate_map=ONE)(session=session)
 
 
-@pytest.mark.parametrize("given", ["tenant_1", [("a", "b")], {1: "a"}, {"a": 1}, {None: b"a"}], ids=repr)
+@pytest.mark.parametrize("given", ["tenant_1", [("a", "b")], {1: "a"}, {"a": 1}, {None: b"a"}, {None: ""}], ids=repr)
 async def test_what_is_no_map_is_refused_at_once(doors: Door, given: Any) -> None:
     with pytest.raises(errors.OptionError, match="schema_translate_map="):
         doors.scope(schema_translate_map=given)
