@@ -36,8 +36,9 @@ ROOMS: dict[str, str] = {
     # what happens inside a session: savepoints, failures, refusals
     "_savepoints": "",
     "_watch": "errors",
+    "_standins": "_dialects",
     "_watchdog": "_dialects",
-    "_session": "context errors version",
+    "_session": "_standins context errors version",
     "hooks": "_savepoints _session _watch context errors",
     # the unit of work
     "_locking": "",
@@ -48,13 +49,13 @@ ROOMS: dict[str, str] = {
     "_twophase": "_claims _savepoints _watch _dialects commits errors",
     "_commit": "_claims _savepoints _schemas _twophase _verdict _waiting _watch _watchdog _dialects commits errors",
     "_readers": "_waiting _dialects errors",
-    "_unit": "_commit _locking _readers _routes _savepoints _schemas _session _twophase _verdict _watch _watchdog _dialects "
-    "context isolation errors",
+    "_unit": "_commit _locking _readers _routes _savepoints _schemas _session _standins _twophase _verdict _watch _watchdog "
+    "_dialects context isolation errors",
     # the scopes around it
     "_plan": "_schemas isolation retry errors",
     "_makers": "_plan _routes errors",
     "_inner": "_plan _restriction _verdict errors",
-    "_attempts": "_loops retry errors",
+    "_attempts": "_loops _waiting retry errors",
     "_decorate": "_attempts errors",
     "scope": "_decorate _inner _makers _plan _session _twins _unit context hooks errors",
     "_methods": "_attempts retry scope",
@@ -68,8 +69,9 @@ ROOMS: dict[str, str] = {
     "__init__": "*",
     # what stands on the public rooms, and what nothing else may import
     # A request that is run again tells its scopes so, ends them in another task than it began them in, and asks which of
-    # them leave something behind. A migration waits for its turn.
-    "integrations": "* _attempts _savepoints _session _twins _waiting",
+    # them leave something behind. A migration waits for its turn. The test kit stands in for engines, and follows
+    # the COMMITs of scopes.
+    "integrations": "* _attempts _dialects _routes _savepoints _session _standins _twins _waiting _watch",
     "cli": "*",
     "__main__": "cli",
 }

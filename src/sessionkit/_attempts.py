@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from ._loops import Place, goes_back
+from ._waiting import pause
 from .errors import ScopeError, set_outcome
 from .retry import Attempt, Attempts, Retry, add_note
 
@@ -164,7 +165,7 @@ def attempts(scope: Scope[Any], policy: Retry, loops: bool = False) -> Iterator[
                     if inspect.iscoroutine(result):
                         result.close()
                     raise ScopeError("before_retry is async, but its scope is sync and cannot await it")
-            time.sleep(attempt.delay)
+            time.sleep(pause(attempt.delay))
 
 
 async def async_attempts(
@@ -188,7 +189,7 @@ async def async_attempts(
                 result = policy.before_retry(attempt)
                 if inspect.isawaitable(result):
                     await result
-            await asyncio.sleep(attempt.delay)
+            await asyncio.sleep(pause(attempt.delay))
 
 
 def call(scope: Scope[Any], policy: Retry, body: Callable[[Any], R]) -> R:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import orm
+from sqlalchemy.util.concurrency import in_greenlet
 
+from ._standins import stand_in_for
 from .context import describe, here
 from .errors import ScopeError, UnexpectedRollback
 
@@ -67,7 +69,12 @@ class ScopeAware(_Base):
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         bind = super().get_bind(*args, **kwargs)
         unit = self._sessionkit_unit
-        return bind if unit is None else unit.route(bind)
+        if unit is not None:
+            return unit.route(bind)
+        stand_in = stand_in_for(bind)
+        if stand_in is None or (bind.dialect.is_async and not in_greenlet()):
+            return bind
+        return stand_in.lend(self)
 
     def commit(self) -> None:
         if (unit := self._sessionkit_unit) is not None and unit is not OVER:

@@ -25,6 +25,7 @@ from ._routes import bound_engines, check_route
 from ._savepoints import Savepoints, connections
 from ._schemas import translate
 from ._session import OVER
+from ._standins import stand_in_for
 from ._twophase import admit_begun, two_phase_of
 from ._verdict import RollbackAsked, first_failure, obstacle, swallowed
 from ._watch import Failure
@@ -177,14 +178,20 @@ class Unit:
 
     def route(self, bind: Engine | Connection) -> Engine | Connection:
         """Return what the unit talks to where its session is bound to `bind`."""
-        engine = self.routes(bind if self.readers is None else self._read_from(bind))
+        stand_in = stand_in_for(bind)
+        # What stands in for the primary has not been replicated.
+        engine = self.routes(bind if self.readers is None or stand_in is not None else self._read_from(bind))
         if self.twophase:
             two_phase_of(engine)
-            if isinstance(engine, Connection):
-                raise OptionError(
-                    f"twophase=True was asked for, but the session is bound to {engine!r}, whose transaction is not the "
-                    "scope's to prepare; bind the factory to an engine"
-                )
+        if stand_in is not None:
+            self.twophase = False  # a savepoint cannot be prepared
+            # Where somebody only asks, nothing is to be sent, and in async code nothing can be.
+            return stand_in.lend(self.session) if self.inside else engine
+        if self.twophase and isinstance(engine, Connection):
+            raise OptionError(
+                f"twophase=True was asked for, but the session is bound to {engine!r}, whose transaction is not the "
+                "scope's to prepare; bind the factory to an engine"
+            )
         if self.enclosing or self.restrictions:
             check_route(self, engine)
         return engine

@@ -7,6 +7,17 @@ import time
 
 from sqlalchemy.util import await_only
 
+skipped: list[float] | None = None
+"""While a test skips the waits between attempts: those that were skipped, in seconds. Otherwise None."""
+
+
+def pause(delay: float) -> float:
+    """Return how long to wait between two attempts where `delay` was decided, in seconds."""
+    if skipped is None:
+        return delay
+    skipped.append(delay)
+    return 0.0
+
 
 def sleep(seconds: float, asynchronous: bool) -> None:
     """Wait for so many seconds."""

@@ -57,7 +57,12 @@ def due(hooks: Iterable[Hook], outcome: Outcome, savepoints: Savepoints | None) 
     if outcome == "unknown":
         return []
     undone: Outcome = "rolled back"
-    return [hook for hook in hooks if hook.after == (outcome if hook.survives(savepoints) else undone)]
+    found = [hook for hook in hooks if hook.after == (outcome if hook.survives(savepoints) else undone)]
+    return found if capture is None else capture(found)
+
+
+capture: Callable[[list[Hook]], list[Hook]] | None = None
+"""While a test looks at hooks: is given those that are due, and returns those that are to run."""
 
 
 class Run:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..errors import OptionError
 from ._bulk import Bulk
 from ._replication import Replication
+from ._template import Template
 from ._two_phase import TwoPhase
 
 if TYPE_CHECKING:
@@ -112,6 +113,18 @@ def _no_conflict(held: Connection, wanted: Engine, asked: Asked) -> str | None:
     return None
 
 
+def _with_sqlstate(base: type[Exception], code: str | None, message: str) -> Exception:
+    if code is not None and len(code) != 5:
+        raise OptionError(f"{code!r} is no SQLSTATE; it has five characters, such as '40001'")
+    error: Any = type(base.__name__, (base,), {"sqlstate": code, "pgcode": code})(message)
+    error.sqlstate = error.pgcode = code  # asyncpg's, as SQLAlchemy wraps them, keep theirs in the instance
+    return error  # type: ignore[no-any-return]
+
+
+def _checked_at_once(connection: Connection) -> None:
+    """Do nothing: nobody has looked which constraints are deferred."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """What one dialect does in its own way.
@@ -143,6 +156,9 @@ class Dialect:
         later: SQL for a timestamp after the one in ``{column}``, the server's clock if that is later; None as above.
         new_uuid: SQL for a random UUID, as SQLAlchemy's type `Uuid` stores it; None as above.
         xmin: each row tells which transaction wrote it, in a system column of this name.
+        template: how its databases are copied, for tests; None: nobody has looked.
+        check_deferred: has the database check what it would check at COMMIT, and changes nothing; for tests.
+        with_code: makes the error of a driver, from its class, code and message; for tests.
     """
 
     name: str
@@ -166,6 +182,9 @@ class Dialect:
     later: str | None = None
     new_uuid: str | None = None
     xmin: bool = False
+    template: Template | None = None
+    check_deferred: Callable[[Connection], None] = _checked_at_once
+    with_code: Callable[[type[Exception], str | None, str], Exception] = _with_sqlstate
 
     def given(self, level: str) -> str:
         """Return the level that this dialect gives for the one asked for."""

@@ -17,7 +17,7 @@ from sqlalchemy import event, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from ..errors import OptionError
-from . import _asyncpg
+from . import _asyncpg, _template
 from ._base import Asked, Dialect, all_of, root_of
 from ._bulk_postgresql import BULK
 from ._connect import connect_within
@@ -289,6 +289,17 @@ def _now(connection: Connection) -> datetime:
     return cast("datetime", connection.scalar(select(func.clock_timestamp())))
 
 
+def _check_deferred(connection: Connection) -> None:
+    # In a savepoint, whose rollback puts the constraints off again.
+    savepoint, dialect = "sessionkit_check", connection.dialect
+    dialect.do_savepoint(connection, savepoint)
+    try:
+        connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+    finally:
+        dialect.do_rollback_to_savepoint(connection, savepoint)
+        dialect.do_release_savepoint(connection, savepoint)
+
+
 DIALECT = Dialect(
     "postgresql",
     # PostgreSQL manual 13.2: READ UNCOMMITTED behaves like READ COMMITTED.
@@ -315,4 +326,6 @@ DIALECT = Dialect(
     later="greatest(clock_timestamp(), {column} + interval '1 microsecond')",
     new_uuid="gen_random_uuid()",
     xmin=True,
+    template=_template.POSTGRESQL,
+    check_deferred=_check_deferred,
 )

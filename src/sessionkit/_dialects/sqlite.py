@@ -23,6 +23,7 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from ..errors import OptionError, ScopeError
+from . import _template
 from ._base import LEVELS, Asked, Dialect, all_of, deadline, refuse, root_of
 from ._bulk_sqlite import BULK
 
@@ -425,6 +426,31 @@ _LATER = (
     "ELSE substr({column}, 1, 20) || substr('00000' || (substr({column}, 21) + 1), -6) END)"
 )
 
+
+def _check_deferred(connection: Connection) -> None:
+    # A constraint that is not deferred has been checked, so what is found now was put off.
+    driver = connection.connection.driver_connection
+    if not _first_value(connection, driver, "PRAGMA foreign_keys"):
+        return
+    cursor = _say(connection, driver, "PRAGMA foreign_key_check")
+    if (await_only(cursor.fetchone()) if connection.dialect.is_async else cursor.fetchone()) is not None:
+        dbapi = connection.dialect.loaded_dbapi
+        error = _with_code(dbapi.IntegrityError, "SQLITE_CONSTRAINT_FOREIGNKEY", "FOREIGN KEY constraint failed")
+        raise DBAPIError.instance("COMMIT", None, error, dbapi.Error, dialect=connection.dialect)
+
+
+def _with_code(base: type[Exception], code: str | None, message: str) -> Exception:
+    import sqlite3
+
+    error: Any = base(message)
+    if code is not None:
+        number = getattr(sqlite3, code, None)
+        if not isinstance(number, int):
+            raise OptionError(f"{code!r} is no error of SQLite; it is a name such as 'SQLITE_BUSY'")
+        error.sqlite_errorcode, error.sqlite_errorname = number, code
+    return error  # type: ignore[no-any-return]
+
+
 DIALECT = Dialect(
     "sqlite",
     # One writer at a time, readers on a snapshot: everything is serializable, once there is a real BEGIN.
@@ -443,4 +469,7 @@ DIALECT = Dialect(
     now=_now,
     later=_LATER,
     new_uuid="lower(hex(randomblob(16)))",
+    template=_template.SQLITE,
+    check_deferred=_check_deferred,
+    with_code=_with_code,
 )

@@ -1,0 +1,30 @@
+"""Hooks in a test: looked at, and held back or run."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from .. import hooks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+__all__ = ["capture_on_commit"]
+
+
+@contextmanager
+def capture_on_commit(*, run: bool = False) -> Generator[list[Callable[[], object]], None, None]:
+    """Collect the on_commit hooks that are due, and hold them back unless `run`."""
+    found: list[Callable[[], object]] = []
+    before = hooks.capture
+
+    def capture(due: list[hooks.Hook]) -> list[hooks.Hook]:
+        found.extend(hook.fn for hook in due if hook.after == "committed")
+        return due if run else [hook for hook in due if hook.after != "committed"]
+
+    hooks.capture = capture
+    try:
+        yield found
+    finally:
+        hooks.capture = before

@@ -1,0 +1,116 @@
+"""Template mode of the test kit: each test has a copy of the database, to which the engine's connections are led.
+
+The engine stays what it is, with its listeners and options: only where it connects to is changed while the test runs.
+So this holds for everything that goes through the engine, sessions or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import NullPool, create_engine, event
+from sqlalchemy.util import greenlet_spawn
+
+from .. import _dialects
+from .._watch import committing
+from ..errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import URL, Connection, Engine
+
+__all__ = ["OwnDatabase"]
+
+
+class OwnDatabase:
+    """A copy of the database of an engine.
+
+    Args:
+        engine: the user's.
+        at_commit: called where a unit commits.
+
+    Raises:
+        OptionError: the database cannot be copied.
+    """
+
+    def __init__(self, engine: Engine, at_commit: Callable[[Connection, str | None], None]) -> None:
+        template = _dialects.of(engine).template
+        if template is None:
+            raise OptionError(f"mode='template' was asked for, but nobody has looked how to copy {engine!r}")
+        self._engine = engine
+        self._template = template
+        self._at_commit = at_commit
+        self._led = False
+        self.loop: asyncio.AbstractEventLoop | None = None
+        if not engine.dialect.is_async:
+            engine.dispose()  # idle connections to a database keep PostgreSQL from copying it
+        self._copy = template.copy(engine.dialect, engine.url, self._say)
+        event.listen(engine, "do_connect", self._connect, insert=True)
+        self._pool = engine.pool  # dispose() puts another one into its place, with the same listeners
+        event.listen(self._pool, "checkout", self._check)
+        event.listen(engine, "commit", self._commit)
+
+    def _connect(self, dialect: Any, _record: Any, cargs: Any, cparams: dict[str, Any]) -> Any:
+        self._led = True
+        if dialect.is_async:
+            self.loop = asyncio.get_running_loop()
+        _, before = dialect.create_connect_args(self._engine.url)
+        arguments, now = dialect.create_connect_args(self._copy)
+        changed = {name: value for name, value in now.items() if before.get(name) != value}
+        return dialect.connect(*arguments, **{**cparams, **changed})
+
+    def _check(self, *_: Any) -> None:
+        if not self._led:
+            raise OptionError(
+                f"mode='template' was asked for, but {self._engine!r} connects by a function of its own (creator=), or "
+                "had connections already; leave creator= out, or have the engine disposed of before the test"
+            )
+
+    def _commit(self, connection: Connection) -> None:
+        if committing.get() is not None:
+            self._at_commit(connection, None)
+
+    def left_open(self) -> list[str]:
+        """Tell nothing: what is left open are connections."""
+        return []
+
+    def end(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+    async def async_end(self) -> None:
+        """Close the connections, in the event loop that has used them."""
+        await greenlet_spawn(self._engine.dispose)
+
+    def abandon(self) -> None:
+        """Forget the connections, whose event loop is no more: the server ends them."""
+        self._engine.dispose(close=False)
+
+    def detach(self) -> None:
+        """Drop the copy."""
+        event.remove(self._engine, "do_connect", self._connect)
+        event.remove(self._pool, "checkout", self._check)
+        event.remove(self._engine, "commit", self._commit)
+        self._template.drop(self._engine.dialect, self._copy, self._say)
+
+    def _say(self, url: URL, statement: str) -> None:
+        if not self._engine.dialect.is_async:
+            engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+            with engine.connect() as connection:
+                connection.exec_driver_sql(statement)
+            return
+        # In a thread: the test's own event loop may be the one that runs here.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, _async_say(url, statement)).result()
+
+
+async def _async_say(url: URL, statement: str) -> None:
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        await connection.exec_driver_sql(statement)
+    await engine.dispose()

@@ -1,0 +1,269 @@
+"""Rollback mode of the test kit: all units of a test on one connection, each in a savepoint, and at the end a ROLLBACK.
+
+Units take turns, since savepoints of one connection lie inside each other: a unit waits until the one before has
+ended, unless that belongs to the same thread or task and so waits for it. What cannot be had in this way (an inner unit
+that stays committed while the outer one is rolled back) is told as a problem of the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
+
+from .. import _dialects
+from .._routes import Routes
+from .._waiting import sleep
+from .._watch import committing
+from ..context import describe, here
+from ..errors import ScopeError
+from ..isolation import Preset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from sqlalchemy.engine import Connection, RootTransaction
+    from sqlalchemy.orm import SessionTransaction
+
+__all__ = ["Problem", "SharedConnection", "place"]
+
+TURN = 10.0
+"""How long a unit waits for its turn, in seconds."""
+
+Problem = str
+_ELSEWHERE = 'mark the test with sessionkit(mode="template")'
+
+
+def place() -> str:
+    """Return file and line of the code under test that is running: the innermost that is neither ours nor SQLAlchemy's."""
+    frame: FrameType | None = sys._getframe(1)
+    greenlet: Any = None
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name.partition(".")[0] not in ("sessionkit", "sqlalchemy", "contextlib"):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+        if frame is None and "greenlet" in sys.modules:  # in async code: go on with who waits for this greenlet
+            greenlet = (greenlet or sys.modules["greenlet"].getcurrent()).parent
+            frame = None if greenlet is None else greenlet.gr_frame
+    return "an unknown place"
+
+
+class _User:
+    """A session that has a savepoint on the connection."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.owner = here()
+        self.place = place()
+        self.committed = False
+        self.loses: str | None = None  # what its rollback would take back though it is none of its own
+        unit: Any = session.__dict__.get("_sessionkit_unit")
+        self.enclosing = [] if unit is None else [outer.session for outer in unit.enclosing]
+        self.read_only = unit is not None and bool(unit.preset.read_only)
+
+
+class SharedConnection:
+    """Stands in for an engine. See the top of this file.
+
+    Args:
+        engine: the user's.
+        problems: takes what the test must be told at its end.
+        at_commit: called where a unit commits, with the connection and the name of its savepoint.
+    """
+
+    def __init__(
+        self, engine: Engine, problems: list[Problem], at_commit: Callable[[Connection, str | None], None]
+    ) -> None:
+        self._problems = problems
+        self._at_commit = at_commit
+        scoped = Routes(Preset())(engine)
+        assert isinstance(scoped, Engine)
+        self._engine = scoped
+        self._connection: Connection | None = None
+        self._transaction: RootTransaction | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._users: list[_User] = []
+        self._taking = threading.Lock()
+        self._followed: WeakSet[Session] = WeakSet()
+        self._listeners: dict[str, Any] = {
+            "after_begin": self._after_begin,
+            "after_commit": self._after_commit,
+            "after_transaction_end": self._after_end,
+        }
+        event.listen(self._engine, "release_savepoint", self._on_release)
+
+    # -- its turn -------------------------------------------------------------------------------------------------
+
+    def lend(self, session: Session) -> Connection:
+        """Return the connection, when it is the session's turn.
+
+        Raises:
+            ScopeError: the turn did not come, or the connection belongs to another event loop.
+        """
+        known = self._user(session)
+        if known is not None:
+            if known is not self._users[-1]:
+                self._users[-1].loses = f"what {_opened(known)} did meanwhile"
+            return self._open()
+        user = _User(session)
+        self._take_turn(user)
+        try:
+            connection = self._open()
+        except BaseException:
+            self._users.remove(user)
+            raise
+        session.join_transaction_mode = "create_savepoint"
+        if not session.in_transaction():
+            session.begin()
+        if session not in self._followed:  # not to be unfollowed in the middle of its own events
+            self._followed.add(session)
+            for name, listener in self._listeners.items():
+                event.listen(session, name, listener)
+        return connection
+
+    def _take_turn(self, user: _User) -> None:
+        ends = time.monotonic() + TURN
+        while True:
+            with self._taking:
+                holder = self._users[-1] if self._users else None
+                if holder is None or holder.owner == user.owner or holder.session in user.enclosing:
+                    self._users.append(user)
+                    return
+            if time.monotonic() > ends:
+                raise ScopeError(
+                    f"all units of a test share a connection in rollback mode, and {_opened(holder)}, by "
+                    f"{describe(holder.owner)}, has not ended for {TURN:.0f} s while {describe(user.owner)} waited for "
+                    f"it; if it waits in turn, {_ELSEWHERE}"
+                )
+            sleep(0.002, self._engine.dialect.is_async)
+
+    def _open(self) -> Connection:
+        connection = self._connection
+        if connection is None:
+            self._loop = asyncio.get_running_loop() if self._engine.dialect.is_async else None
+            connection = self._connection = self._engine.connect()
+            self._transaction = connection.begin()
+        elif self._loop is not None and asyncio.get_running_loop() is not self._loop:
+            raise ScopeError(
+                "all units of a test share a connection in rollback mode, which belongs to the event loop that used it "
+                f"first, and another loop wants it; run the test in one loop, or {_ELSEWHERE}"
+            )
+        return connection
+
+    # -- what the session does ------------------------------------------------------------------------------------
+
+    def _user(self, session: Session) -> _User | None:
+        return next((user for user in self._users if user.session is session), None)
+
+    def _after_begin(self, session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+        user = self._user(session)
+        if user is not None and user.read_only and connection is self._connection and transaction.parent is None:
+            _dialects.of(connection).restrict(connection)
+
+    def _after_commit(self, session: Session) -> None:
+        user = self._user(session)
+        if user is not None:
+            user.committed = not session.in_nested_transaction()
+
+    def _after_end(self, session: Session, transaction: SessionTransaction) -> None:
+        user = self._user(session)
+        if user is None or transaction.parent is not None:
+            return
+        if user.read_only and self._connection is not None and not self._connection.invalidated:
+            _dialects.of(self._connection).lift(self._connection)
+        if not user.committed and user.loses is not None:
+            self._problems.append(
+                f"{_opened(user)} was rolled back, and in rollback mode that takes {user.loses} with it, which a real "
+                f"database would have kept; {_ELSEWHERE}"
+            )
+        with self._taking:
+            self._users.remove(user)
+            if user.committed and self._users:
+                self._users[-1].loses = f"what {_opened(user)} committed"
+
+    def _on_release(self, connection: Connection, name: str, _: None) -> None:
+        sent = committing.get()
+        if sent is None or connection is not self._connection or not self._users:
+            return
+        sent.append(connection)
+        try:
+            if self._users[-1].read_only:
+                # Nothing was written; it takes PostgreSQL's local setting back.
+                connection.dialect.do_rollback_to_savepoint(connection, name)
+                return
+            _dialects.of(connection).check_deferred(connection)
+            self._at_commit(connection, name)
+        except BaseException:
+            # SQLAlchemy takes a savepoint whose RELEASE has failed for ended.
+            with suppress(Exception):
+                connection._rollback_to_savepoint_impl(name)
+            raise
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop in which it was opened."""
+        return self._loop
+
+    def left_open(self) -> list[Problem]:
+        """Tell which sessions have not ended."""
+        return [f"{_opened(user)} is still in a transaction: close it, or end its scope" for user in self._users]
+
+    def end(self) -> None:
+        """ROLLBACK. The connection goes back to its pool; the next unit opens another one."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            for user in self._users[::-1]:
+                with suppress(Exception):  # what was left open is told already
+                    Session.close(user.session)
+            if connection.invalidated:
+                self._problems.append(f"the connection that all units share in rollback mode was lost; {_ELSEWHERE}")
+            elif self._transaction is None or not self._transaction.is_active:
+                connection.invalidate()  # it may still be in the transaction, of which SQLAlchemy knows nothing more
+                self._problems.append(
+                    f"COMMIT or ROLLBACK was called by hand on a session's connection, which all units share in rollback "
+                    f"mode; {_ELSEWHERE}"
+                )
+            else:
+                if not self._users:
+                    _dialects.of(connection).check_deferred(connection)
+                connection.rollback()
+        finally:
+            connection.close()
+
+    async def async_end(self) -> None:
+        """Do as `end`, in the event loop that has used it."""
+        await greenlet_spawn(self.end)
+
+    def abandon(self) -> None:
+        """Drop the connection, whose event loop is no more."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            pooled: Any = connection.connection
+            connection.dialect.do_terminate(pooled.dbapi_connection)
+            pooled.detach()
+
+    def detach(self) -> None:
+        """Stop to listen."""
+        event.remove(self._engine, "release_savepoint", self._on_release)
+        for session in self._followed:
+            for name, listener in self._listeners.items():
+                event.remove(session, name, listener)
+
+
+def _opened(user: _User | None) -> str:
+    return "nobody" if user is None else f"the session opened at {user.place}"
