@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .._twins import over_async
+from ..errors import BulkError
 from ._delete import delete
 from ._get import get
 from ._insert import insert
@@ -13,6 +14,7 @@ from ._update import update
 from ._upsert import upsert
 
 __all__ = [
+    "BulkError",
     "BulkResult",
     "Rejected",
     "WriteOptions",
