@@ -9,4 +9,4 @@ settings.load_profile("sessionkit")
 
 pytest.register_assert_rewrite("tests.support")
 
-pytest_plugins = ["tests.support.plugin"]
+pytest_plugins = ["tests.support.plugin", "tests.support.browser_fixture"]

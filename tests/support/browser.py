@@ -62,7 +62,10 @@ class Browser:
                 "--no-first-run",
                 f"--user-data-dir={self._profile.name}",
             ]
-            options = {"goog:chromeOptions": {"binary": browser, "args": arguments}}
+            options = {
+                "goog:chromeOptions": {"binary": browser, "args": arguments},
+                "goog:loggingPrefs": {"browser": "ALL"},
+            }
             self._session = self._send("POST", "/session", {"capabilities": {"alwaysMatch": options}})["sessionId"]
             self._do("POST", "/timeouts", {"script": 30_000, "pageLoad": 30_000})
         except BaseException:
@@ -105,6 +108,23 @@ class Browser:
     def open(self, url: str) -> None:
         self._do("POST", "/url", {"url": url})
 
+    def size(self, width: int, height: int = 800) -> None:
+        """Make the page as wide as it is on some screen; narrower than a window can be."""
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self._do("POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": screen})
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """Run the body of a JavaScript function in the page, and return what it returns."""
+        return self._do("POST", "/execute/sync", {"script": script, "args": arguments})
+
+    def wait(self, script: str, *arguments: object) -> Any:
+        """Run it, and return what it gives to the function that is its last argument."""
+        return self._do("POST", "/execute/async", {"script": script, "args": arguments})
+
+    def console(self) -> list[str]:
+        """Return what the browser has complained of since the last time: in scripts, of files that are missing."""
+        return [str(entry["message"]) for entry in self._do("POST", "/se/log", {"type": "browser"})]
+
     def write(self, css: str, text: str) -> None:
         """Put a text into a field in the place of what is there, as a user types it."""
         element = self._element(css)
@@ -127,7 +147,7 @@ class Browser:
             new MutationObserver((_, observer) => { if (look()) { observer.disconnect(); shown(); } })
                 .observe(document, {childList: true, subtree: true, characterData: true});
         """
-        return str(self._do("POST", "/execute/async", {"script": script, "args": [css, text]}))
+        return str(self.wait(script, css, text))
 
     def _element(self, css: str) -> str:
         found: dict[str, str] = self._do("POST", "/element", {"using": "css selector", "value": css})

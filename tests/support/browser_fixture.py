@@ -1,4 +1,4 @@
-"""The browser: promised, found, or its tests are not run. See tests/support/browser.py."""
+"""The browser as a fixture: promised, found, or its tests are not run. See tests/support/browser.py."""
 
 from __future__ import annotations
 
