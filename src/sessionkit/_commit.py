@@ -34,6 +34,7 @@ from .errors import (
     UnexpectedRollback,
     classify,
     is_lost,
+    told,
 )
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def _resolve(unit: Unit, held: list[Connection], key: str | None, error: Excepti
             ballot.finish(verdict)
     except Exception as failure:
         # What the caller must learn is that the outcome is unknown; why nobody could tell comes second.
-        error.add_note(f"besides, asking what became of it failed: {type(failure).__name__}: {failure}")
+        error.add_note(f"besides, asking what became of it failed: {told(failure)}")
         logger.exception("asking what became of a COMMIT of %s failed", unit)
     if verdict is None:
         raise CommitOutcomeUnknown(

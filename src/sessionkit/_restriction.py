@@ -16,7 +16,7 @@ from sqlalchemy.exc import UnboundExecutionError
 from . import _dialects
 from ._savepoints import connections
 from ._watch import SCOPED, failure_log
-from .errors import UnexpectedRollback
+from .errors import UnexpectedRollback, told
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, NestedTransaction
@@ -71,8 +71,7 @@ class Restriction:
                     if failure is not None:
                         raise UnexpectedRollback(
                             f"something failed inside a read-only scope in {self._unit} and was swallowed; the first "
-                            f"error was "
-                            f"{type(failure.error).__name__}: {failure.error}"
+                            f"error was {told(failure.error)}"
                         ) from failure.error
                 for connection, savepoint in self._held:
                     # Nothing is undone by its rollback: what was registered inside (a hook, say) stays.

@@ -13,7 +13,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from ._standins import stand_in_for
 from .context import describe, here
-from .errors import ScopeError, UnexpectedRollback
+from .errors import ScopeError, UnexpectedRollback, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,12 +129,12 @@ class _Savepoint(orm.SessionTransaction):
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         failure: BaseException | None = self._rollback_exception
         closed = getattr(self, "session", None) is None  # by a rollback by hand, which heals
-        lost = kind is None and failure is not None and not closed and not self.is_active
+        lost = failure if kind is None and not closed and not self.is_active else None
         super().__exit__(kind, error, traceback)
-        if lost:
+        if lost is not None:
             raise UnexpectedRollback(
-                f"a savepoint was rolled back: {type(failure).__name__} was swallowed inside its block: {failure}"
-            ) from failure
+                f"a savepoint was rolled back: an error was swallowed inside its block: {told(lost)}"
+            ) from lost
 
 
 def _nested(transaction: orm.SessionTransaction) -> orm.SessionTransaction:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from . import _dialects
 from ._savepoints import connections, core_transactions, within
 from ._watch import Failure, failure_log, watch
-from .errors import ScopeError, UnexpectedRollback
+from .errors import ScopeError, UnexpectedRollback, message_of, told
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
@@ -20,6 +20,8 @@ logger = logging.getLogger("sessionkit")
 
 class RollbackAsked(ScopeError):
     """Not raised: it stands for the wish of a joined scope among the reasons of an UnexpectedRollback."""
+
+    _section = UnexpectedRollback._section
 
 
 def first_failure(where: SessionTransaction, unit: Unit | None) -> BaseException | None:
@@ -85,8 +87,8 @@ def _lost_on(transaction: SessionTransaction) -> tuple[str, BaseException | None
 def swallowed(error: BaseException) -> str:
     """Say that something had failed, and what."""
     if isinstance(error, RollbackAsked):
-        return str(error)
-    return f"something failed inside and was swallowed; the first error was {type(error).__name__}: {error}"
+        return message_of(error)
+    return f"something failed inside and was swallowed; the first error was {told(error)}"
 
 
 def begin_savepoint(session: Session) -> SessionTransaction:

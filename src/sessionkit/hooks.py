@@ -18,7 +18,7 @@ from ._savepoints import Savepoints, connections
 from ._session import unit_of
 from ._watch import FailureLog, mark
 from .context import Entry, here, require, sync_session_of, top
-from .errors import HookError, Outcome, ScopeError, set_outcome
+from .errors import HookError, Outcome, ScopeError, set_outcome, told
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
@@ -89,7 +89,7 @@ class Run:
         if first is not None:
             for error in self.errors:
                 logger.error("a hook failed; the data is %s", self.outcome, exc_info=error)
-                first.add_note(f"besides, a hook failed: {type(error).__name__}: {error}")
+                first.add_note(f"besides, a hook failed: {told(error)}")
             return
         for error in self.errors:
             if not isinstance(error, Exception):  # KeyboardInterrupt, CancelledError: theirs is the right of way

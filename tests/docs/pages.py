@@ -8,7 +8,8 @@ Sybil finds the fenced blocks; what they mean is said here. The blocks of a page
                         title names, on both without a title. Where tabs stand above, the last block of each tab has
                         sent it.
 ```text title="output"  is what the Python block above has printed.
-```text title="error"   is what it has raised. A block that raises without it fails.
+```text title="error"   is what it has raised. A block that raises without it fails. The address at the end of our own
+                        errors may be left out.
 
 The names at hand are those of docs/examples.md: its models, `engine` and `async_engine` on one database with those
 tables and rows. A block in a tab that is called "async" has names of its own, there `engine` is asynchronous, and a
@@ -29,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from sybil import Document
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
+
+from sessionkit import errors
 
 if TYPE_CHECKING:
     import asyncio
@@ -163,7 +166,8 @@ class Reader:
         if last.error is None:
             raise Wrong(f"{block.where}: the block above raised nothing")
         last.error_seen = True
-        text = f"{type(last.error).__name__}: {last.error}"
+        said = str(last.error) if "(More: " in block.source else errors.message_of(last.error)
+        text = f"{type(last.error).__name__}: {said}"
         # A message is one long line; the page may break it.
         self._compare(block, [_squeezed(block.source)], [_squeezed(text)])
 

@@ -11,7 +11,6 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from sessionkit import errors
 from sessionkit.cli._ledger import Ledger
 from tests.docs.pages import EXAMPLES, ROOT, Reader, Wrong, blocks, named, pages
 
@@ -115,16 +114,6 @@ def nav() -> set[str]:
 
 def test_every_page_is_in_the_navigation() -> None:
     assert nav() == {str(page.relative_to(ROOT / "docs")) for page in pages() if page.name != "README.md"}
-
-
-def test_every_exception_has_its_place_on_the_page_of_errors() -> None:
-    text = (ROOT / "docs" / "errors.md").read_text()
-    classes = {
-        name
-        for name in errors.__all__
-        if isinstance(value := getattr(errors, name), type) and issubclass(value, Exception)
-    }
-    assert not classes - set(re.findall(r"^#+ (\w+) \{ ?#\1 ?\}$", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("page", pages(), ids=named(pages()))

@@ -86,7 +86,7 @@ def test_a_bulk_error_is_of_the_other_class_too_and_survives_a_pickle() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert isinstance(again, IntegrityError)
     assert isinstance(again, BulkError)
-    assert (str(again), again.position, again.row, again.column) == ("row 3 was refused", 3, {"a": 1}, "a")
+    assert (again.args[0], again.position, again.row, again.column) == ("row 3 was refused", 3, {"a": 1}, "a")
     assert again.statement == "INSERT"
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from .. import _dialects
-from ..errors import BulkError, OptionError, VersionConflict
+from ..errors import BulkError, OptionError, VersionConflict, message_of
 from ..version import Conflicts, server_now, telling_time
 from ._conflicts import swallowed
 from ._identity import expire
@@ -300,11 +300,10 @@ class Call:
         position, row = page.positions[0], page.rows[0]
         column = self._column_of(page, error)
         about = f", column {column!r}" if column else ""
-        said = str(getattr(error, "orig", None) or error).strip()
         cause = getattr(error, "orig", None) or error
         message = (
             f"row {position}{about} of bulk.{self.work.verb}({self.plan.name}) was refused: "
-            f"{type(cause).__name__}: {said}"
+            f"{type(cause).__name__}: {message_of(cause).strip()}"
         )
         bulk_error = BulkError.of(error, message, position=position, row=row, column=column)
         if not isinstance(error, StatementError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BulkError
+from ..errors import BulkError, told
 from ._page import Page
 from ._plan import OMIT
 
@@ -34,7 +34,7 @@ def build(builder: Builder, chunk: Chunk, read: Read, refuse: Refuse, *, bumps: 
                 values.append(builder.build([row])[0])
                 kept.append(place)
             except Exception as error:  # noqa: BLE001 - as above
-                refuse(_of(chunk, place, f"row {chunk.start + place}: {type(error).__name__}: {error}", cause=error))
+                refuse(_of(chunk, place, f"row {chunk.start + place}: {told(error)}", cause=error))
         places = kept
     positions: Sequence[int]
     given: list[Any]

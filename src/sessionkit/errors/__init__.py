@@ -1,0 +1,93 @@
+"""Every exception of sessionkit.
+
+::
+
+    SessionKitError
+    ├── ScopeError                  a scope was asked for something it must not do
+    │   ├── NoCurrentSession        there is no scope here (LookupError)
+    │   ├── ConcurrentUse           two threads or tasks inside one session at once
+    │   ├── ColourError             an async factory in `with`, a sync one in `async with` (TypeError)
+    │   ├── CommitTokenError        what was given as a commit token is none, or not of this cluster (ValueError)
+    │   ├── NoReader                no reader could serve a read-only scope
+    │   └── OptionError             an option has a value that cannot be honoured here (ValueError)
+    │       └── UnknownOptionError  an option of that name does not exist (TypeError)
+    ├── BulkError                   a row of a bulk call was refused (and whatever SQLAlchemy would have raised)
+    ├── VersionError                a version was asked for what it cannot do
+    │   └── MalformedETag           an If-Match header that is none (ValueError)
+    ├── VersionConflict             somebody else has changed or deleted the rows (sqlalchemy.orm.exc.StaleDataError)
+    ├── UnexpectedRollback          the scope ended without an exception, yet nothing could be committed
+    ├── CommitOutcomeUnknown        the connection was lost during COMMIT, and nobody can tell what became of it
+    ├── PartialCommit               of several databases that do not commit as one, not all have committed
+    └── HookError                   on_commit or on_rollback callables failed; the transaction is settled
+
+A driver's error is never wrapped: it reaches the caller as SQLAlchemy raised it.
+
+``str(error)`` is the message and, on a line of its own, the address of what the documentation says about it.
+``error.args[0]`` is the message alone.
+"""
+
+from types import FunctionType
+
+# `X as X`: for the package's other rooms, and not for users.
+from ._base import DOCUMENTATION as DOCUMENTATION
+from ._base import SessionKitError
+from ._base import address_of as address_of
+from ._base import message_of as message_of
+from ._base import told as told
+from ._bulk import BulkError
+from ._classify import KINDS as KINDS
+from ._classify import Classification, classify
+from ._classify import is_aftermath as is_aftermath
+from ._classify import is_lost as is_lost
+from ._marks import Outcome, outcome_of
+from ._marks import first_of as first_of
+from ._marks import set_first as set_first
+from ._marks import set_outcome as set_outcome
+from ._runtime import (
+    CommitOutcomeUnknown,
+    CommitTokenError,
+    HookError,
+    MalformedETag,
+    NoReader,
+    PartialCommit,
+    UnexpectedRollback,
+    VersionConflict,
+)
+from ._usage import (
+    ColourError,
+    ConcurrentUse,
+    NoCurrentSession,
+    OptionError,
+    ScopeError,
+    UnknownOptionError,
+    VersionError,
+)
+
+__all__ = [
+    "BulkError",
+    "Classification",
+    "ColourError",
+    "CommitOutcomeUnknown",
+    "CommitTokenError",
+    "ConcurrentUse",
+    "HookError",
+    "MalformedETag",
+    "NoCurrentSession",
+    "NoReader",
+    "OptionError",
+    "Outcome",
+    "PartialCommit",
+    "ScopeError",
+    "SessionKitError",
+    "UnexpectedRollback",
+    "UnknownOptionError",
+    "VersionConflict",
+    "VersionError",
+    "classify",
+    "outcome_of",
+]
+
+# In which file each of them stands is our affair: tracebacks and pickles name them as users import them.
+for _name in __all__:
+    if isinstance(_value := globals()[_name], type | FunctionType):
+        _value.__module__ = __name__

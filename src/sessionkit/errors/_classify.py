@@ -1,0 +1,111 @@
+"""What an error means for its unit of work: whether to run it again, whether it may have committed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.orm.exc import StaleDataError
+
+from .. import _sqlstate
+from ._base import SessionKitError
+from ._runtime import UnexpectedRollback
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """What an exception means for the unit of work in which it was raised.
+
+    Attributes:
+        kind: the name of the condition, such as ``"serialization_failure"``, ``"unique_violation"``, ``"busy"``,
+            ``"connection_lost"``, ``"cannot_connect"``, ``"stale_version"``; ``"other"`` for what no table knows.
+        code: the SQLSTATE, SQLite's error name or MySQL's number; None where the driver gave none.
+        retryable: running the whole unit again, in a new transaction, can succeed; true for connections that were
+            lost before COMMIT was sent.
+        ambiguous: if this is the answer to COMMIT, it does not tell whether the transaction was committed.
+    """
+
+    kind: str
+    code: str | None
+    retryable: bool
+    ambiguous: bool
+
+
+def classify(error: BaseException) -> Classification:
+    """Tell what an exception means, by the code that the driver gave and nothing else.
+
+    Args:
+        error: an exception of psycopg, psycopg2, asyncpg, sqlite3, aiosqlite or a MySQL driver, in SQLAlchemy's
+            wrapping or without it; anything else is ``"other"``. What was raised ``from`` one of them means what that
+            means, and an `UnexpectedRollback` what its first error means.
+
+    Emits no SQL. The tables and their sources are in ``sessionkit/_sqlstate.py``.
+    """
+    meaning, code = _meaning(error)
+    return Classification(meaning.kind, code, meaning.retryable, meaning.ambiguous)
+
+
+def _meaning(error: BaseException) -> tuple[_sqlstate.Meaning, str | None]:
+    if isinstance(error, UnexpectedRollback):
+        return _meaning(error.__cause__) if error.__cause__ is not None else (_sqlstate.OTHER, None)
+    if isinstance(error, StaleDataError):
+        return _sqlstate.STALE_VERSION, None
+    if isinstance(error, SessionKitError) and not isinstance(error, DBAPIError):
+        return _sqlstate.OTHER, None
+    chain = list(_chain(error))
+    for each in chain:
+        found = _sqlstate.look_up(each)
+        if found is not None:
+            return found.meaning, found.code
+    for each in chain:
+        if isinstance(each, DBAPIError):
+            if each.connection_invalidated:
+                return _sqlstate.CONNECTION_LOST, None
+            if each.statement is None:
+                # No statement, no code: the connection was not made. A COMMIT that fails has a code, or has lost it.
+                return _sqlstate.CANNOT_CONNECT, None
+        elif (isinstance(each, OSError) or _sqlstate.is_asyncpgs(each)) and _while_connecting(each):
+            return _sqlstate.CANNOT_CONNECT, None  # SQLAlchemy does not wrap what asyncpg raises while it connects
+    return _sqlstate.OTHER, None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it was made of: SQLAlchemy's, the adapter's, the driver's, and one around them."""
+    seen: BaseException | None = error
+    for _ in range(4):
+        if seen is None:
+            return
+        yield seen
+        seen = getattr(seen, "orig", None) or seen.__cause__
+
+
+_CONNECTING = {("asyncpg.connection", "connect"), ("sqlalchemy.pool.base", "__connect")}
+
+
+def _while_connecting(error: BaseException) -> bool:
+    # An OSError can be anybody's: of a file, of a mail server. Only where it came from tells.
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if (frame.f_globals.get("__name__"), frame.f_code.co_name) in _CONNECTING:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def is_aftermath(error: BaseException) -> bool:
+    """Tell whether `error` only says that something has failed in the transaction before."""
+    return isinstance(error, PendingRollbackError) or classify(error).kind == "in_failed_sql_transaction"
+
+
+KINDS = _sqlstate.KINDS
+"""Every ``kind`` of a `Classification`."""
+
+
+def is_lost(error: DBAPIError) -> bool:
+    """Tell whether an error came in the place of an answer, so that what was asked may have been done."""
+    return error.connection_invalidated or classify(error).ambiguous

@@ -1,0 +1,52 @@
+"""What was written wrongly: these errors come before any work is done, and running the same code again raises them again."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from ._base import SessionKitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class ScopeError(SessionKitError):
+    """A scope, or a session inside one, was asked for something it must not do."""
+
+
+class NoCurrentSession(ScopeError, LookupError):
+    """There is no ambient session in this thread and task."""
+
+
+class ConcurrentUse(ScopeError):
+    """Two threads or two tasks were inside one session at the same moment."""
+
+
+class ColourError(ScopeError, TypeError):
+    """An async factory was used in sync code, or a sync one in async code."""
+
+
+class OptionError(ScopeError, ValueError):
+    """An option has a value that cannot be honoured."""
+
+
+class UnknownOptionError(OptionError, TypeError):
+    """There is no option of that name.
+
+    Args:
+        asked: the name that was given.
+        known: the names that exist; the nearest one is put into the message.
+        where: what was called.
+    """
+
+    def __init__(self, asked: str, known: Iterable[str], where: str) -> None:
+        names = sorted(known)
+        near = get_close_matches(asked, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(names)}"
+        super().__init__(f"{where} has no option {asked!r}; {hint}")
+        self.asked = asked
+
+
+class VersionError(SessionKitError):
+    """A version was asked for what it cannot do: of a class that has none, on a backend that cannot check it, ..."""
