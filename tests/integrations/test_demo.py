@@ -14,6 +14,7 @@ from sqlalchemy import Column, MetaData, Table, Text, create_engine, inspect, or
 
 from sessionkit.cli import demo, main
 from sessionkit.cli._load import Memory, Reading
+from sessionkit.cli.demo import _twin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -201,7 +202,7 @@ def test_a_table_of_that_name_is_not_touched(name: str, tmp_path: Path, capsys: 
 def test_where_the_async_driver_is_missing_the_step_is_left_out_and_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "aiosqlite" else find_spec(name))
+    monkeypatch.setattr(_twin, "find_spec", lambda name: None if name == "aiosqlite" else find_spec(name))
     assert main(["demo", "--plain"]) == 0
     assert "left out: needs aiosqlite" in capsys.readouterr().out
 
