@@ -1,0 +1,73 @@
+"""`sessionkit doctor`: looks at a database and an engine, and says what is wrong and what mends it. It changes nothing.
+
+=================  ====================================================================================
+``_finding``       what is found: data
+``_words``         how values are said, without passwords and other people's data
+``_patient``       the engine that is looked at, so that it only reads
+``_file``          a SQLite file, opened so that nothing is written
+``_general``       checks for every database
+``_postgresql``    checks of a PostgreSQL server and its sessions
+``_pool``          checks of the pool, and of what stands between it and the server
+``_replication``   checks of replicas
+``_sqlite``        checks of a SQLite file and its engine
+``_tables``        checks of commit markers, models and migrations
+``_examine``       the table of the checks, and how they are carried out
+``_report``        text and JSON
+=================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from ._examine import Case, examine
+from ._finding import Finding, verdict
+from ._patient import Limits, Unusable, named, patient_of
+from ._report import as_json, show
+from ._tables import config_of, models_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Finding", "Limits", "run"]
+
+
+def run(
+    database: str,
+    *,
+    readers: Sequence[str] = (),
+    metadata: str | None = None,
+    alembic: str | None = None,
+    limits: Limits | None = None,
+    as_a_document: bool = False,
+    plain: bool = False,
+) -> int:
+    """Examine a database, print the findings, and return the exit status: 1 if one of them is a failure, 2 wrong usage.
+
+    Args:
+        database: a URL, or an engine as ``module:name``.
+        readers: replicas of it, in the same way.
+        metadata: the declarative base, as ``module:name``.
+        alembic: where the migrations are.
+        limits: from where on something is worth a word.
+        as_a_document: print JSON.
+        plain: do not use rich.
+    """
+    limits = limits or Limits()
+    try:
+        case = Case(
+            patient_of(database, limits),
+            [patient_of(each, limits, "--reader") for each in readers],
+            None if metadata is None else models_of(metadata, named(metadata, "--metadata")),
+            None if alembic is None else config_of(alembic),
+        )
+    except Unusable as error:
+        print(f"sessionkit: {error}", file=sys.stderr)
+        return 2
+    findings = examine(case)
+    if as_a_document:
+        print(as_json(case.patient, findings))
+    else:
+        show(case.patient, findings, plain=plain)
+    return 1 if verdict(findings) == "fail" else 0

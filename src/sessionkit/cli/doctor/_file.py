@@ -1,0 +1,102 @@
+"""A SQLite file, opened so that nothing is written: neither into it, nor beside it.
+
+``mode=ro`` alone is not enough. A file in WAL mode that nobody has open gets a ``-wal`` and a ``-shm`` beside it even from
+a reader, who then may not delete them (https://www.sqlite.org/wal.html, "Read-Only Databases"). Such a file is opened with
+``immutable=1``: where there is no ``-wal``, the file is all there is.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+from sqlalchemy.util import await_only
+
+from sessionkit._dialects import sqlite as _sqlite
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL, Engine
+
+__all__ = ["Header", "Reading", "header", "path_of", "reading"]
+
+_MAGIC = b"SQLite format 3\0"
+
+
+def path_of(url: URL) -> Path | None:
+    """Return where the file of an address is; None: it has none."""
+    name = url.database
+    if url.query.get("mode") == "memory" or not name or name.startswith((":memory:", "file::memory:")):
+        return None
+    if name.startswith("file:"):
+        name = unquote(name.removeprefix("file:").partition("?")[0])
+        name = name.removeprefix("//localhost").removeprefix("//")
+    return Path(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the first bytes of a file tell (https://www.sqlite.org/fileformat.html, "The Database Header").
+
+    Attributes:
+        wal: it is in WAL mode, whoever opens it.
+        empty: it has no bytes at all, as before its first table.
+    """
+
+    wal: bool
+    empty: bool
+
+
+def header(path: Path) -> Header | None:
+    """Read the first bytes; None: it is no SQLite database."""
+    with path.open("rb") as file:
+        start = file.read(100)
+    if not start:
+        return Header(False, True)
+    return Header(start[18:20] == b"\2\2", False) if start.startswith(_MAGIC) else None
+
+
+class Reading:
+    """Has an engine open its file for reading.
+
+    Attributes:
+        wants_wal: a connection of the engine has asked for WAL mode, as `sqlite.configure` and many a listener do.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.wants_wal = False
+
+    def connect(self, dialect: Any, cargs: Any, cparams: Any) -> Any:
+        """Connect as the engine would, but for reading."""
+        given = str(cargs[0])
+        query = dict(parse_qsl(given.partition("?")[2])) if given.startswith("file:") else {}
+        query["mode"] = "ro"
+        found = None if Path(f"{self._path}-wal").exists() else header(self._path)
+        if found is not None and found.wal:
+            query["immutable"] = "1"
+        uri = f"file:{quote(str(self._path.absolute()))}?{urlencode(query)}"
+        made = dialect.connect(uri, *cargs[1:], **{**cparams, "uri": True})
+        if dialect.is_async:
+            driver = made.driver_connection
+            # In its own thread, where alone the connection inside may be touched.
+            await_only(driver._execute(driver._conn.set_authorizer, self._authorize))
+        else:
+            made.set_authorizer(self._authorize)
+        return made
+
+    def _authorize(self, action: int, name: str | None, value: str | None, *_: object) -> int:
+        # A reader may not switch the file to another mode, and who sets up the engine's connections need not know that it
+        # reads: without this the connection would be refused.
+        if action == sqlite3.SQLITE_PRAGMA and value is not None and str(name).lower() == "journal_mode":
+            self.wants_wal = self.wants_wal or value.lower() == "wal"
+            return sqlite3.SQLITE_IGNORE
+        return sqlite3.SQLITE_OK
+
+
+def reading(engine: Engine) -> Reading | None:
+    """Return how an engine's file is read; None: it has none."""
+    path = path_of(engine.url) if engine.dialect.name == _sqlite.DIALECT.name else None
+    return None if path is None else Reading(path)

@@ -1,0 +1,159 @@
+"""The pool of the engine against what the server takes, and what stands between the two."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+from sqlalchemy.pool import NullPool, QueuePool
+
+from ._finding import Finding, fail, ok, warn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.engine import Connection, Engine
+
+    from ._patient import Patient
+
+__all__ = ["pool", "pooler"]
+
+ROUNDS = 4
+"""How often two connections take turns before it is believed that each has a server connection of its own."""
+
+
+def _room_of(engine: Engine) -> tuple[str, int | None]:
+    """Return what the pool is, and how many connections it may open; None: as many as are asked for."""
+    kept = engine.pool
+    name = type(kept).__name__
+    if not isinstance(kept, QueuePool):
+        return name, None if isinstance(kept, NullPool) else 1
+    overflow: int = kept._max_overflow
+    if overflow < 0:
+        return f"{name} without a limit (max_overflow=-1)", None
+    if kept.size() == 0:
+        return f"{name} without a limit (pool_size=0)", None
+    return f"{name} of {kept.size()} + {overflow}", kept.size() + overflow
+
+
+_PLACES = text("""
+    SELECT (SELECT CAST(sum(numbackends) AS int) FROM pg_stat_database),
+           CAST(current_setting('max_connections') AS int)
+           - CAST(current_setting('superuser_reserved_connections') AS int)
+           - coalesce(CAST(current_setting('reserved_connections', true) AS int), 0),
+           (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user),
+           (SELECT datconnlimit FROM pg_database WHERE datname = current_database())
+""")
+
+
+def pool(connection: Connection, patient: Patient) -> Iterator[Finding]:
+    """Look whether the pool's connections have room on the server."""
+    check = "pool.size"
+    said, most = _room_of(patient.engine)
+    used, places, role, database = connection.execute(_PLACES).one()
+    limit = min(value for value in (places, role, database) if value >= 0)
+    told = f"{said}; the server has {limit} places for clients, {used} in use"
+    if most is not None and most > limit:
+        yield fail(
+            check,
+            f"{told}: one process alone could ask for {most}",
+            "create_engine(pool_size=..., max_overflow=...) with less than that for all processes together",
+        )
+    elif used >= 0.8 * limit:
+        yield warn(
+            check,
+            told,
+            "make the pools smaller, put a pooler in between, or raise max_connections",
+        )
+    elif most == 1 and not isinstance(patient.engine.pool, QueuePool):
+        yield warn(
+            check,
+            f"{told}: all sessions share one connection, and so one transaction",
+            "leave poolclass= out of create_engine()",
+        )
+    else:
+        own = "" if patient.own or isinstance(patient.engine.pool, NullPool) else " (SQLAlchemy's default)"
+        processes = f": enough for {limit // most} processes" if most else ""
+        yield ok(check, f"{said}{own}; the server has {limit} places for clients, {used} in use{processes}")
+
+
+# What stands between. A client is told the process id of its backend by the protocol, and can ask for it by SQL: a pooler
+# tells a number of its own by the first way (https://www.postgresql.org/docs/current/protocol-flow.html, BackendKeyData).
+
+
+def _told_pid(driver_connection: Any) -> int | None:
+    if hasattr(driver_connection, "get_server_pid"):  # asyncpg
+        return int(driver_connection.get_server_pid())
+    info = getattr(driver_connection, "info", None)
+    return None if info is None else int(info.backend_pid)
+
+
+def _pid(connection: Connection) -> int:
+    with connection.begin():
+        return int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+
+
+def pooler(connection: Connection, patient: Patient) -> Iterator[Finding]:
+    """Look for a pooler, and whether it hands server connections on between transactions.
+
+    Nothing is set for that: two connections begin transactions in turn, one at a time, and ask where they are.
+    """
+    check = "pool.pooler"
+    told = _told_pid(connection.connection.driver_connection)
+    if told is None:
+        yield warn(check, f"the driver {connection.dialect.driver} does not tell its backend", "use another driver")
+        return
+    if told == int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()):
+        yield ok(check, "none: the driver talks to the server itself")
+        return
+    connection.rollback()
+    looking = patient.looking_engine()
+    if _room_of(patient.engine)[1] == 1:
+        yield warn(check, "there is one; its mode is not known, as the pool has one connection", "use the default pool")
+        return
+    with looking.connect() as one, looking.connect() as other:
+        seen = {_pid(one)}
+        shared = False
+        for _ in range(ROUNDS):
+            theirs = _pid(other)
+            ours = _pid(one)
+            shared = shared or theirs in seen or ours not in seen
+            seen.add(ours)
+    if not shared:
+        yield ok(check, "there is one, which gives each client a server connection of its own (session mode)")
+        return
+    found = "there is one that hands server connections on after each transaction (PgBouncer: transaction mode)"
+    remedy = _REMEDIES.get(connection.dialect.driver)
+    if remedy is None:
+        yield ok(check, f"{found}; sessionkit's scopes leave nothing behind on them")
+        return
+    setting, argument = remedy
+    if patient.own and _is_set(connection, setting):
+        yield ok(check, f"{found}; {setting} fits that")
+        return
+    yield warn(
+        check,
+        f"{found}: a statement that was prepared on one is unknown to the next, unless the pooler follows that",
+        f"create_engine(connect_args={argument}), or PgBouncer 1.21 or newer with max_prepared_statements",
+    )
+
+
+_UNPREPARED = '{"prepare_threshold": None}'
+_REMEDIES = {
+    "psycopg": ("prepare_threshold=None", _UNPREPARED),
+    "psycopg_async": ("prepare_threshold=None", _UNPREPARED),
+    "asyncpg": (
+        "statement_cache_size=0",
+        (
+            '{"statement_cache_size": 0, "prepared_statement_cache_size": 0, '
+            '"prepared_statement_name_func": lambda: f"__{uuid4()}__"}'
+        ),
+    ),
+}
+
+
+def _is_set(connection: Connection, setting: str) -> bool:
+    driver: Any = connection.connection.driver_connection
+    if setting.startswith("prepare_threshold"):
+        return driver.prepare_threshold is None
+    return getattr(getattr(driver, "_config", None), "statement_cache_size", None) == 0
