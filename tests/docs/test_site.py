@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # What a browser fetches without being asked.
 FETCHED = {"audio", "embed", "iframe", "img", "input", "link", "object", "script", "source", "video"}
+REFERRED = {"canonical", "next", "prev"}  # kinds of link that it does not
 ELSEWHERE = re.compile(r"([a-z]+:)?//", re.IGNORECASE)
 
 
@@ -45,7 +46,7 @@ class Page(HTMLParser):
         given = {name: value or "" for name, value in attrs}
         self.anchors |= {given[name] for name in ("id", "name") if name in given}
         address = given.get("href") or given.get("src") or given.get("data")
-        if tag in FETCHED and address:
+        if tag in FETCHED and address and given.get("rel") not in REFERRED:
             self.fetched.append(address)
         if tag in FETCHED | {"a"} and address:
             self.links.append(address)
