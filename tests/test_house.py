@@ -23,6 +23,7 @@ ROOMS: dict[str, str] = {
     "_sqlstate": "",
     "_loops": "",
     "_waiting": "",
+    "_observers": "",
     # what everybody may know
     "errors": "_sqlstate",
     "_dialects": "errors",
@@ -55,9 +56,9 @@ ROOMS: dict[str, str] = {
     "_plan": "_schemas isolation retry errors",
     "_makers": "_plan _routes errors",
     "_inner": "_plan _restriction _verdict errors",
-    "_attempts": "_loops _waiting retry errors",
+    "_attempts": "_loops _observers _waiting retry errors",
     "_decorate": "_attempts errors",
-    "scope": "_decorate _inner _makers _plan _session _twins _unit context hooks errors",
+    "scope": "_decorate _inner _makers _observers _plan _session _twins _unit context hooks errors",
     "_methods": "_attempts retry scope",
     "factory": "_makers _methods _plan _readers _session context errors",
     "async_factory": "_makers _methods _readers factory",
@@ -71,7 +72,7 @@ ROOMS: dict[str, str] = {
     # A request that is run again tells its scopes so, ends them in another task than it began them in, and asks which of
     # them leave something behind. A migration waits for its turn. The test kit stands in for engines, and follows
     # the COMMITs of scopes.
-    "integrations": "* _attempts _dialects _routes _savepoints _session _standins _twins _waiting _watch",
+    "integrations": "* _attempts _dialects _observers _routes _savepoints _session _standins _twins _waiting _watch",
     # The doctor asks what each dialect can do, of the same tables as the scopes.
     "cli": "* _dialects",
     "__main__": "cli",

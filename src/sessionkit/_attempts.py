@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from ._loops import Place, goes_back
+from ._observers import observers, tell_retried
 from ._waiting import pause
 from .errors import ScopeError, set_outcome
 from .retry import Attempt, Attempts, Retry, add_note
@@ -35,10 +36,14 @@ class Run(NamedTuple):
     Attributes:
         deadline: when the last attempt must be over, on the monotonic clock.
         lock: whether its SELECTs of entities lock their rows.
+        number: which one, from 1.
+        memory: what the observers keep from one attempt to the next.
     """
 
     deadline: float | None
     lock: bool
+    number: int
+    memory: dict[object, Any]
 
 
 class _Bound(Attempt, Generic[S]):
@@ -59,13 +64,18 @@ class _Bound(Attempt, Generic[S]):
             raise ScopeError("an attempt was entered twice; the `for` makes a new one for each run of its body")
         self._entered = True
         attempts = self._attempts
-        return None if attempts is None else Run(attempts.deadline, attempts.policy.lock_on_retry and self.number > 1)
+        if attempts is None:
+            return None
+        lock = attempts.policy.lock_on_retry and self.number > 1
+        return Run(attempts.deadline, lock, self.number, attempts.memory)
 
     def _goes_on(self, error: BaseException, place: Place) -> bool:
         """Decide whether `error` is swallowed, because the loop comes to its next attempt."""
         if self._attempts is None or not self._attempts.failed(self, error, time.monotonic()):
             return False
         if self._loops or goes_back(place, self):
+            if observers:
+                tell_retried(self._scope._request.name, self)
             return True
         self.delay = None
         add_note(

@@ -61,6 +61,30 @@ def unit_of(session: orm.Session) -> Unit | None:
     return unit
 
 
+_listeners: list[Callable[[orm.Session], None]] = []
+
+
+def tell_made(listener: Callable[[orm.Session], None], on: bool) -> None:
+    """Have `listener` be called with each session of ours that is made from now on, or no more.
+
+    The constructor that does it is there only while somebody listens: without it a session is made as SQLAlchemy makes it.
+    """
+    if on:
+        _listeners.append(listener)
+        name = "__init__"
+        setattr(ScopeAware, name, _made)
+    else:
+        _listeners.remove(listener)
+        if not _listeners:
+            del ScopeAware.__init__
+
+
+def _made(self: ScopeAware, *args: Any, **kwargs: Any) -> None:
+    super(ScopeAware, self).__init__(*args, **kwargs)
+    for listener in tuple(_listeners):
+        listener(self)
+
+
 class ScopeAware(_Base):
     """Makes a Session refuse, inside a scope, what would break the scope's promise."""
 

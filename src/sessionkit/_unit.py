@@ -76,6 +76,7 @@ class Unit:
         "retried",
         "rollback_only",
         "routes",
+        "run",
         "savepoints",
         "session",
         "transaction",
@@ -104,6 +105,7 @@ class Unit:
         self.reader: Engine | None = None  # what stands for the primary in the whole transaction, once it is chosen
         self.position: Position | None = None  # after its commit, in the log of the primary
         self.factory = factory
+        self.run = run
         self.retried = run is not None  # it is run again as a whole where that can help
         self.deadline: float | None = _earliest(
             None if run is None else run.deadline, *[unit.deadline for unit in enclosing]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import scoped_session as sa_scoped_session
 
     from ._inner import Inner
+    from ._observers import Observation
     from ._unit import Unit
 
     S = TypeVar("S", bound=Session)
@@ -68,6 +69,7 @@ class Entry:
         "key",
         "lent",
         "live",
+        "observations",
         "opened",
         "outer",
         "owner",
@@ -97,6 +99,7 @@ class Entry:
         self.inner = inner  # what the end of an entry that did not begin the transaction has to end
         self.rollback_only = False
         self.live = True
+        self.observations: tuple[Observation, ...] = ()  # who is told when it is left
         # Tells of a thread or task that inherited this context whether it works for the owner, who waits for it
         # meanwhile: a framework that runs a part of a request in a worker thread. Set by integrations only.
         self.lent: Callable[[object], bool] | None = None

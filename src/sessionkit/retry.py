@@ -171,13 +171,14 @@ def add_note(error: BaseException, note: str) -> None:
 class Attempts:
     """The attempts of one call: counts them, and decides after each failure. The clock is an argument."""
 
-    __slots__ = ("_errors", "_rng", "deadline", "policy")
+    __slots__ = ("_errors", "_rng", "deadline", "memory", "policy")
 
     def __init__(self, policy: Retry, now: float, rng: random.Random | None = None) -> None:
         self.policy = policy
         self.deadline = None if policy.timeout is None else now + policy.timeout
         self._errors: list[Exception] = []
         self._rng = rng
+        self.memory: dict[object, Any] = {}  # of those who look on
 
     def next(self) -> Attempt:
         """Return the attempt that begins now."""

@@ -15,6 +15,7 @@ from . import hooks
 from ._decorate import INJECTED, form_of, wrap, wrap_async
 from ._inner import NO_INNER, Inner, begin_inner, finish_inner
 from ._makers import Maker
+from ._observers import observers, tell_entered, tell_left
 from ._plan import NOTHING_ASKED, Options, Request, Step, plan, plan_passed
 from ._session import make_aware, unit_of
 from ._twins import to_completion
@@ -46,24 +47,28 @@ R = TypeVar("R")
 class _Scope(Generic[H]):
     """What both colours share: which factory, which options, and which entries are open."""
 
-    __slots__ = ("_entries", "_factory", "_maker", "_request", "_routes")
+    __slots__ = ("_entries", "_factory", "_fn", "_maker", "_request", "_routes")
 
     def __init__(self, maker: Maker, factory: Any, request: Request) -> None:
         self._maker = maker
         self._factory = factory
         self._request = request
         self._routes = maker.routes(request.preset)
+        self._fn: Callable[..., Any] | None = None  # what it decorates
         self._entries: dict[Entry, None] = {}
 
     def __repr__(self) -> str:
         name = "" if self._request.name is None else f" {self._request.name!r}"
         return f"<{type(self).__name__}{name} of {self._factory!r}>"
 
-    def _named_after(self, fn: object) -> Self:
-        if self._request.name is not None:
-            return self
-        request = replace(self._request, name=getattr(fn, "__qualname__", None))
-        return type(self)(self._maker, self._factory, request)
+    def _around(self, fn: Callable[..., Any]) -> Self:
+        """Return the scope for a decorated function, called as that is if it has no name."""
+        request = self._request
+        if request.name is None:
+            request = replace(request, name=getattr(fn, "__qualname__", None))
+        made = type(self)(self._maker, self._factory, request)
+        made._fn = fn
+        return made
 
     def _decide(self, owner: object) -> tuple[Step, Entry | None]:
         outer = innermost(self._factory, owner)
@@ -114,6 +119,8 @@ class _Scope(Generic[H]):
 
     def _enter(self, unit: Unit | None, handed: Any, owner: object, opened: bool, inner: Inner = NO_INNER) -> None:
         entry = Entry(self, self._factory, unit, handed, top(), owner, opened, inner)
+        if observers:
+            entry.observations = tell_entered(entry)
         self._entries[entry] = None
         push(entry)
 
@@ -194,7 +201,7 @@ class Scope(_Scope[S]):
         entry = self._leave()
         unit = entry.unit
         if unit is None or not entry.opened:
-            finish_inner(None if entry.inner is NO_INNER else sync_session_of(entry.handed, "a scope"), entry, error)
+            _finish_inner(entry, error)
             return
         try:
             try:
@@ -203,10 +210,14 @@ class Scope(_Scope[S]):
                 unit.remember()
         except BaseException as failure:
             set_outcome(failure, unit.outcome)
+            if entry.observations:
+                tell_left(entry, failure)
             hooks.run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, failure)
             raise
         if error is not None:
             set_outcome(error, unit.outcome)
+        if entry.observations:
+            tell_left(entry, error)
         if unit.hooks:
             hooks.run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, error)
 
@@ -216,7 +227,7 @@ class Scope(_Scope[S]):
     def __call__(self, fn: Callable[P, R], /) -> Callable[P, R]: ...
     def __call__(self, fn: Callable[..., Any], /) -> Callable[..., Any]:
         """Return `fn` inside a scope that each call enters afresh, with the session supplied."""
-        decorated: Callable[..., Any] = wrap(self._named_after(fn), fn, form_of(fn, False, "a scope"))
+        decorated: Callable[..., Any] = wrap(self._around(fn), fn, form_of(fn, False, "a scope"))
         return decorated
 
     def _passed(self, session: object) -> Passed:
@@ -246,7 +257,18 @@ class Passed:
         self.scope._enter(unit, self.session, here(), False, begin_inner(session, step, unit))
 
     def __exit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
-        finish_inner(sync_session_of(self.session, "a scope"), self.scope._leave(), error)
+        _finish_inner(self.scope._leave(), error)
+
+
+def _finish_inner(entry: Entry, error: BaseException | None) -> None:
+    try:
+        finish_inner(None if entry.inner is NO_INNER else sync_session_of(entry.handed, "a scope"), entry, error)
+    except BaseException as failure:
+        if entry.observations:
+            tell_left(entry, failure)
+        raise
+    if entry.observations:
+        tell_left(entry, error)
 
 
 class AsyncScope(_Scope[AS]):
@@ -286,11 +308,15 @@ class AsyncScope(_Scope[AS]):
                 unit.remember()
         except BaseException as failure:
             set_outcome(failure, unit.outcome)
+            if entry.observations:
+                tell_left(entry, failure)
             await hooks.async_run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, failure)
             raise
         for leaving in (error, cancelled):
             if leaving is not None:
                 set_outcome(leaving, unit.outcome)
+        if entry.observations:
+            tell_left(entry, error or cancelled)
         if unit.hooks:
             due = hooks.due(unit.hooks, unit.outcome, unit.savepoints)
             await hooks.async_run(due, unit.outcome, error or cancelled)
@@ -305,7 +331,7 @@ class AsyncScope(_Scope[AS]):
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
     def __call__(self, fn: Callable[..., Any], /) -> Callable[..., Any]:
         """Return `fn` inside a scope that each call enters afresh, with the session supplied."""
-        decorated: Callable[..., Any] = wrap_async(self._named_after(fn), fn, form_of(fn, True, "a scope"))
+        decorated: Callable[..., Any] = wrap_async(self._around(fn), fn, form_of(fn, True, "a scope"))
         return decorated
 
     def _passed(self, session: object) -> AsyncPassed:
@@ -346,10 +372,18 @@ async def _async_finish(
 
 
 async def _async_finish_inner(entry: Entry, error: BaseException | None) -> None:
-    if entry.inner is NO_INNER:
-        finish_inner(None, entry, error)
-        return
-    _, cancelled = await to_completion(entry.handed.run_sync(finish_inner, entry, error))
+    cancelled = None
+    try:
+        if entry.inner is NO_INNER:
+            finish_inner(None, entry, error)
+        else:
+            _, cancelled = await to_completion(entry.handed.run_sync(finish_inner, entry, error))
+    except BaseException as failure:
+        if entry.observations:
+            tell_left(entry, failure)
+        raise
+    if entry.observations:
+        tell_left(entry, error or cancelled)
     if cancelled is not None:
         raise cancelled
 

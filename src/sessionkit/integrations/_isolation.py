@@ -16,7 +16,8 @@ from ..context import factory_key, pop, top
 from ..errors import OptionError
 from ._faults import Fault, Faults
 from ._own_database import OwnDatabase
-from ._shared_connection import Problem, SharedConnection, place
+from ._place import place
+from ._shared_connection import Problem, SharedConnection
 from ._statements import Statements, collect
 
 if TYPE_CHECKING:

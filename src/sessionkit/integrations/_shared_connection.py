@@ -8,7 +8,6 @@ that stays committed while the outer one is rolled back) is told as a problem of
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -27,36 +26,21 @@ from .._watch import committing
 from ..context import describe, here
 from ..errors import ScopeError
 from ..isolation import Preset
+from ._place import place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from sqlalchemy.engine import Connection, RootTransaction
     from sqlalchemy.orm import SessionTransaction
 
-__all__ = ["Problem", "SharedConnection", "place"]
+__all__ = ["Problem", "SharedConnection"]
 
 TURN = 10.0
 """How long a unit waits for its turn, in seconds."""
 
 Problem = str
 _ELSEWHERE = 'mark the test with sessionkit(mode="template")'
-
-
-def place() -> str:
-    """Return file and line of the code under test that is running: the innermost that is neither ours nor SQLAlchemy's."""
-    frame: FrameType | None = sys._getframe(1)
-    greenlet: Any = None
-    while frame is not None:
-        name = str(frame.f_globals.get("__name__", ""))
-        if name.partition(".")[0] not in ("sessionkit", "sqlalchemy", "contextlib"):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back
-        if frame is None and "greenlet" in sys.modules:  # in async code: go on with who waits for this greenlet
-            greenlet = (greenlet or sys.modules["greenlet"].getcurrent()).parent
-            frame = None if greenlet is None else greenlet.gr_frame
-    return "an unknown place"
 
 
 class _User:

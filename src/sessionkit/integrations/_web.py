@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._attempts import Run
+from .._observers import observers, tell_retried
 from .._savepoints import connections
 from .._session import unit_of
 from ..context import sync_session_of
@@ -21,6 +22,7 @@ from ..errors import ColourError, HookError, MalformedETag, OptionError, classif
 from ..hooks import set_rollback_only
 from ..retry import Attempt, Attempts, Retry, as_retry
 from ..scope import AsyncScope, session_scope
+from ._observed import RequestName
 
 if TYPE_CHECKING:
     from sqlalchemy import orm
@@ -165,7 +167,7 @@ class Request:
 
     def __init__(self, given: Rules, method: str, path: str, if_match: bool) -> None:
         self.rules = given
-        self.name = f"{method} {path}"
+        self.name = RequestName(method, path)
         self.if_match = if_match  # a conflict is the failure of the client's precondition
         self.replayable = True
         self._attempts: Attempts | None = None
@@ -204,7 +206,8 @@ class Request:
         attempts, attempt = self._attempts, self._attempt
         if attempts is None or attempt is None or not self.replayable:
             return None
-        return Run(attempts.deadline, attempts.policy.lock_on_retry and attempt.number > 1)
+        lock = attempts.policy.lock_on_retry and attempt.number > 1
+        return Run(attempts.deadline, lock, attempt.number, attempts.memory)
 
     def again(self, error: BaseException) -> bool:
         """Decide whether another turn follows on one that has failed with `error` and is rolled back."""
@@ -213,7 +216,11 @@ class Request:
             return False
         if self.if_match and _is_stale(error):
             return False  # nor will the next turn meet the client's precondition
-        return attempts.failed(attempt, error, time.monotonic())
+        if not attempts.failed(attempt, error, time.monotonic()):
+            return False
+        if observers:
+            tell_retried(self.name, attempt)
+        return True
 
     def next(self) -> tuple[object, float]:
         """Begin the next turn: return what ``before_retry`` returned, and how long to wait."""

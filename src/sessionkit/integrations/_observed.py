@@ -1,0 +1,94 @@
+"""What the observers tell of a scope: what it is called, what it is, and what its end means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from ..errors import UnexpectedRollback, classify, first_of
+
+if TYPE_CHECKING:
+    from .._attempts import Run
+    from ..context import Entry
+
+__all__ = [
+    "Kind",
+    "RequestName",
+    "conflicts_in",
+    "error_type",
+    "group_of",
+    "kind_of",
+    "name_of",
+    "outcome_of",
+    "run_of",
+]
+
+Kind = Literal["unit", "join", "savepoint", "passed"]
+"""An entry begins a transaction, joins one, sets a savepoint in one, or runs on a session that was passed in."""
+
+_METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
+
+
+class RequestName(str):
+    """What the scope of a web request is called: its method and its path.
+
+    Attributes:
+        group: a name of which there are few, since a path may be anything: the method, as far as it is a known one.
+    """
+
+    __slots__ = ("group",)
+
+    group: str
+
+    def __new__(cls, method: str, path: str) -> Self:
+        made = super().__new__(cls, f"{method} {path}")
+        made.group = method if method in _METHODS else "_OTHER"
+        return made
+
+
+def name_of(entry: Entry) -> str | None:
+    """Return what the scope is called."""
+    scope: Any = entry.scope
+    name: str | None = scope._request.name
+    return name
+
+
+def group_of(name: str | None) -> str | None:
+    """Return the name under which scopes are counted together."""
+    return name.group if isinstance(name, RequestName) else name
+
+
+def kind_of(entry: Entry) -> Kind:
+    """Return what the entry does to the database."""
+    if entry.opened:
+        return "unit"
+    if entry.inner.savepoint is not None:
+        return "savepoint"
+    return "passed" if entry.unit is None else "join"
+
+
+def run_of(entry: Entry) -> Run | None:
+    """Return which attempt the entry is; None if it is not run again."""
+    return entry.unit.run if entry.opened and entry.unit is not None else None
+
+
+def outcome_of(entry: Entry) -> str | None:
+    """Return how the transaction that the entry had begun has ended; None if it had begun none."""
+    return entry.unit.outcome if entry.opened and entry.unit is not None else None
+
+
+def error_type(error: BaseException) -> str:
+    """Return what kind of error it is, in one word: the SQLSTATE or SQLite's error name, else the class."""
+    first = first_of(error)
+    return classify(first).code or type(first).__qualname__
+
+
+def conflicts_in(error: BaseException | None) -> int:
+    """Return of how many rows an error says that somebody else has changed or deleted them."""
+    if error is None:
+        return 0
+    first = first_of(error)
+    if isinstance(first, UnexpectedRollback):
+        return conflicts_in(first.__cause__)
+    if classify(first).kind != "stale_version":
+        return 0
+    return max(1, len(getattr(first, "conflicts", ())))
