@@ -158,6 +158,8 @@ class Dialect:
         xmin: each row tells which transaction wrote it, in a system column of this name.
         template: how its databases are copied, for tests; None: nobody has looked.
         check_deferred: has the database check what it would check at COMMIT, and changes nothing; for tests.
+        name_transaction: has a transaction that has begun bear a name where the server shows who is connected; None: the
+            server has no such place, or nobody has looked.
         with_code: makes the error of a driver, from its class, code and message; for tests.
     """
 
@@ -184,6 +186,7 @@ class Dialect:
     xmin: bool = False
     template: Template | None = None
     check_deferred: Callable[[Connection], None] = _checked_at_once
+    name_transaction: Callable[[Connection, str], None] | None = None
     with_code: Callable[[type[Exception], str | None, str], Exception] = _with_sqlstate
 
     def given(self, level: str) -> str:

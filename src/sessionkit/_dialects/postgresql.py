@@ -300,6 +300,16 @@ def _check_deferred(connection: Connection) -> None:
         dialect.do_release_savepoint(connection, savepoint)
 
 
+_APPLICATION = text("SELECT set_config('application_name', :name, true)")
+_LONGEST_NAME = 63  # NAMEDATALEN - 1, in bytes
+
+
+def _name_transaction(connection: Connection, name: str) -> None:
+    # As the server does by itself in most versions: https://www.postgresql.org/docs/current/runtime-config-logging.html
+    shown = "".join(char if " " <= char <= "~" else "?" for char in name)[:_LONGEST_NAME]
+    connection.execute(_APPLICATION, {"name": shown})
+
+
 DIALECT = Dialect(
     "postgresql",
     # PostgreSQL manual 13.2: READ UNCOMMITTED behaves like READ COMMITTED.
@@ -328,4 +338,5 @@ DIALECT = Dialect(
     xmin=True,
     template=_template.POSTGRESQL,
     check_deferred=_check_deferred,
+    name_transaction=_name_transaction,
 )

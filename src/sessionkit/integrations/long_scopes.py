@@ -1,0 +1,273 @@
+"""Scopes that are open for too long and sessions that nobody ends, with the line that opened them.
+
+::
+
+    from sessionkit.integrations.long_scopes import LongScopes
+
+    LongScopes(5.0)
+
+A transaction that stays open holds a connection and its locks, and keeps PostgreSQL from cleaning up. Who looks at the
+server sees that there is one; here is to be seen whose it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from sqlalchemy import event, orm
+
+from .._observers import observers
+from .._session import tell_made
+from ..context import describe, here
+from ..errors import OptionError
+from ._observed import name_of
+from ._place import place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from sqlalchemy.engine import Connection
+
+    from ..context import Entry
+    from ..retry import Attempt
+
+__all__ = ["Found", "LongScopes"]
+
+logger = logging.getLogger("sessionkit.scope")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found.
+
+    Attributes:
+        event: ``"open"``: it is open for too long, and still is. ``"ended"``: it was reported as open, and has ended.
+            ``"lost"``: it was garbage collected in its transaction, so nobody has ended it.
+        what: ``"scope"``, or ``"session"``: one that no scope owns, in a transaction.
+        name: what the scope is called.
+        place: file and line: where the scope was opened, which for a decorated function is where that is written;
+            where the session was made, or if another factory than sessionkit's has made it, where its transaction
+            began.
+        owner: the thread or task that opened it.
+        seconds: for how long it was open.
+    """
+
+    event: Literal["open", "ended", "lost"]
+    what: Literal["scope", "session"]
+    name: str | None
+    place: str
+    owner: str
+    seconds: float
+
+    def __str__(self) -> str:
+        name = "" if self.name is None else f" {self.name!r}"
+        opened = f"the {self.what}{name} opened at {self.place} by {self.owner}"
+        if self.event == "open":
+            return f"{opened} is in its transaction for {self.seconds:.1f} s and still open"
+        if self.event == "ended":
+            return f"{opened} has ended after {self.seconds:.1f} s"
+        return f"{opened} was garbage collected after {self.seconds:.1f} s in its transaction, which nobody has ended"
+
+
+class LongScopes:
+    """Report scopes and sessions that are in a transaction for longer than so many seconds, until `close`.
+
+    Each is reported once while it is open and once more when it has ended, as a warning of the logger
+    ``sessionkit.scope`` with the attributes of `Found` as fields. A scope is found in whatever thread or task it is. Of
+    those that are open already when this begins nothing is known.
+
+    A daemon thread looks once in a while; it starts with the first scope, also in a process that was forked since. It
+    ends with `close`, or at the end of a ``with`` block.
+
+    Args:
+        longer_than: seconds.
+        on_found: called with each `Found` besides, by the thread that looks or by the one that ends the scope.
+        every: how often the thread looks, in seconds. None: there is no thread, and somebody calls `look`.
+        clock: returns the time in seconds, monotonic.
+
+    Raises:
+        OptionError: a value is not of its kind.
+
+    Emits no SQL.
+    """
+
+    def __init__(
+        self,
+        longer_than: float,
+        *,
+        on_found: Callable[[Found], object] | None = None,
+        every: float | None = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._longer_than = _seconds("longer_than", longer_than)
+        self._every = None if every is None else _seconds("every", every)
+        for name, value in (("on_found", on_found), ("clock", clock)):
+            if value is not None and not callable(value):
+                raise OptionError(f"{name}={value!r} was given to LongScopes(); it is a function")
+        self._on_found = on_found
+        self._clock = clock
+        # Without a lock: one that is held when the process forks would be held for ever in the child. A dict and a
+        # deque do by themselves what is needed here.
+        self._open: dict[object, _Open] = {}
+        self._lost: deque[_Open] = deque()
+        self._made: weakref.WeakKeyDictionary[orm.Session, str] = weakref.WeakKeyDictionary()
+        self._closed = threading.Event()
+        self._looks_in: int | None = None  # the process whose thread looks
+        self._observer = _Observer(self)
+        observers.append(self._observer)
+        tell_made(self._on_made, True)
+        event.listen(orm.Session, "after_begin", self._after_begin)
+        event.listen(orm.Session, "after_transaction_end", self._after_end)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Look no more. What is open goes on unseen."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        observers[:] = [each for each in observers if each is not self._observer]
+        tell_made(self._on_made, False)
+        event.remove(orm.Session, "after_begin", self._after_begin)
+        event.remove(orm.Session, "after_transaction_end", self._after_end)
+        self._open.clear()
+
+    def look(self) -> None:
+        """Report what there is to report now."""
+        now = self._clock()
+        for opened in list(self._open.values()):
+            if not opened.told and now - opened.since > self._longer_than and not self._closed.is_set():
+                opened.told = True
+                self._report("open", opened, now)
+        while self._lost:
+            self._report("lost", self._lost.popleft(), now)
+
+    def _report(self, what_happened: Literal["open", "ended", "lost"], opened: _Open, now: float) -> None:
+        found = Found(what_happened, opened.what, opened.name, opened.place, opened.owner, now - opened.since)
+        fields = {f"sessionkit_{name}": getattr(found, name) for name in ("event", "what", "place", "owner")}
+        fields |= {"sessionkit_scope": found.name, "sessionkit_duration": found.seconds}
+        logger.warning("%s", found, extra=fields)
+        if self._on_found is not None:
+            try:
+                self._on_found(found)
+            except Exception:
+                logger.exception("on_found=%r of LongScopes failed", self._on_found)
+
+    # -- the thread -------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._every is not None and self._looks_in != os.getpid():
+            self._looks_in = os.getpid()
+            threading.Thread(target=self._keep_looking, name="sessionkit-long-scopes", daemon=True).start()
+
+    def _keep_looking(self) -> None:
+        while not self._closed.wait(self._every):
+            try:
+                self.look()
+            except Exception:
+                logger.exception("looking for long scopes failed")
+
+    # -- what is open -----------------------------------------------------------------------------------------------
+
+    def _on_made(self, session: orm.Session) -> None:
+        self._made[session] = place()
+
+    def _after_begin(self, session: orm.Session, transaction: orm.SessionTransaction, _: Connection) -> None:
+        if session.__dict__.get("_sessionkit_unit") is None and id(session) not in self._open:
+            self._note(id(session), session, "session", None, self._made.get(session) or place(), here())
+
+    def _after_end(self, session: orm.Session, transaction: orm.SessionTransaction) -> None:
+        if transaction.parent is None:
+            self._ended(id(session))
+
+    def _note(
+        self, key: object, held: object, what: Literal["scope", "session"], name: str | None, where: str, owner: object
+    ) -> None:
+        def lost(_: object) -> None:
+            # In the middle of whatever was running: nothing may be called here that could wait for that.
+            gone = self._open.pop(key, None)
+            if gone is not None:
+                self._lost.append(gone)
+
+        self._open[key] = _Open(what, name, where, _described(owner), self._clock(), weakref.ref(held, lost))
+        self._start()
+
+    def _ended(self, key: object) -> None:
+        opened = self._open.pop(key, None)
+        if opened is not None and opened.told:
+            self._report("ended", opened, self._clock())
+
+
+@dataclass(slots=True)
+class _Open:
+    """A scope or a session that is in a transaction."""
+
+    what: Literal["scope", "session"]
+    name: str | None
+    place: str
+    owner: str
+    since: float
+    held: weakref.ref[Any]
+    told: bool = False
+
+
+class _Observer:
+    """What is told of scopes."""
+
+    def __init__(self, finder: LongScopes) -> None:
+        self._finder = finder
+
+    def entered(self, entry: Entry) -> _Scope | None:
+        if not entry.opened or entry.unit is None:
+            return None
+        key = object()
+        self._finder._note(key, entry.unit, "scope", name_of(entry), _written(entry) or place(), entry.owner)
+        return _Scope(self._finder, key)
+
+    def retried(self, name: str | None, attempt: Attempt) -> None:
+        """Do nothing: each attempt is a scope of its own."""
+
+
+class _Scope:
+    """The observation of one entry."""
+
+    def __init__(self, finder: LongScopes, key: object) -> None:
+        self._finder = finder
+        self._key = key
+
+    def left(self, error: BaseException | None) -> None:
+        self._finder._ended(self._key)
+
+
+def _described(owner: object) -> str:
+    # Of a thread only its number is known, and to look for that among all would take longer.
+    return describe(owner) if isinstance(owner, asyncio.Task) else f"thread {threading.current_thread().name!r}"
+
+
+def _written(entry: Entry) -> str | None:
+    """Return where a decorated function is written; None if the scope is no decorator."""
+    scope: Any = entry.scope
+    code = getattr(inspect.unwrap(scope._fn), "__code__", None) if scope._fn is not None else None
+    return None if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise OptionError(f"{name}={value!r} was given to LongScopes(); it is a number of seconds above 0")
+    return float(value)
