@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, assert_type
+from typing import TYPE_CHECKING, Any, Literal, assert_type
 
 from sqlalchemy import orm
 from sqlalchemy.ext import asyncio as sa_asyncio
@@ -41,9 +41,14 @@ from sessionkit import (
     update_versioned,
     version_of,
 )
+from sessionkit.integrations import opentelemetry
+from sessionkit.integrations.application_name import name_transactions
 from sessionkit.integrations.asgi import SessionKitMiddleware
 from sessionkit.integrations.fastapi import SessionDepends, install
 from sessionkit.integrations.flask import SessionKit
+from sessionkit.integrations.logging import log_scopes, stop_logging
+from sessionkit.integrations.long_scopes import Found, LongScopes
+from sessionkit.integrations.sqlcommenter import comment_statements
 from sessionkit.integrations.wsgi import SessionKitMiddleware as ForWSGI
 
 if TYPE_CHECKING:
@@ -51,6 +56,8 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
     from flask import Flask
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
     from sqlalchemy import Update
     from sqlalchemy.engine import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -381,3 +388,22 @@ async def migrations_checked(async_engine: AsyncEngine) -> None:
 
     await alembic.async_assert_up_to_date(async_engine, "alembic.ini", version_table="versions")
     assert_type(alembic.MigrationBlocked("no").blockers, tuple[alembic.Blocker, ...])
+
+
+def observability(engine: Engine, async_engine: AsyncEngine, tracers: TracerProvider, meters: MeterProvider) -> None:
+    opentelemetry.instrument()
+    opentelemetry.instrument(tracers, meters, joined=False)
+    assert_type(opentelemetry.uninstrument(), None)
+    log_scopes()
+    log_scopes(10, slow=1.5)
+    stop_logging()
+    with LongScopes(5, on_found=print, every=None, clock=float) as finder:
+        assert_type(finder, LongScopes)
+        finder.look()
+    alarms: list[Found] = []
+    LongScopes(0.5, on_found=alarms.append).close()
+    assert_type(alarms[0].event, Literal["open", "ended", "lost"])
+    assert_type((alarms[0].name, alarms[0].place, alarms[0].seconds), tuple[str | None, str, float])
+    assert_type(comment_statements(engine), Engine)
+    assert_type(comment_statements(async_engine, traceparent=True), AsyncEngine)
+    assert_type(name_transactions(async_engine, prefix="shop/"), AsyncEngine)

@@ -28,9 +28,14 @@ from sessionkit import (
     update_versioned,
     version_of,
 )
+from sessionkit.integrations import opentelemetry
+from sessionkit.integrations.application_name import name_transactions
 from sessionkit.integrations.asgi import SessionKitMiddleware
 from sessionkit.integrations.fastapi import SessionDepends, install
 from sessionkit.integrations.flask import SessionKit
+from sessionkit.integrations.logging import log_scopes
+from sessionkit.integrations.long_scopes import LongScopes
+from sessionkit.integrations.sqlcommenter import comment_statements
 from sessionkit.integrations.wsgi import SessionKitMiddleware as ForWSGI
 
 if TYPE_CHECKING:
@@ -216,3 +221,13 @@ def migrations(engine: Engine) -> None:
     alembic.run_migrations(Order.metadata, engine=7)  # type: ignore[arg-type]
     alembic.run_migrations(Order.metadata, lock_timeout="2s")  # type: ignore[arg-type]
     alembic.async_assert_up_to_date(engine)  # type: ignore[arg-type,unused-coroutine]
+
+
+def observability(engine: Engine) -> None:
+    opentelemetry.instrument(engine)  # type: ignore[arg-type]
+    log_scopes("INFO")  # type: ignore[arg-type]
+    log_scopes(slow="1s")  # type: ignore[arg-type]
+    LongScopes()  # type: ignore[call-arg]
+    LongScopes(5, on_found=7)  # type: ignore[arg-type]
+    comment_statements(engine, trace=True)  # type: ignore[call-arg]
+    name_transactions(engine, "shop/")  # type: ignore[misc]
