@@ -18,7 +18,7 @@ from sqlalchemy.util import await_only
 
 from . import _dialects, commits
 from ._claims import claim
-from ._savepoints import commit_in_order, connections
+from ._savepoints import commit_in_order, connections, is_committed
 from ._schemas import translate
 from ._twophase import Ballot
 from ._verdict import obstacle_on
@@ -64,11 +64,10 @@ def commit(unit: Unit) -> None:
     _prepare_session(unit)
     held = connections(unit.transaction)
     ballot = _ballot(unit, held)
-    key = _mark(unit, held) if ballot is None else unit.key
     sent: list[Connection] = []
     permitted = committing.set(sent)
     try:
-        with _bounded(unit, held):
+        with _bounded(unit, held), _marked(unit, held, ballot):
             if ballot is not None:
                 ballot.commit()
             elif len(held) > 1:
@@ -88,7 +87,7 @@ def commit(unit: Unit) -> None:
                 _refuse_partial(unit, error, {unit.routes.given(c.engine): end for c, end in outcomes.items()})
         if unit.outcome != "unknown" or not isinstance(error, Exception):
             raise
-        _resolve(unit, held, key, error, ballot)
+        _resolve(unit, held, error, ballot)
     finally:
         committing.reset(permitted)
 
@@ -123,19 +122,35 @@ def _bounded(unit: Unit, held: list[Connection]) -> Generator[None, None, None]:
         yield
 
 
-def _mark(unit: Unit, held: list[Connection]) -> str | None:
-    if not unit.request.verify_commit or not held or unit.preset.read_only:
-        return None
+@contextmanager
+def _marked(unit: Unit, held: list[Connection], ballot: Ballot | None) -> Generator[None, None, None]:
+    """Have the COMMIT inside commit the unit's marker as well. A ballot writes its own."""
+    if ballot is not None or not unit.request.verify_commit or not held or unit.preset.read_only:
+        yield
+        return
     if len(held) > 1:
         raise ScopeError(
             f"verify_commit= was asked for, but {unit} has written to {len(held)} databases, which do not commit as "
             "one; use twophase=True, or a unit for each"
         )
     if unit.request.verify_commit is not True:
-        return None
+        yield
+        return
     unit.key = commits.new_key()
-    commits.mark(held[0], unit.key)
-    return unit.key
+    (connection,) = held
+    together = _dialects.of(connection).with_commit(connection) if is_committed(unit.transaction, connection) else None
+    if together is None:
+        commits.mark(connection, unit.key)
+        yield
+        return
+    commits.mark(connection, unit.key, together.options)
+    try:
+        with together:
+            yield
+    except DBAPIError as error:
+        if together.refused:
+            commits.explain(error)
+        raise
 
 
 def _has_committed(unit: Unit) -> bool:
@@ -168,11 +183,11 @@ def _refuse_partial(unit: Unit, error: BaseException, outcomes: dict[Engine, Out
     error.add_note(message)
 
 
-def _resolve(unit: Unit, held: list[Connection], key: str | None, error: Exception, ballot: Ballot | None) -> None:
+def _resolve(unit: Unit, held: list[Connection], error: Exception, ballot: Ballot | None) -> None:
     """Find out what became of a COMMIT without an answer; return if it was committed."""
     engines = [connection.engine for connection in held]
     unit.give_up_connection()
-    verify = unit.request.verify_commit
+    verify, key = unit.request.verify_commit, unit.key
     question: Callable[[float], commits.Verdict | None]
     if ballot is not None and verify:
         question = ballot.ask

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
+from sqlalchemy.engine import RootTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,6 +55,16 @@ def core_transactions(transaction: SessionTransaction) -> list[tuple[Connection,
     """Return the connections that a session's transaction has used so far, each with its own transaction."""
     held: dict[Any, tuple[Any, ...]] = transaction._connections
     return [(entry[0], entry[1]) for key, entry in held.items() if key is entry[0]]
+
+
+def is_committed(transaction: SessionTransaction, connection: Connection) -> bool:
+    """Tell whether the commit of a session's transaction is a COMMIT on a connection that it has used.
+
+    On the user's own connection it may be a savepoint's release, or nothing at all.
+    """
+    held: dict[Any, tuple[Any, ...]] = transaction._connections
+    _, core, commits, _ = held[connection]
+    return commits and type(core) is RootTransaction
 
 
 def commit_in_order(transaction: SessionTransaction) -> None:

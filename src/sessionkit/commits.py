@@ -1,14 +1,16 @@
 """The commit marker: how to find out what became of a COMMIT whose answer was lost.
 
-A unit with ``verify_commit=True`` writes a row with a key of its own just before its COMMIT: the row is there if and
-only if the unit was committed. After a lost answer somebody has to find out, and a SELECT cannot: the COMMIT may still
-be on its way. So the key is *claimed* on a new connection: ``INSERT ... ON CONFLICT DO NOTHING`` waits for a
-transaction that holds the key and is still open; whoever owns the row afterwards tells what happened. If the claim got
-the key, the old transaction can never commit any more, since its own row would be a duplicate.
+A unit with ``verify_commit=True`` writes a row with a key of its own just before its COMMIT, or in one message with it:
+the row is there if and only if the unit was committed. After a lost answer somebody has to find out, and a SELECT
+cannot: the COMMIT may still be on its way. So the key is *claimed* on a new connection: ``INSERT ... ON CONFLICT DO
+NOTHING`` waits for a transaction that holds the key and is still open; whoever owns the row afterwards tells what
+happened. If the claim got the key, the old transaction can never commit any more, since its own row would be a
+duplicate; where both are still on their way, the server refuses the row and does not come to the COMMIT behind it.
 """
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
@@ -20,6 +22,8 @@ from ._schemas import own_schemas
 from .errors import OptionError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -45,6 +49,7 @@ def table(metadata: MetaData | None = None, *, schema: str | None = None) -> Tab
 
 
 _table = table()
+_insert = insert(_table)  # made once: to build it costs as much as to send it
 
 
 def create_table(engine: Engine) -> None:
@@ -68,8 +73,9 @@ def prune(engine: Engine, *, older_than: float = 86_400.0) -> int:
 
     Args:
         engine: where the table is.
-        older_than: the age in seconds from which a marker goes; longer than any unit may take to be resolved, and
-            than any transaction of a two-phase commit may be left prepared: without its marker it is rolled back.
+        older_than: the age in seconds from which a marker goes; longer than any unit may take to be resolved, than any
+            COMMIT may be on its way, since a claim that is gone does not stop it any more, and than any transaction of
+            a two-phase commit may be left prepared: without its marker it is rolled back.
 
     Returns:
         How many went.
@@ -105,16 +111,26 @@ def new_key() -> str:
     return uuid4().hex
 
 
-def mark(connection: Connection, key: str) -> None:
-    """Write the marker into the unit's own transaction. SQL: ``INSERT INTO sessionkit_commit``."""
+def mark(connection: Connection, key: str, options: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Write the marker into the unit's own transaction. SQL: ``INSERT INTO sessionkit_commit``.
+
+    `options` may have it sent later, with COMMIT; then it is COMMIT that raises what the server says of it.
+    """
     try:
-        connection.execute(insert(_table).values(key=key, state="C"), execution_options=own_schemas(connection))
-    except DBAPIError as error:
-        error.add_note(
-            "this was the commit marker of verify_commit=True or twophase=True; its table is made by "
-            "sessionkit.commits.create_table(engine)"
+        connection.execute(
+            _insert, {"key": key, "state": "C"}, execution_options={**own_schemas(connection), **options}
         )
+    except DBAPIError as error:
+        explain(error)
         raise
+
+
+def explain(error: DBAPIError) -> None:
+    """Say of an error that it was the marker's."""
+    error.add_note(
+        "this was the commit marker of verify_commit=True or twophase=True; its table is made by "
+        "sessionkit.commits.create_table(engine)"
+    )
 
 
 def claim(connection: Connection, key: str) -> Verdict:

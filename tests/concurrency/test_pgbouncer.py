@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from tests.contract.breaking import names
+from tests.contract.lost import create_markers, markers
 from tests.contract.settings import PRESETS, expected, in_force
-from tests.support.models import User
+from tests.support.models import Pledge, User
 from tests.support.pgbouncer import SERVER_CONNECTIONS, connect_args
 
 if TYPE_CHECKING:
@@ -109,6 +111,25 @@ async def test_a_read_only_scope_inside_another_restricts_its_own_transaction_on
                 assert (await in_force(doors, inner))["transaction_read_only"] == "on"
             assert (await in_force(doors, session))["transaction_read_only"] == "off"
     assert await settings_everywhere(doors, engine) == before
+
+
+async def test_every_unit_commits_its_own_marker(doors: Door, pgbouncer_port: int) -> None:
+    await create_markers(doors)
+    engine = pooled(doors, pgbouncer_port)
+    Session = doors.factory(engine, verify_commit=True)
+
+    async def worker(number: int) -> None:
+        for turn in range(4):
+            try:
+                async with doors.scope(Session) as session:
+                    session.add(User(name=f"{number} {turn}"))
+                    if turn % 2:
+                        session.add(Pledge(account_id=1))  # which COMMIT refuses
+            except IntegrityError:
+                assert turn % 2
+
+    await doors.together(*(worker(number) for number in range(WORKERS)))
+    assert len(await markers(doors)) == len(await names(doors)) == 2 * WORKERS
 
 
 async def test_what_a_client_sets_for_its_session_would_be_seen_here(doors: Door, pgbouncer_port: int) -> None:

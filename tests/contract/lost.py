@@ -60,17 +60,29 @@ async def settled(doors: Door) -> None:
         pass
 
 
-async def somebody_waits_for_a_lock(doors: Door) -> None:
-    """Wait until a backend of the test's database waits for a lock."""
+async def slow_down_commits(doors: Door) -> None:
+    """Have a COMMIT that has written users wait for whoever holds the advisory lock 1."""
+    await doors.write(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END $$"
+    )
+    await doors.write(
+        "CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON users DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION wait()"
+    )
+
+
+async def somebody_waits_for_a_lock(doors: Door, number: int = 1) -> None:
+    """Wait until a backend of the test's database, or so many of them, wait for a lock."""
     # The pause stands alone: joined to what is looked for, it would not be made where nothing is found.
     looking = (
         "SELECT (SELECT count(*) FROM pg_stat_activity"
         " WHERE datname = current_database() AND wait_event_type = 'Lock') FROM pg_sleep(0.02)"
     )
     for _ in range(1000):
-        if await doors.scalar(text(looking)):
+        if await doors.scalar(text(looking)) >= number:
             return
-    raise AssertionError("nobody waits for a lock")
+    raise AssertionError(f"there were never {number} who waited for a lock")
 
 
 async def backend_is_gone(doors: Door, pid: int) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import event, select, text, update
 
 from sessionkit import on_commit, on_rollback, set_rollback_only
 from tests.contract.breaking import Cancelled, names
+from tests.contract.lost import create_markers, markers
 from tests.support.models import User
 
 if TYPE_CHECKING:
@@ -61,10 +62,12 @@ async def _settled(doors: Door) -> None:
         pass
 
 
-@pytest.mark.parametrize("times", [1, 2, 3])
-async def test_a_scope_that_commits_can_be_cancelled_at_every_await(doors: Door, times: int) -> None:
+@pytest.mark.parametrize(("times", "verify"), [(1, False), (2, False), (3, False), (2, True)])
+async def test_a_scope_that_commits_can_be_cancelled_at_every_await(doors: Door, times: int, verify: bool) -> None:
+    await create_markers(doors)
+
     async def body(name: str, ran: list[str]) -> None:
-        async with doors.scope() as session:
+        async with doors.scope(verify_commit=verify) as session:
             on_commit(lambda: ran.append("commit"))
             on_rollback(lambda: ran.append("rollback"))
             session.add(User(name=name))
@@ -72,6 +75,8 @@ async def test_a_scope_that_commits_can_be_cancelled_at_every_await(doors: Door,
             await session.execute(update(User).values(email="here"))
 
     assert await cancelled_everywhere(doors, body, times=times) > 2
+    if verify:
+        assert len([state for _, state in await markers(doors) if state == "C"]) == len(await names(doors))
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])

@@ -11,7 +11,15 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from sessionkit import Retry, commits, errors, on_commit, on_rollback, set_rollback_only
 from tests.contract.breaking import Cancelled, backend_pid, failing_driver_call, kill_backend, names, take
-from tests.contract.lost import LOST_COMMITS, create_markers, link, markers, settled, somebody_waits_for_a_lock
+from tests.contract.lost import (
+    LOST_COMMITS,
+    create_markers,
+    link,
+    markers,
+    settled,
+    slow_down_commits,
+    somebody_waits_for_a_lock,
+)
 from tests.support.faults import Fault
 from tests.support.models import Pledge, User
 
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from tests.support.doors import Door
 
 POSTGRESQL = pytest.mark.doors(backend="postgresql")
+PSYCOPG = pytest.mark.doors("postgresql-sync", "postgresql-async-psycopg")
 FAULTS = pytest.mark.parametrize("fault", LOST_COMMITS, ids=lambda fault: fault.name)
 
 RETRY = Retry(5, wait=0.001)
@@ -207,8 +216,31 @@ async def test_a_verified_rollback_that_is_not_retried_is_the_databases_error(do
 
 
 @POSTGRESQL
-async def test_the_claim_waits_for_a_commit_that_is_still_on_its_way(doors: Door) -> None:
+async def test_the_claim_waits_for_a_commit_that_the_server_is_still_carrying_out(doors: Door) -> None:
     """A SELECT would find nothing, and the unit would be done twice."""
+    await create_markers(doors)
+    await slow_down_commits(doors)
+    unit = Log()
+    with link(doors) as way:
+        struck = way.proxy.at("COMMIT", Fault.SWALLOW_REPLY)
+        run = doors.decorate(unit.body, way.factory, verify_commit=True, retry=RETRY, commit_timeout=0.2)
+        async with doors.connect() as holder:
+            await holder.execute(text("SELECT pg_advisory_xact_lock(1)"))
+
+            async def letting_go() -> None:
+                await somebody_waits_for_a_lock(doors, 2)  # the COMMIT, and who asks for its outcome
+                assert await names(doors) == []
+                await holder.rollback()
+
+            result, _ = await doors.together(run, letting_go)
+        assert struck.struck
+    assert result == 1
+    assert unit.hooks == ["commit 1"]
+    assert await names(doors) == ["run 1"]
+
+
+@pytest.mark.doors("postgresql-sync-psycopg2", "postgresql-async")
+async def test_the_claim_waits_for_a_commit_that_is_still_on_its_way(doors: Door) -> None:
     await create_markers(doors)
     unit = Log()
     with link(doors) as way:
@@ -228,7 +260,7 @@ async def test_the_claim_waits_for_a_commit_that_is_still_on_its_way(doors: Door
     assert await names(doors) == ["run 1"]
 
 
-@POSTGRESQL
+@pytest.mark.doors("postgresql-sync-psycopg2", "postgresql-async")
 async def test_a_commit_that_arrives_after_its_key_was_claimed_cannot_commit_any_more(doors: Door) -> None:
     """The owner is thrown out while the claim waits; its COMMIT, when it comes, meets nobody."""
     await create_markers(doors)
@@ -251,6 +283,22 @@ async def test_a_commit_that_arrives_after_its_key_was_claimed_cannot_commit_any
         result, _ = await doors.together(committing, ending)
         assert late.struck
     assert result == 2
+    assert await names(doors) == ["run 2"]
+    assert sorted(state for _, state in await markers(doors)) == ["C", "T"]
+
+
+@PSYCOPG
+async def test_a_marker_that_arrives_with_its_commit_after_its_key_was_claimed_takes_its_unit_along(
+    doors: Door,
+) -> None:
+    """The claim has nobody to wait for. What comes later is a duplicate, and the COMMIT behind it is not carried out."""
+    await create_markers(doors)
+    unit = Log()
+    with link(doors) as way:
+        late = way.proxy.at("COMMIT", Fault.LATE)
+        assert await doors.decorate(unit.body, way.factory, verify_commit=True, retry=RETRY)() == 2
+        await doors._outside(late.deliver)
+    assert unit.hooks == ["rollback 1", "commit 2"]
     assert await names(doors) == ["run 2"]
     assert sorted(state for _, state in await markers(doors)) == ["C", "T"]
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.engine import Connection, Engine
 
+    from ._with_commit import WithCommit
+
 deadline: ContextVar[float | None] = ContextVar("sessionkit_deadline", default=None)
 """When a unit that is talking to its database must be done, on the monotonic clock."""
 
@@ -109,6 +111,10 @@ def _no_insert_or_wait(table: Table) -> Any:
     )
 
 
+def _never_with_commit(connection: Connection) -> WithCommit | None:
+    return None
+
+
 def _no_conflict(held: Connection, wanted: Engine, asked: Asked) -> str | None:
     return None
 
@@ -146,6 +152,8 @@ class Dialect:
             thread or task holds; None where it need not.
         insert_or_wait: an INSERT that does nothing where the row is there already, and waits for a transaction that has inserted
             it and is still open.
+        with_commit: returns what sends one statement together with the COMMIT of a connection; None where each costs a round trip
+            of its own, or where there are none.
         cut: ends whatever a connection is waiting for, from another thread or task: who waits gets the driver's error.
         connect_within: connects within so many seconds, or raises the driver's OperationalError; None where that cannot
             hang, or nobody has looked.
@@ -174,6 +182,7 @@ class Dialect:
     lift: Callable[[Connection], None] = _unrestricted
     conflict: Callable[[Connection, Engine, Asked], str | None] = _no_conflict
     insert_or_wait: Callable[[Table], Any] = _no_insert_or_wait
+    with_commit: Callable[[Connection], WithCommit | None] = _never_with_commit
     cut: Callable[[Connection], None] = _cannot_cut
     connect_within: Callable[[Any, Any, Any, float], Any] | None = None
     bound_commit: Callable[[Connection, float | None], None] = _unbounded

@@ -23,6 +23,7 @@ from ._bulk_postgresql import BULK
 from ._connect import connect_within
 from ._replication_postgresql import REPLICATION
 from ._two_phase_postgresql import TWO_PHASE
+from ._with_commit import with_commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -326,6 +327,7 @@ DIALECT = Dialect(
     restrict=_restrict,
     lift=_lift,
     insert_or_wait=lambda table: insert(table).on_conflict_do_nothing(),
+    with_commit=with_commit,
     cut=_cut,
     connect_within=connect_within,
     bound_commit=_bound_commit,
