@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from sessionkit import errors, sqlite
@@ -64,6 +64,15 @@ async def test_the_time_of_a_statement_is_its_own_and_not_its_predecessors(doors
         started = time.monotonic()
         while time.monotonic() < started + 2 * seconds:
             assert (await session.execute(text(LONGER_THAN_A_MOMENT))).scalar_one() == 20000
+        session.add(User(name="ann"))
+    assert await names(doors) == ["ann"]
+
+
+@pytest.mark.doors(backend="sqlite")
+async def test_a_listener_that_says_begin_by_itself_comes_before_the_limit_of_the_statements(doors: Door) -> None:
+    engine = doors.make_engine()
+    event.listen(doors.sync_engine_of(engine), "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    async with doors.scope(doors.factory(engine), statement_timeout=30) as session:
         session.add(User(name="ann"))
     assert await names(doors) == ["ann"]
 

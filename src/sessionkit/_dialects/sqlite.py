@@ -357,7 +357,9 @@ def _progress_handler(asynchronous: bool, driver: Any, handler: _Deadline | None
 
 
 def _start_of_statement(connection: Connection, *_: Any) -> None:
-    connection.connection.info[_DEADLINE].start()
+    # A listener of the user's may say BEGIN before the transaction has its limit.
+    if (limit := connection.connection.info.get(_DEADLINE)) is not None:
+        limit.start()
 
 
 def _lost(connection: Connection, driver_connection: Any) -> str | None:
