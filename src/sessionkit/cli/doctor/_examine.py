@@ -75,7 +75,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         Check("file", _sqlite.file),
         Check("file.foreign_keys", _sqlite.foreign_keys),
         Check("engine", _sqlite.engine),
-        Check("isolation.presets", _general.presets(_sqlite.modes)),
+        Check("isolation.presets", _general.presets(_sqlite.modes, locks=True)),
         _MARKERS,
     ),
 }
@@ -86,6 +86,10 @@ OTHERS = (
     Check("isolation.presets", _general.presets(None)),
     _MARKERS,
 )
+
+
+SLACK = 5.0
+"""By how many seconds a check may be silent for longer than a connection attempt and a statement take."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def examine(case: Case) -> list[Finding]:
     told: queue.Queue[Finding | str | BaseException | None] = queue.Queue()
     threading.Thread(target=_work, args=(case, told.put), name="sessionkit-doctor", daemon=True).start()
     found: list[Finding] = []
-    at, silence = "server.connection", 3 * case.patient.limits.timeout
+    at, silence = "server.connection", 2 * case.patient.limits.timeout + SLACK
     while True:
         try:
             said = told.get(timeout=silence)
@@ -201,7 +205,10 @@ def _carry_out(check: Check, patient: Patient, tell: Callable[[Finding | str], N
 
 def _not_asked(check: str, patient: Patient, error: Exception) -> Finding:
     text = error_line(error, patient.secrets)
-    code = classify(error).code if isinstance(error, DBAPIError) else None
+    known = classify(error) if isinstance(error, DBAPIError) else None
+    code = known.code if known is not None else None
+    if known is not None and known.kind == "busy":
+        return fail(check, text, "somebody holds a lock for long: end that transaction, and ask the doctor again")
     if code == "42501":
         return warn(check, f"the role may not ask for it: {text}", "GRANT pg_monitor to the role, or ask another one")
     if code in {"57014", "55P03"}:

@@ -60,16 +60,21 @@ def row_counts(connection: Connection, patient: Patient) -> Iterator[Finding]:
     yield ok(check, f"counts the rows of an UPDATE; bulk inserts by {', '.join(methods)}")
 
 
-def presets(modes: Callable[[Connection], Modes] | None) -> Callable[[Connection, Patient], Iterator[Finding]]:
+def presets(
+    modes: Callable[[Connection], Modes] | None, *, locks: bool = False
+) -> Callable[[Connection, Patient], Iterator[Finding]]:
     """Return the check that asks what a transaction is, for each preset.
 
     Args:
         modes: how a connection is asked whether its transaction is read-only and deferrable; None: nobody knows.
+        locks: to begin can mean to wait for a lock.
     """
 
     def check(connection: Connection, patient: Patient) -> Iterator[Finding]:
         for name, preset in PRESETS.items():
-            yield (found := _preset(patient, name, preset, modes))
+            # Elsewhere no timeouts: what sets them would take a snapshot, for which REPORT may have to wait.
+            asked = preset.replace(lock_timeout=patient.limits.timeout) if locks else preset
+            yield (found := _preset(patient, name, asked, modes))
             if found.status == "fail" and preset == isolation.Preset():
                 return  # no scope at all can be opened; the others would say the same
 
@@ -83,7 +88,6 @@ def _preset(
     try:
         engine = entry.engine_for(patient.engine, preset)
         given = None if preset.isolation is None else isolation.Isolation(entry.given(preset.isolation))
-        # No timeouts: what sets them would take a snapshot, for which REPORT may have to wait.
         with engine.connect() as connection:
             connection.begin()
             entry.follow(connection)
