@@ -71,6 +71,7 @@ def presets(
     """
 
     def check(connection: Connection, patient: Patient) -> Iterator[Finding]:
+        connection.close()  # the pool may have one only
         for name, preset in PRESETS.items():
             # Elsewhere no timeouts: what sets them would take a snapshot, for which REPORT may have to wait.
             asked = preset.replace(lock_timeout=patient.limits.timeout) if locks else preset

@@ -120,19 +120,15 @@ class Patient:
     @contextmanager
     def looking(self) -> Generator[Connection, None, None]:
         """Look at the database in a transaction that cannot change it, and ends without a COMMIT."""
-        with self._for_looking().connect() as connection:
+        with self.looking_engine().connect() as connection:
+            if str(_level_of(self.engine)).upper() == "AUTOCOMMIT":
+                # Statements that each are a transaction of their own are under no preset.
+                connection.execution_options(isolation_level=self.entry.default_level)
             yield connection  # what it has begun is rolled back when it is closed
 
     def looking_engine(self) -> Engine:
         """Return an engine for those who want one, all of whose transactions are such."""
-        return self._for_looking()
-
-    def _for_looking(self) -> Engine:
-        limit = self.limits.timeout
-        engine, entry = self.engine, self.entry
-        if str(_level_of(engine)).upper() == "AUTOCOMMIT":
-            # Statements that each are a transaction of their own are under no preset.
-            engine = engine.execution_options(isolation_level=entry.default_level)
+        limit, engine, entry = self.limits.timeout, self.engine, self.entry
         asked = Preset(read_only=True, statement_timeout=limit, lock_timeout=limit)
         for preset in (asked, Preset(read_only=True)):
             try:

@@ -106,11 +106,12 @@ def pooler(connection: Connection, patient: Patient) -> Iterator[Finding]:
     if told == int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()):
         yield ok(check, "none: the driver talks to the server itself")
         return
-    connection.rollback()
-    looking = patient.looking_engine()
+    fits = patient.own and _is_set(connection)
+    connection.close()
     if _room_of(patient.engine)[1] == 1:
         yield warn(check, "there is one; its mode is not known, as the pool has one connection", "use the default pool")
         return
+    looking = patient.looking_engine()
     with looking.connect() as one, looking.connect() as other:
         seen = {_pid(one)}
         shared = False
@@ -123,37 +124,28 @@ def pooler(connection: Connection, patient: Patient) -> Iterator[Finding]:
         yield ok(check, "there is one, which gives each client a server connection of its own (session mode)")
         return
     found = "there is one that hands server connections on after each transaction (PgBouncer: transaction mode)"
-    remedy = _REMEDIES.get(connection.dialect.driver)
-    if remedy is None:
-        yield ok(check, f"{found}; sessionkit's scopes leave nothing behind on them")
-        return
-    setting, argument = remedy
-    if patient.own and _is_set(connection, setting):
-        yield ok(check, f"{found}; {setting} fits that")
+    remedy = _REMEDIES.get(patient.engine.dialect.driver)
+    if remedy is None or fits:
+        yield ok(check, f"{found}; nothing is prepared or left behind on them")
         return
     yield warn(
         check,
         f"{found}: a statement that was prepared on one is unknown to the next, unless the pooler follows that",
-        f"create_engine(connect_args={argument}), or PgBouncer 1.21 or newer with max_prepared_statements",
+        f"create_engine(connect_args={remedy}), or PgBouncer 1.21 or newer with max_prepared_statements",
     )
 
 
-_UNPREPARED = '{"prepare_threshold": None}'
-_REMEDIES = {
-    "psycopg": ("prepare_threshold=None", _UNPREPARED),
-    "psycopg_async": ("prepare_threshold=None", _UNPREPARED),
-    "asyncpg": (
-        "statement_cache_size=0",
-        (
-            '{"statement_cache_size": 0, "prepared_statement_cache_size": 0, '
-            '"prepared_statement_name_func": lambda: f"__{uuid4()}__"}'
-        ),
-    ),
-}
+_PSYCOPG = '{"prepare_threshold": None}'
+_ASYNCPG = (
+    '{"statement_cache_size": 0, "prepared_statement_cache_size": 0, '
+    '"prepared_statement_name_func": lambda: f"__{uuid4()}__"}'
+)
+_REMEDIES = {"psycopg": _PSYCOPG, "psycopg_async": _PSYCOPG, "asyncpg": _ASYNCPG}
+"""What keeps a driver from preparing statements; psycopg2 never does."""
 
 
-def _is_set(connection: Connection, setting: str) -> bool:
+def _is_set(connection: Connection) -> bool:
     driver: Any = connection.connection.driver_connection
-    if setting.startswith("prepare_threshold"):
+    if hasattr(driver, "prepare_threshold"):
         return driver.prepare_threshold is None
     return getattr(getattr(driver, "_config", None), "statement_cache_size", None) == 0

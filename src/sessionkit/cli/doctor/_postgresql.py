@@ -190,6 +190,7 @@ def prepared(connection: Connection, patient: Patient) -> Iterator[Finding]:
         yield ok(check, "none can be (max_prepared_transactions = 0, so twophase=True is refused)")
         return
     pending = two_phase.pending(connection)
+    connection.close()  # the pool may have one only
     ours = {each.gid for each in recover_prepared(patient.looking_engine(), resolve=False)} if pending else set[str]()
     old = [each for each in pending if each.age >= limit]
     if not old:

@@ -161,7 +161,8 @@ def foreign_keys(connection: Connection, patient: Patient) -> Iterator[Finding]:
 
 def engine(connection: Connection, patient: Patient) -> Iterator[Finding]:
     """Look at what the connections of the engine are set up to: outside of scopes, where nobody else looks after it."""
-    connection.rollback()
+    declared = connection.execute(_DECLARED).scalar_one()
+    connection.close()  # the pool may have one only
     with patient.engine.connect() as plain:
         began = _began(plain)
         enforced = _pragma(plain, "foreign_keys") == 1
@@ -177,7 +178,6 @@ def engine(connection: Connection, patient: Patient) -> Iterator[Finding]:
         )
         return
     advice = f"sqlite.configure({patient.advice_name})"
-    declared = connection.execute(_DECLARED).scalar_one()
     if enforced:
         yield ok("engine.foreign_keys", "enforced")
     elif declared:

@@ -1,0 +1,86 @@
+"""`sessionkit doctor` and what is around a server: a pooler in between, and replicas that do not follow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integrations import doctoring
+from tests.integrations.doctoring import url_of
+from tests.support.clusters import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.integrations.doctoring import Seen
+    from tests.support.doors import Door
+
+doctor, module = doctoring.doctor, doctoring.module
+
+
+@pytest.mark.pgbouncer
+@pytest.mark.doors(backend="postgresql")
+def test_a_pooler_is_found_and_what_it_asks_of_the_driver(
+    doors: Door, doctor: Callable[..., Seen], module: Callable[[str], str], pgbouncer_port: int
+) -> None:
+    """Twice, since what the first doctor had prepared would be in the way of the second."""
+    url = doors.database.url(url_of(doors).partition("+")[2].partition(":")[0])
+    address = url.set(host="127.0.0.1", port=pgbouncer_port).render_as_string(hide_password=False)
+    status = "ok" if doors.driver == "psycopg2" else "warn"
+    for _ in range(2):
+        seen = doctor(address)
+        assert not seen.all("fail")
+        assert "transaction mode" in (told := seen.one("pool.pooler", status))
+    if status == "warn":
+        # As the advice has it.
+        arguments = told.partition("connect_args=")[2].partition("), or")[0]
+        make = "create_engine" if doors.colour == "sync" else "create_async_engine"
+        name = module(f"from uuid import uuid4\nengine = {make}({address!r}, connect_args={arguments})")
+        assert "nothing is prepared" in doctor(f"{name}:engine").one("pool.pooler", "ok")
+
+
+def test_replicas_that_lag_are_seen_and_are_well_when_they_have_caught_up(doctor: Callable[..., Seen]) -> None:
+    cluster = Cluster(replicas=1)
+    try:
+        (replica,) = cluster.replicas
+        primary, reader = (
+            node.url("psycopg").render_as_string(hide_password=False) for node in (cluster.primary, replica)
+        )
+        cluster.catch_up()
+        seen = doctor(primary, "--reader", reader)
+        assert not seen.all("fail")
+        assert "follows" in seen.one("readers.1", "ok")
+        assert "walreceiver at 127.0.0.1" in seen.one("replication.replicas", "ok")
+
+        replica.sql("SELECT pg_wal_replay_pause()")
+        while replica.sql("SELECT pg_get_wal_replay_pause_state(), pg_sleep(0.01)")[0][0] != "paused":
+            pass
+        cluster.primary.sql("INSERT INTO users (name) VALUES ('ann')")
+        cluster.primary.sql("SELECT pg_create_physical_replication_slot('of_nobody', true)")
+        seen = doctor(primary, "--reader", reader, "--reader", primary)
+        assert (seen.exit_status, seen.all("fail")) == (1, {"readers.1", "readers.2"})
+        assert "paused" in (told := seen.one("readers.1", "fail"))
+        assert "pg_wal_replay_resume()" in told
+        assert "is no standby" in seen.one("readers.2", "fail")
+        assert "pg_drop_replication_slot('of_nobody')" in seen.one("replication.slots", "warn")
+
+        # The standby itself, given as the database.
+        seen = doctor(reader)
+        assert "a standby" in seen.one("server.role", "warn")
+        assert seen.all("warn") >= {"isolation.SERIALIZABLE", "isolation.REPORT"}
+        assert not seen.all("fail")
+
+        cluster.primary.sql("SELECT pg_drop_replication_slot('of_nobody')")
+        replica.sql("SELECT pg_wal_replay_resume()")
+        cluster.catch_up()
+        seen = doctor(primary, "--reader", reader)
+        assert not seen.all("fail")
+        assert not seen.of("replication.slots")
+
+        replica.stop()
+        seen = doctor(primary, "--reader", reader)
+        assert "no connection" in seen.one("readers.1", "fail")
+        assert seen.one("replication.replicas", "ok") == "none follows this server"
+    finally:
+        cluster.close()
