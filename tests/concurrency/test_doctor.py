@@ -31,7 +31,8 @@ def test_a_pooler_is_found_and_what_it_asks_of_the_driver(
     for _ in range(2):
         seen = doctor(address)
         assert not seen.all("fail")
-        assert "transaction mode" in (told := seen.one("pool.pooler", status))
+        told = seen.one("pool.pooler", status)
+        assert "transaction mode" in told
     if status == "warn":
         # As the advice has it.
         arguments = told.partition("connect_args=")[2].partition("), or")[0]
@@ -60,8 +61,8 @@ def test_replicas_that_lag_are_seen_and_are_well_when_they_have_caught_up(doctor
         cluster.primary.sql("SELECT pg_create_physical_replication_slot('of_nobody', true)")
         seen = doctor(primary, "--reader", reader, "--reader", primary)
         assert (seen.exit_status, seen.all("fail")) == (1, {"readers.1", "readers.2"})
-        assert "paused" in (told := seen.one("readers.1", "fail"))
-        assert "pg_wal_replay_resume()" in told
+        assert "is paused" in seen.one("readers.1", "fail")
+        assert "pg_wal_replay_resume()" in seen.one("readers.1", "fail")
         assert "is no standby" in seen.one("readers.2", "fail")
         assert "pg_drop_replication_slot('of_nobody')" in seen.one("replication.slots", "warn")
 
@@ -77,6 +78,21 @@ def test_replicas_that_lag_are_seen_and_are_well_when_they_have_caught_up(doctor
         seen = doctor(primary, "--reader", reader)
         assert not seen.all("fail")
         assert not seen.of("replication.slots")
+
+        # One that follows, and lags.
+        replica.sql("ALTER SYSTEM SET recovery_min_apply_delay = '1h'")
+        replica.sql("SELECT pg_reload_conf()")
+        for number in range(1000):  # until the replica has heard of its setting
+            cluster.primary.sql(f"INSERT INTO users (name) VALUES ('bob {number}')")
+            if replica.sql("SELECT pg_sleep(0.01) WHERE pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()"):
+                break
+        assert not doctor(primary, "--reader", reader).all("fail")
+        assert "behind" in doctor(primary, "--reader", reader, "--max-lag", "0").one("readers.1", "fail")
+        replica.sql("ALTER SYSTEM RESET recovery_min_apply_delay")
+        replica.sql("SELECT pg_reload_conf()")
+        cluster.catch_up()
+        seen = doctor(primary, "--reader", reader, "--max-lag", "1")
+        assert not seen.all("fail")
 
         replica.stop()
         seen = doctor(primary, "--reader", reader)

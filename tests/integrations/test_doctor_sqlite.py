@@ -230,7 +230,8 @@ def test_markers_that_nobody_prunes_are_seen(doors: Door, doctor: Callable[..., 
             "INSERT INTO sessionkit_commit (key, state, created_at) VALUES ('a', 'C', '2020-01-01 00:00:00')"
         )
         connection.execute(insert)
-    assert "holds 1 markers" in (told := doctor(url).one("commits.table", "warn"))
+    told = doctor(url).one("commits.table", "warn")
+    assert "holds 1 markers" in told
     assert "commits.prune(engine)" in told
     commits.prune(engine)
     assert "and empty" in doctor(url).one("commits.table", "ok")
