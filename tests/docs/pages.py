@@ -13,7 +13,10 @@ Sybil finds the fenced blocks; what they mean is said here. The blocks of a page
 
 The names at hand are those of docs/examples.md: its models, `engine` and `async_engine` on one database with those
 tables and rows. A block in a tab that is called "async" has names of its own, there `engine` is asynchronous, and a
-database of its own: so both tabs can say the same.
+database of its own: so both tabs can say the same. What a block outside of the tabs defines, both have.
+
+The pages of the tutorial are read one after the other, as one page. They make engines of their own: the address of a
+database that stands in one (`ADDRESSES`) is that of the test's.
 """
 
 from __future__ import annotations
@@ -41,10 +44,20 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples.md"
+TUTORIAL = ROOT / "docs" / "tutorial"
+ADDRESSES = {"": "sqlite:///shop.db", "async": "sqlite+aiosqlite:///shop.db"}
+"""What the pages call the databases of the two tabs."""
 
 
 def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def readings() -> list[list[Path]]:
+    """Return the pages that hold Python, each in a list of those that are read together."""
+    alone = [page for page in pages() if any(block.language == "python" for block in blocks(page))]
+    tutorial = [page for page in alone if page.parent == TUTORIAL]
+    return [tutorial, *([page] for page in alone if page not in tutorial)]
 
 
 class Wrong(AssertionError):
@@ -108,7 +121,9 @@ class Reader:
     names: dict[str, Any]
     async_names: dict[str, Any]
     loop: asyncio.Runner
+    addresses: dict[str, str] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
+    _lent: dict[str, Any] = field(default_factory=dict)
 
     def read(self, page: Path) -> int:
         """Return how many Python blocks were run.
@@ -136,9 +151,12 @@ class Reader:
         if block.tab == "async":
             names = self.async_names
             for name, value in self.names.items():
-                names.setdefault(name, value)
+                if name not in names or names[name] is self._lent.get(name, self):
+                    names[name] = self._lent[name] = value
         # The blank lines make the line numbers of a traceback those of the page.
         source = "\n" * block.line + block.source
+        for shown, real in self.addresses.items():
+            source = source.replace(f'"{shown}"', repr(real))
         code = compile(source, block.where, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
         printed = StringIO()
         error: BaseException | None = None

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sessionkit.cli._ledger import Ledger
-from tests.docs.pages import EXAMPLES, ROOT, Reader, Wrong, blocks, named, pages
+from tests.docs.pages import ADDRESSES, EXAMPLES, ROOT, Reader, Wrong, blocks, named, pages, readings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,8 @@ def reader(doors: Door) -> Iterator[Reader]:
         names = {**examples, "engine": sync_engine, "async_engine": engines[0]}
         async_names: dict[str, Any] = {"engine": engines[1], "async_engine": engines[1]}
         try:
-            yield Reader(doors.backend, ledger, names, async_names, loop)
+            own = {ADDRESSES[""]: _told(first), ADDRESSES["async"]: _told(_async(second))}
+            yield Reader(doors.backend, ledger, names, async_names, loop, own)
         finally:
             ledger.leave()
             # Those of the page as well.
@@ -70,14 +71,15 @@ def _async(url: URL) -> URL:
     return url.set(drivername=ASYNC[url.get_backend_name()])
 
 
-def with_python() -> list[Path]:
-    return [page for page in pages() if any(block.language == "python" for block in blocks(page))]
+def _told(url: URL) -> str:
+    return url.render_as_string(hide_password=False)
 
 
 @pytest.mark.doors("sqlite-sync", "postgresql-sync")
-@pytest.mark.parametrize("page", with_python(), ids=named(with_python()))
-def test_a_page_is_true(page: Path, reader: Reader) -> None:
-    assert reader.read(page)
+@pytest.mark.parametrize("together", readings(), ids=named(together[0] for together in readings()))
+def test_a_page_is_true(together: list[Path], reader: Reader) -> None:
+    for page in together:
+        assert reader.read(page)
 
 
 @pytest.mark.doors("sqlite-sync", "postgresql-sync")
