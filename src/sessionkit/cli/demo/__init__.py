@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from .._console import console
 from .._load import Reading
+from ._conflicts import conflict_is_found, report_only_reads, unit_is_retried
 from ._many import MEMORY, loads
 from ._scopes import (
     commits,
@@ -44,6 +45,9 @@ STEPS: list[Callable[[Stage], str]] = [
     savepoint_heals,
     plain_says_nothing,
     honest_commit,
+    conflict_is_found,
+    unit_is_retried,
+    report_only_reads,
     async_twin,
     loads,
 ]
@@ -91,7 +95,7 @@ def _tour(stage: Stage, steps: Iterable[Callable[[Stage], str]]) -> int:
     screen = stage.screen
     try:
         there = inspect(stage.engine)
-        for name in (Account.__tablename__, Reading.__tablename__):
+        for name in (*Base.metadata.tables, Reading.__tablename__):
             if there.has_table(name):
                 screen.error(
                     f"the table {name} exists already, perhaps from a tour that was killed; "
@@ -124,7 +128,7 @@ def _drop(stage: Stage) -> None:
     try:
         Base.metadata.drop_all(stage.engine)
     except SQLAlchemyError as error:
-        stage.screen.error(f"the table {Account.__tablename__} could not be dropped: {first_line(error)}")
+        stage.screen.error(f"the tables of the demo could not be dropped: {first_line(error)}")
 
 
 def _show(stage: Stage, number: int, step: Callable[[Stage], str]) -> tuple[bool | None, tuple[str, str]]:

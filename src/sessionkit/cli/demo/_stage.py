@@ -10,6 +10,7 @@ from sqlalchemy import CheckConstraint, Engine, String, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sessionkit.factory import sessionmaker
+from sessionkit.version import Versioned
 
 from .._ledger import Ledger
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from .._console import Console
 
-__all__ = ["ROWS", "Account", "Base", "LeftOut", "Misbehaved", "Ran", "Stage", "first_line", "in_memory"]
+__all__ = ["ROWS", "Account", "Base", "LeftOut", "Misbehaved", "Price", "Ran", "Stage", "first_line", "in_memory"]
 
 ROWS = 10_000
 """How many are loaded where nobody says."""
@@ -38,6 +39,15 @@ class Account(Base):
 
     owner: Mapped[str] = mapped_column(String(20), primary_key=True)
     balance: Mapped[int]
+
+
+class Price(Versioned, Base):
+    """What two people may want to change at the same time."""
+
+    __tablename__ = "sessionkit_demo_price"
+
+    product: Mapped[str] = mapped_column(String(20), primary_key=True)
+    cents: Mapped[int]
 
 
 class Misbehaved(Exception):
