@@ -44,7 +44,9 @@ def changes() -> str:
     """Return the changes of all releases, the next one first, as Markdown."""
     following = _run("towncrier", "build", "--draft", "--version=Next", "--date=not released yet", where=ROOT)
     released = RELEASED.read_text(encoding="utf-8").partition(MARK)[2] if RELEASED.exists() else ""
-    return f"\n{following.strip()}\n{released}"
+    # Towncrier's entries, as the Markdown of the site wants them: apart from each other, and what belongs to one four deep.
+    text = re.sub(r"^- ", "\n- ", f"\n{following.strip()}\n{released}", flags=re.MULTILINE)
+    return re.sub(r"^  (?=\S)", "    ", text, flags=re.MULTILINE)
 
 
 def _run(program: str, *arguments: str, where: Path) -> str:

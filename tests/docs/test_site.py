@@ -112,6 +112,8 @@ def test_the_changelog_tells_what_every_fragment_tells(site: Path) -> None:
     fragments = [file for file in (ROOT / "changelog.d").glob("*.md") if file.name != "README.md"]
     assert fragments or site_.RELEASED.exists()
     assert not [file.name for file in fragments if _words(file.read_text(encoding="utf-8"))[:60] not in shown]
+    # None of them has run into the one above it.
+    assert len(re.findall(r"<li>", page[page.index("<article") :])) >= len(fragments)
 
 
 def _words(text: str) -> str:
