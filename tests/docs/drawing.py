@@ -67,11 +67,9 @@ class Picture:
 
     def verdict(self, text: str, kind: str) -> None:
         """Say below everything what came of it."""
-        lines = text.split("\n")
-        self.box(8, self.height + 4, WIDTH - 16, 14 + 19 * len(lines), kind)
-        for number, line in enumerate(lines):
-            self.text(WIDTH / 2, self.height + 25 + 19 * number, line, f"{kind} head", "middle")
-        self.height += 30 + 19 * len(lines)
+        self.box(8, self.height + 4, WIDTH - 16, 33, kind)
+        self.text(WIDTH / 2, self.height + 25, text, f"{kind} head", "middle")
+        self.height += 49
 
     def heading(self, text: str) -> None:
         self.text(8, self.height + 20, text, "head")
@@ -101,12 +99,12 @@ class Picture:
         for number, (start, is_value, kind) in enumerate(zip(left, values, look, strict=True)):
             cells = [(top + 42 + ROW * at, row[number]) for at, row in enumerate(rows) if row[number]]
             if is_value:
-                self._value(start, top + 30, cells)
+                self._values(start, cells)
             else:
                 self._doings(start + 16, kind, cells)
         self.height = top + 42 + ROW * len(rows) - 8
 
-    def _value(self, start: float, top: float, cells: Sequence[tuple[float, str]]) -> None:
+    def _values(self, start: float, cells: Sequence[tuple[float, str]]) -> None:
         for y, cell in cells:
             kind = {"!": "bad", "+": "good"}.get(cell[0], "")
             self.box(start + 18, y - 12, 40, 24, kind)

@@ -175,7 +175,7 @@ def scope_emits() -> Picture:
             y += 31
         y += 31 * (not sent) + 4
     picture.line(f"M384 {44 + 35 - 1}H414V{y - 35 - 35 - 1}H390", "soft dashed")
-    picture.text(428, 130, "one transaction", "soft", 'middle" transform="rotate(90 428 130)')
+    picture.text(428, 130, "one transaction", "soft", "middle", upright=False)
     picture.height = y - 14
     return picture
 
@@ -257,8 +257,8 @@ def colours() -> Picture:
         picture.line(f"M{x + 103} 222V262", "soft", arrow=True)
         picture.box(x, 264, 206, 36)
         picture.text(x + 103, 287, second, "", "middle")
-    picture.text(119, 88, "a call", "soft", "middle")
-    picture.text(337, 88, "greenlet bridge", "soft", 'end" dx="-8')
+    picture.text(102, 88, "a call", "soft", "end")
+    picture.text(319, 88, "a greenlet", "soft", "end")
     picture.box(8, 106, 424, 116, "good")
     picture.text(220, 130, "written once", "good head", "middle")
     for x, lines in (

@@ -178,6 +178,7 @@ ASK = """
 
 
 @pytest.mark.browser
+@pytest.mark.timeout(300)  # a third of a second for each page, but not on a machine that has much else to do
 def test_every_page_can_be_read_at_a_desk_and_on_a_phone(
     served: str, site_pages: dict[str, Page], browser: Browser
 ) -> None:
