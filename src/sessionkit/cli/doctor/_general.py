@@ -9,7 +9,7 @@ from sqlalchemy import __version__ as sqlalchemy_version
 from sqlalchemy.exc import DBAPIError
 
 from sessionkit import isolation
-from sessionkit.errors import OptionError
+from sessionkit.errors import OptionError, message_of
 
 from ._finding import Finding, fail, ok, warn
 from ._words import error_line
@@ -97,7 +97,7 @@ def _preset(
     except OptionError as error:
         refused = preset.read_only or preset.deferrable
         # Read-only and the rest are refused where nobody knows how to have them enforced: scopes say so, too.
-        return (warn if refused else fail)(check, str(error), "scopes raise OptionError for it")
+        return (warn if refused else fail)(check, message_of(error), "scopes raise OptionError for it")
     except DBAPIError as error:
         replication = entry.replication
         if replication is None or preset.isolation not in replication.refused:

@@ -10,6 +10,7 @@ from sqlalchemy import MetaData, func, inspect, select
 from sqlalchemy.orm import configure_mappers
 
 from sessionkit import commits
+from sessionkit.errors import message_of
 
 from ._finding import Finding, fail, ok, warn
 from ._patient import Unusable
@@ -181,10 +182,10 @@ def migrations(connection: Connection, patient: Patient, config: Any) -> Iterato
         heads = list(ScriptDirectory.from_config(config).get_heads())
         assert_up_to_date(connection, config)
     except NotUpToDate as error:
-        found, _, advice = str(error).rpartition("; ")
+        found, _, advice = message_of(error).rpartition("; ")
         yield fail(check, found, advice)
     except CommandError as error:
-        yield fail(check, f"the migrations cannot be read: {error}", "alembic heads tells the same")
+        yield fail(check, f"the migrations cannot be read: {message_of(error)}", "alembic heads tells the same")
     else:
         yield ok(check, f"the database is at {', '.join(heads) or 'no revision, and there is no migration'}")
     if len(heads) > 1:
