@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,16 +14,17 @@ from sqlalchemy import create_engine, make_url
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
+from sessionkit.cli import doctor as doctor_package
 from sessionkit.cli import main
 from sessionkit.cli.doctor import _examine, _words
 from sessionkit.cli.doctor._finding import Finding, ok
+from tests.docs.pages import ROOT, _same, blocks
 from tests.integrations import doctoring
 from tests.integrations.alembic_project import Project, projects
 from tests.integrations.doctoring import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.integrations.doctoring import Seen
     from tests.support.doors import Door
@@ -143,6 +145,42 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:  # Linux's way to say that the other end is closed
         return b""
+
+
+@pytest.mark.doors("sqlite-sync")
+def test_the_page_shows_a_report_as_it_is(
+    doors: Door,
+    module: Callable[[str], str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    name = module(f"engine = create_engine({url_of(doors)!r})")
+    assert main(["doctor", f"{name}:engine"]) == 1
+    real = capsys.readouterr().out.replace(f"{name}:engine", "shop.db:engine").splitlines()
+    page = ROOT / "docs" / "how-to" / "check-a-database.md"
+    (shown,) = [block.source.splitlines() for block in blocks(page) if block.title == "report"]
+    # Where the tests' folder is, and how long its name, the page does not say.
+    file = next(number for number, line in enumerate(real) if "file.exists" in line)
+    end = next(number for number, line in enumerate(real) if "file.journal_mode" in line)
+    real[file:end] = ["ok    file.exists          shop.db"]
+    assert len(shown) == len(real)
+    for there, here in zip(shown, real, strict=True):
+        assert _same(there, here), here
+
+
+@pytest.mark.sqlite
+def test_the_reference_names_every_check() -> None:
+    text = (ROOT / "docs" / "reference" / "command-line.md").read_text()
+    sources = [file.read_text() for file in Path(doctor_package.__file__ or "").parent.glob("*.py")]
+    names = {name for source in sources for name in re.findall(r'"((?:[a-z]+)\.[a-z_]+)"', source)}
+    names &= {name for name in names if name.partition(".")[0] in _groups(text)}
+    assert len(names) > 25
+    assert not {name for name in names if f"`{name}`" not in text} - {"isolation.presets"}
+
+
+def _groups(text: str) -> set[str]:
+    return set(re.findall(r"`([a-z]+)\.\w+`", text))
 
 
 @pytest.mark.sqlite
