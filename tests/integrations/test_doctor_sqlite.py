@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import URL, create_engine, make_url, text
 
 from sessionkit import commits
 from sessionkit.cli.doctor import _file, _sqlite
@@ -155,7 +155,8 @@ def test_a_uri_is_opened_for_reading_as_well(doors: Door, doctor: Callable[..., 
     path_of(doors).rename(odd)
     before = state(odd)
     escaped = str(odd).replace("%", "%25").replace("#", "%23").replace("?", "%3f")
-    seen = doctor(f"sqlite:///file:{escaped.replace('%', '%25')}?mode=rwc&uri=true")
+    url = URL.create("sqlite", database=f"file:{escaped}", query={"mode": "rwc", "uri": "true"})
+    seen = doctor(url.render_as_string())
     assert seen.one("file.exists", "ok").startswith(str(odd))
     assert state(odd) == before
     assert "in memory" in doctor("sqlite://").one("file.exists", "warn")
