@@ -30,7 +30,8 @@ else:
 class _Over:
     """Stands in a session for the unit that has ended: whatever would begin another transaction is refused.
 
-    It would begin one that nobody commits, on a connection that nobody gives back.
+    It would begin one that nobody commits, on a connection that nobody gives back. It stands in the place of the session's
+    `autobegin` too: SQLAlchemy asks for that before it takes an object in, for which no method of ours is called.
     """
 
     ending = True
@@ -45,8 +46,12 @@ class _Over:
     def route(self, bind: object) -> NoReturn:
         self.claim(here(), "get_bind")
 
+    def __bool__(self) -> NoReturn:
+        raise ScopeError(_ENDED)
 
-OVER = _Over()
+
+OVER: Any = _Over()
+_ENDED = "the session is that of a scope that has ended; do it inside the scope, or open another one"
 
 
 def unit_of(session: orm.Session) -> Unit | None:
@@ -57,7 +62,7 @@ def unit_of(session: orm.Session) -> Unit | None:
     """
     unit: Unit | _Over | None = getattr(session, "_sessionkit_unit", None)
     if isinstance(unit, _Over):
-        raise ScopeError("the session is that of a scope that has ended; do it inside the scope, or open another one")
+        raise ScopeError(_ENDED)
     return unit
 
 

@@ -321,7 +321,7 @@ class Unit:
                 self._note_position()
             finally:
                 deadline.set(None)
-                session._sessionkit_unit = OVER
+                session._sessionkit_unit = session.autobegin = OVER
                 self.over = True
                 self.inside.clear()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event, orm, text
 from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext import asyncio as sa_asyncio
 
 from sessionkit import errors, session_scope
 from tests.contract.breaking import names
@@ -40,6 +41,43 @@ async def test_ending_the_transaction_by_hand_is_refused_with_the_way_out(
         # And nothing has happened to it.
         session.add(User(name="bob"))
     assert await names(doors) == ["ann", "bob"]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_a_session_whose_scope_has_ended_takes_nothing_in(doors: Door, plain: bool) -> None:
+    """Nobody would ever flush it."""
+    async with doors.scope(doors.plain_factory() if plain else doors.Session) as session:
+        session.add(there := User(name="ann"))
+    over = doors.sync(session)
+    for take in (
+        lambda: over.add(User(name="bob")),
+        lambda: session.add(User(name="bob")),
+        lambda: over.add_all([User(name="bob")]),
+        lambda: over.add(there),
+        lambda: over.delete(there),
+        lambda: over.merge(there, load=False),
+        over.commit,
+    ):
+        with pytest.raises(
+            errors.ScopeError, match="of a scope that has ended; do it inside the scope, or open another"
+        ):
+            take()
+    assert not over.new
+    assert list(over) == []
+    there.email = "what it returned is the caller's to change"
+    await session.rollback()
+    await session.close()
+
+
+async def test_closing_all_sessions_inside_a_scope_is_refused_and_the_scope_goes_on(doors: Door) -> None:
+    close_all = doors.twin(lambda _: orm.close_all_sessions(), lambda _: sa_asyncio.close_all_sessions())
+    async with doors.scope(name="the unit") as session:
+        session.add(User(name="ann"))
+        await session.flush()
+        with pytest.raises(errors.ScopeError, match="inside the scope 'the unit', which decides"):
+            await close_all(session)
+    assert await names(doors) == ["ann"]
+    await close_all(session)
 
 
 async def test_a_joined_scope_cannot_end_the_transaction_either(doors: Door) -> None:
