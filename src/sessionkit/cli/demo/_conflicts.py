@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import create_engine, func, orm, select, update
 from sqlalchemy.exc import DBAPIError
@@ -28,8 +28,8 @@ def conflict_is_found(stage: Stage) -> str:
 
     def code() -> None:
         @Session.scope
-        def show(session: orm.Session) -> Any:
-            return version_of(session.get_one(Price, "teapot"))
+        def show(session: orm.Session) -> int:
+            return int(version_of(session.get_one(Price, "teapot")))
 
         @Session.scope
         def save(session: orm.Session, cents: int, seen: int) -> None:
