@@ -99,11 +99,12 @@ def test_every_link_leads_to_a_place_that_is_there(site: Path, site_pages: dict[
     assert not broken
 
 
-def test_every_picture_has_a_text_for_those_who_do_not_see_it(site: Path, site_pages: dict[str, Page]) -> None:
+def test_every_picture_has_a_text_and_a_dark_side(site: Path, site_pages: dict[str, Page]) -> None:
     assert not {name: page.nameless for name, page in site_pages.items() if page.nameless}
     for file in (ROOT / "docs").rglob("*.svg"):
         text = file.read_text(encoding="utf-8")
         assert re.search(r"<title>[^<]{10,}</title>\s*<desc>[^<]{40,}</desc>", text), file
+        assert "prefers-color-scheme: dark" in text, file
 
 
 def test_the_changelog_tells_what_every_fragment_tells(site: Path) -> None:
@@ -177,6 +178,22 @@ ASK = """
 """
 
 
+# Which colours a picture has, after the page's own switch was turned.
+TURN = """
+    const [scheme, done] = arguments;
+    document.querySelector(`input[data-md-color-scheme=${scheme}]`).click();
+    requestAnimationFrame(() => requestAnimationFrame(() => {
+        const image = document.querySelector("article img[src*='pictures/']");
+        const pen = document.createElement("canvas").getContext("2d");
+        pen.drawImage(image, 0, 0);
+        const dots = pen.getImageData(0, 0, pen.canvas.width, pen.canvas.height).data;
+        const colours = new Set();
+        for (let at = 0; at < dots.length; at += 4) colours.add(`${dots[at]},${dots[at + 1]},${dots[at + 2]}`);
+        done([...colours]);
+    }));
+"""
+
+
 @pytest.mark.browser
 @pytest.mark.timeout(300)  # a third of a second for each page, but not on a machine that has much else to do
 def test_every_page_can_be_read_at_a_desk_and_on_a_phone(
@@ -204,3 +221,10 @@ def test_the_search_finds_what_one_looks_for(served: str, browser: Browser) -> N
         found = browser.wait(ASK, word)
         assert found
         assert all(address.startswith(served) for address in found)
+
+
+@pytest.mark.browser
+def test_a_picture_follows_the_switch_between_light_and_dark(served: str, browser: Browser) -> None:
+    browser.open(f"{served}/explanation/isolation/")
+    for scheme, text in [("slate", "230,237,243"), ("default", "31,35,40"), ("slate", "230,237,243")]:
+        assert text in browser.wait(TURN, scheme)
