@@ -113,6 +113,12 @@ class Browser:
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self._do("POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": screen})
 
+    def prepare(self, script: str) -> None:
+        """Run it in every page that is opened from now on, before any script of its own."""
+        self._do(
+            "POST", "/goog/cdp/execute", {"cmd": "Page.addScriptToEvaluateOnNewDocument", "params": {"source": script}}
+        )
+
     def run(self, script: str, *arguments: object) -> Any:
         """Run the body of a JavaScript function in the page, and return what it returns."""
         return self._do("POST", "/execute/sync", {"script": script, "args": arguments})
