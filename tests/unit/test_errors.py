@@ -144,8 +144,19 @@ def test_an_error_comes_back_from_another_process() -> None:
 
 def test_a_partial_commit_can_be_copied_with_its_engines() -> None:
     engine = create_engine("sqlite://")
-    error = copy.copy(PartialCommit("one is committed", {engine: "committed"}))
-    assert error.outcomes == {engine: "committed"}
+    error = PartialCommit("one is committed", {engine: "committed"})
+    assert copy.copy(error).outcomes == error.outcomes == {engine: "committed"}
+
+
+def test_a_partial_commit_leaves_its_engines_in_their_process() -> None:
+    error = pickle.loads(pickle.dumps(PartialCommit("one is committed", {create_engine("sqlite://"): "committed"})))
+    assert (error.args, error.outcomes) == (("one is committed",), {})
+
+
+def test_a_version_conflict_keeps_all_that_it_knows() -> None:
+    error = pickle.loads(pickle.dumps(a_conflict()))
+    assert error.conflicts == a_conflict().conflicts
+    assert error.conflicts.others == ("an INSERT",)
 
 
 def test_sqlalchemys_own_address_stays_where_the_error_is_its_class_too() -> None:

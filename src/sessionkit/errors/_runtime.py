@@ -125,11 +125,22 @@ class PartialCommit(SessionKitError):
     Attributes:
         outcomes: for each engine that took part, as it was given to the factory (of an ``AsyncEngine`` its
             ``sync_engine``), what became of its transaction; first those to which COMMIT was sent, in that order.
+            Engines stay in their process: where the error was pickled and read, it is empty, and the message tells.
     """
 
     def __init__(self, message: str, outcomes: Mapping[Engine, Outcome]) -> None:
         super().__init__(message)
         self.outcomes = dict(outcomes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make, args, state = super().__reduce__()
+        return make, args, {**state, "outcomes": {}}
+
+    def __copy__(self) -> PartialCommit:
+        make, args, _ = super().__reduce__()
+        error: PartialCommit = make(*args)
+        error.__dict__.update(self.__dict__)
+        return error
 
 
 class HookError(SessionKitError):

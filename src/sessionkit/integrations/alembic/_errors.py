@@ -1,4 +1,4 @@
-"""What a migration is refused with. On the command line Alembic shows each as one line, without a traceback."""
+"""What a migration is refused with. On the command line Alembic shows each without a traceback."""
 
 from __future__ import annotations
 
