@@ -90,6 +90,11 @@ def test_a_page_is_true(together: list[Path], reader: Reader) -> None:
         ("```python\n1 / 0\n```\n```python\n```", 'raised an error that no ```text title="error" shows'),
         ('```python\nprint(1)\n```\n```text title="output"\n2\n```', "gives\n\n1"),
         ('```python\n```\n```text title="error"\nValueError: no\n```', "raised nothing"),
+        (
+            "```python\nfrom sessionkit import current_session\ncurrent_session()\n```\n"
+            '```text title="error"\nNoCurrentSession: ...\n(More: https://sessionkit.example/)\n```',
+            "errors/#NoCurrentSession)",
+        ),
         ("```python\nengine.connect().close()\n```\n```sql\nCOMMIT\n```", "gives\n\n"),
         (
             "```python\nwith engine.begin() as c:\n    c.execute(select(User))\n```\n```sql\nSELECT 0\nCOMMIT\n```",
