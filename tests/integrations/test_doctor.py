@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import subprocess
@@ -80,9 +82,39 @@ def test_an_option_that_cannot_be_gets_status_2(option: str, capsys: pytest.Capt
 def test_a_module_that_cannot_be_imported_is_told_without_a_traceback(
     module: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = module("1 / 0")
-    assert main(["doctor", f"{name}:engine"]) == 2
-    assert capsys.readouterr().err.endswith("raised ZeroDivisionError: division by zero\n")
+    for source, told in (("1 / 0", "ZeroDivisionError: division by zero"), ("raise SystemExit(0)", "SystemExit: 0")):
+        assert main(["doctor", f"{module(source)}:engine"]) == 2
+        assert capsys.readouterr().err.endswith(f"raised {told}\n")
+
+
+@pytest.mark.sqlite
+def test_what_the_application_says_does_not_get_between_the_findings(
+    module: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = module("print('hello')\nengine = create_engine('sqlite://')")
+    assert main(["doctor", "--json", f"{name}:engine"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["url"] == "sqlite://"
+    assert err == "hello\n"
+
+
+@pytest.mark.sqlite
+def test_names_of_others_move_no_cursor_and_fit_every_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    check = _examine.Check("some.check", lambda connection, patient: [ok("some.check", "\x1b[2Jgr\xfc\xdfe")])
+    monkeypatch.setitem(_examine.CHECKS, "sqlite", (check,))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(sys.stdout.buffer, encoding="ascii", write_through=True))
+    assert main(["doctor", "sqlite://"]) == 0
+    assert rb"?[2Jgr\xfc\xdfe" in capsysbinary.readouterr().out
+
+
+@pytest.mark.sqlite
+def test_a_file_that_the_application_opens_by_itself_is_a_file(
+    module: Callable[[str], str], tmp_path: Path, doctor: Callable[..., Seen]
+) -> None:
+    name = module("import sqlite3\nengine = create_engine('sqlite://', creator=lambda: sqlite3.connect('shop.db'))")
+    assert str(tmp_path / "shop.db") in doctor(f"{name}:engine").one("file.exists", "ok")
 
 
 # How it answers
@@ -91,7 +123,7 @@ def test_a_module_that_cannot_be_imported_is_told_without_a_traceback(
 @each_backend
 def test_the_document_has_the_keys_that_the_reference_tells(doors: Door, doctor: Callable[..., Seen]) -> None:
     document = doctor(url_of(doors)).document
-    assert list(document) == ["schema", "sessionkit", "database", "dialect", "driver", "status", "findings"]
+    assert list(document) == ["schema", "sessionkit", "database", "url", "dialect", "driver", "status", "findings"]
     assert (document["schema"], document["dialect"], document["driver"]) == (1, doors.backend, doors.driver)
     for each in document["findings"]:
         assert list(each) == ["check", "status", "found", "advice"]
@@ -157,7 +189,8 @@ def test_the_page_shows_a_report_as_it_is(
     monkeypatch.setenv("COLUMNS", "100")
     name = module(f"engine = create_engine({url_of(doors)!r})")
     assert main(["doctor", f"{name}:engine"]) == 1
-    real = capsys.readouterr().out.replace(f"{name}:engine", "shop.db:engine").splitlines()
+    out = capsys.readouterr().out.replace(f"{name}:engine", "shop.db:engine")
+    real = out.replace("sqlite+pysqlite:", "sqlite:").splitlines()
     page = ROOT / "docs" / "how-to" / "check-a-database.md"
     (shown,) = [block.source.splitlines() for block in blocks(page) if block.title == "report"]
     # Where the tests' folder is, and how long its name, the page does not say.

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -74,6 +75,11 @@ class Patient:
     def entry(self) -> _dialects.Dialect:
         """What sessionkit knows of its dialect."""
         return _dialects.of(self.engine)
+
+    @property
+    def address(self) -> str:
+        """Where it is, without a password."""
+        return address(self.engine.url)
 
     @property
     def secrets(self) -> list[str]:
@@ -167,8 +173,10 @@ def named(name: str, what: str) -> Any:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module)
-    except Exception as error:
+        # What it prints, and what an engine with echo=True will log, must not get between the findings.
+        with redirect_stdout(sys.stderr):
+            found: Any = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
         first = (str(error).splitlines() or [""])[0]
         raise Unusable(f"{what} is {name!r}, but importing {module} raised {type(error).__name__}: {first}") from error
     for part in path.split("."):
@@ -200,7 +208,7 @@ def patient_of(asked: str, limits: Limits, what: str = "the database") -> Patien
         raise Unusable(f"{what} is {address(url)}, whose driver is not installed: {error}") from error
     except Exception as error:
         raise Unusable(f"{what} is {address(url)}, for which no engine can be made: {type(error).__name__}") from error
-    return Patient(address(url), engine, False, limits, _file.reading(engine))
+    return _patient(address(url), engine, False, limits)
 
 
 def _of_engine(asked: str, found: Any, limits: Limits, what: str) -> Patient:
@@ -209,4 +217,10 @@ def _of_engine(asked: str, found: Any, limits: Limits, what: str) -> Patient:
         raise Unusable(
             f"{what} is {asked!r}, which is a {type(found).__name__} and no Engine or AsyncEngine; name one, or a URL"
         )
-    return Patient(asked, engine, True, limits, _file.reading(engine))
+    return _patient(asked, engine, True, limits)
+
+
+def _patient(asked: str, engine: Engine, own: bool, limits: Limits) -> Patient:
+    if engine.dialect.is_async and find_spec("greenlet") is None:
+        raise Unusable(f"{asked} is async, which needs greenlet: pip install 'sessionkit[asyncio]'")
+    return Patient(asked, engine, own, limits, _file.reading(engine))

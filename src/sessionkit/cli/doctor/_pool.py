@@ -59,7 +59,7 @@ def pool(connection: Connection, patient: Patient) -> Iterator[Finding]:
             f"{told}: one process alone could ask for {most}",
             "create_engine(pool_size=..., max_overflow=...) with less than that for all processes together",
         )
-    elif used >= 0.8 * limit:
+    elif used >= 0.8 * places:
         yield warn(
             check,
             told,

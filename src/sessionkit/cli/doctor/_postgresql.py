@@ -103,7 +103,7 @@ _SESSIONS = text("""
         SELECT unnest(pg_blocking_pids(pid)) AS pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'
     )
     SELECT a.pid, coalesce(a.application_name, '') AS application, coalesce(CAST(a.usename AS text), '') AS role,
-           a.state, coalesce(a.query, '') AS query,
+           coalesce(a.state, '') AS state, coalesce(a.query, '') AS query,
            CAST(extract(epoch FROM clock_timestamp() - a.xact_start) AS float8) AS age,
            CAST(extract(epoch FROM clock_timestamp() - a.state_change) AS float8) AS since,
            (SELECT count(*) FROM waiting WHERE waiting.pid = a.pid) AS waiting

@@ -41,6 +41,7 @@ def as_json(patient: Patient, findings: list[Finding]) -> str:
             "schema": SCHEMA,
             "sessionkit": version("sessionkit"),
             "database": patient.asked,
+            "url": patient.address,
             "dialect": patient.engine.dialect.name,
             "driver": patient.engine.dialect.driver,
             "status": verdict(findings),
@@ -60,7 +61,8 @@ def as_json(patient: Patient, findings: list[Finding]) -> str:
 
 def lines(patient: Patient, findings: list[Finding], width: int) -> Iterator[Line]:
     """Lay the findings out: a line for each that is well, and under what is not, what mends it."""
-    yield [("sessionkit doctor", "bold"), (f"  {patient.asked}", "dim")]
+    where = f"  {patient.asked}" + (f"  {patient.address}" if patient.own else "")
+    yield [("sessionkit doctor", "bold"), (_printable(where), "dim")]
     yield []
     shown = _folded(findings)
     column = max((len(finding.check) for finding in shown), default=0)
@@ -70,7 +72,7 @@ def lines(patient: Patient, findings: list[Finding], width: int) -> Iterator[Lin
         mark, style = _MARKS[finding.status]
         head = f"{mark:<6}", f"{finding.check:<{column}}  "
         first, *more = textwrap.wrap(
-            finding.found,
+            _printable(finding.found),
             max(20, width),
             initial_indent="".join(head),
             subsequent_indent=indent,
@@ -83,7 +85,9 @@ def lines(patient: Patient, findings: list[Finding], width: int) -> Iterator[Lin
         ]
         yield from ([(line, "")] for line in more)
         if finding.advice:
-            wrapped = textwrap.wrap(finding.advice, max(20, width - len(indent) - 3), break_on_hyphens=False)
+            wrapped = textwrap.wrap(
+                _printable(finding.advice), max(20, width - len(indent) - 3), break_on_hyphens=False
+            )
             for number, line in enumerate(wrapped):
                 yield [(indent, ""), ("-> " if number == 0 else "   ", "cyan"), (line, "cyan")]
     yield []
@@ -95,6 +99,11 @@ def lines(patient: Patient, findings: list[Finding], width: int) -> Iterator[Lin
         (", ", ""),
         (f"{counts['ok']} well", "green"),
     ]
+
+
+def _printable(text: str) -> str:
+    """Return a text that moves no cursor: names of others are in it."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _folded(findings: list[Finding]) -> list[Finding]:
@@ -124,7 +133,9 @@ def show(patient: Patient, findings: list[Finding], *, plain: bool) -> None:
 
             rich.print(Text.assemble(*line, no_wrap=True))
         else:
-            print("".join(text for text, _ in line).rstrip())
+            plain_text = "".join(text for text, _ in line).rstrip()
+            encoding = sys.stdout.encoding or "ascii"
+            print(plain_text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _rich(width: int) -> Any:

@@ -51,17 +51,17 @@ def missing(patient: Patient) -> Finding | None:
     if path is None:
         return None
     check = "file.exists"
-    if not path.exists():
+    try:
+        found = _file.header(path)
+    except FileNotFoundError:
         return fail(
             check,
             f"there is no file {path}",
             "look at the path (three slashes are relative to the working directory, four absolute); the first write of "
             "the application, or create_all(), makes it",
         )
-    if not path.is_file():
+    except IsADirectoryError:
         return fail(check, f"{path} is no file", "look at the path")
-    try:
-        found = _file.header(path)
     except OSError as error:
         return fail(check, f"{path} cannot be read: {error.strerror}", "run the doctor as the application's user")
     if found is None:
@@ -77,6 +77,8 @@ def version(connection: Connection, patient: Patient) -> Iterator[Finding]:
 def file(connection: Connection, patient: Patient) -> Iterator[Finding]:
     """Look at the file, what lies beside it, and where it is."""
     path = _file.path_of(patient.engine.url)
+    if path is None and (listed := connection.exec_driver_sql("PRAGMA database_list").one()[2]):
+        path = Path(listed)  # opened by a creator= of the application's
     if path is None:
         yield warn("file.exists", "the database is in memory, and ends with the process", "name a file, but for tests")
         return

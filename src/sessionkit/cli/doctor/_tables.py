@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import MetaData, func, inspect, select
+from sqlalchemy.engine.reflection import ObjectKind, ObjectScope
 from sqlalchemy.orm import configure_mappers
 
 from sessionkit import commits
@@ -93,18 +94,21 @@ def models_of(asked: str, found: Any) -> Models:
 def models(connection: Connection, patient: Patient, given: Models) -> Iterator[Finding]:
     """Compare classes and tables: what is missing in the database, and what is not protected from lost updates."""
     there = inspect(connection)
-    columns: dict[Table, dict[str, Any]] = {}
-    absent: list[str] = []
-    for table in given.tables:
-        if there.has_table(table.name, schema=table.schema):
-            columns[table] = {one["name"]: one for one in there.get_columns(table.name, schema=table.schema)}
-        else:
-            absent.append(table.fullname)
+    known: dict[tuple[str | None, str], Any] = {}
+    for schema in {table.schema for table in given.tables}:
+        names = [table.name for table in given.tables if table.schema == schema]
+        known |= there.get_multi_columns(schema, names, ObjectKind.ANY, ObjectScope.ANY)
+    columns: dict[Table, dict[str, Any]] = {
+        table: {one["name"]: one for one in known[table.schema, table.name]}
+        for table in given.tables
+        if (table.schema, table.name) in known
+    }
+    absent = [table.fullname for table in given.tables if table not in columns]
     lost = [
         f"{table.fullname}.{column.name}"
-        for table, known in columns.items()
+        for table, there_are in columns.items()
         for column in table.columns
-        if not column.system and column.name not in known
+        if not column.system and column.name not in there_are
     ]
     yield from _missing(given, absent, lost)
     yield from _versions(given, columns)
