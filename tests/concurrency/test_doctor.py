@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sessionkit.cli.doctor import _examine
 from tests.integrations import doctoring
-from tests.integrations.doctoring import url_of
+from tests.integrations.doctoring import url_of, wait_for_the_doctor
+from tests.support import pgbouncer
 from tests.support.clusters import Cluster
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from tests.integrations.doctoring import Seen
     from tests.support.doors import Door
+    from tests.support.postgres import Server
 
 doctor, module = doctoring.doctor, doctoring.module
 
@@ -39,6 +42,39 @@ def test_a_pooler_is_found_and_what_it_asks_of_the_driver(
         make = "create_engine" if doors.colour == "sync" else "create_async_engine"
         name = module(f"from uuid import uuid4\nengine = {make}({address!r}, connect_args={arguments})")
         assert "nothing is prepared" in doctor(f"{name}:engine").one("pool.pooler", "ok")
+
+
+@pytest.mark.pgbouncer
+@pytest.mark.doors("postgresql-sync", "postgresql-async")
+@pytest.mark.parametrize(
+    ("mode", "size", "check", "status", "told"),
+    [
+        ("session", 4, "pool.pooler", "ok", "a server connection of its own (session mode)"),
+        ("session", 1, "pool.pooler", "warn", "a second connection has to wait for the first"),
+        ("statement", 4, "server.connection", "fail", "not allowed in statement pooling mode"),
+    ],
+)
+def test_the_mode_of_a_pooler_is_found(
+    mode: str,
+    size: int,
+    check: str,
+    status: str,
+    told: str,
+    doors: Door,
+    doctor: Callable[..., Seen],
+    postgresql_server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_examine, "SLACK", 1.0)
+    server = postgresql_server
+    guard = pgbouncer.Guard(server.host, server.port, server.user, server.password, mode, size)
+    try:
+        url = doors.database.url(doors.driver).set(host="127.0.0.1", port=guard.port)
+        address = url.render_as_string(hide_password=False)
+        assert told in doctor(address, "--timeout", "1.5" if size == 1 else "5").one(check, status)
+    finally:
+        guard.close()
+    wait_for_the_doctor()
 
 
 def test_replicas_that_lag_are_seen_and_are_well_when_they_have_caught_up(doctor: Callable[..., Seen]) -> None:

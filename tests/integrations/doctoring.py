@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -39,9 +40,6 @@ class Seen:
         assert found["status"] == status, found
         assert bool(found["advice"]) == (status != "ok"), "advice is given where there is something to do"
         return f"{found['found']} -> {found['advice']}" if found["advice"] else str(found["found"])
-
-
-Doctor = "Callable[..., Seen]"
 
 
 @pytest.fixture
@@ -90,3 +88,10 @@ def url_of(doors: Door) -> str:
     """Return the address that a user of the door would give."""
     driver = "psycopg_async" if (doors.driver, doors.colour) == ("psycopg", "async") else doors.driver
     return doors.database.url(driver).render_as_string(hide_password=False)
+
+
+def wait_for_the_doctor() -> None:
+    """Wait for the thread of a doctor who has gone without it: what it waited for is there now."""
+    for thread in threading.enumerate():
+        if thread.name == "sessionkit-doctor":
+            thread.join(30)

@@ -22,7 +22,7 @@ from sessionkit.cli.doctor import Limits, _examine
 from sessionkit.cli.doctor._patient import Patient
 from tests.contract.settings import READ_ONLY_VIOLATION, error_code
 from tests.integrations import doctoring
-from tests.integrations.doctoring import url_of
+from tests.integrations.doctoring import url_of, wait_for_the_doctor
 from tests.support.faults import Fault, FaultProxy
 from tests.support.models import User
 
@@ -331,9 +331,7 @@ def test_a_server_that_falls_silent_does_not_hold_the_doctor(
         assert "no answer for 4 s" in seen.one("sessions.prepared", "fail")
         seen.one("sessions.privileges", "ok")
         proxy.refuse()
-    for thread in threading.enumerate():
-        if thread.name == "sessionkit-doctor":
-            thread.join(30)
+    wait_for_the_doctor()
 
 
 @pytest.mark.doors("postgresql-sync", "postgresql-async")
@@ -367,6 +365,4 @@ def test_an_interrupt_ends_it(doors: Door, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(_examine.queue.Queue, "get", interrupt)
     assert main(["doctor", url_of(doors)]) == 130
-    for thread in threading.enumerate():
-        if thread.name == "sessionkit-doctor":
-            thread.join(30)
+    wait_for_the_doctor()

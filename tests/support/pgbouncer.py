@@ -71,7 +71,15 @@ def connect_args(port: int, doors: Door) -> dict[str, Any]:
 class Guard:
     """Our end: while this process lives, PgBouncer may."""
 
-    def __init__(self, host: str, port: int, user: str, password: str | None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        user: str,
+        password: str | None,
+        mode: str = "transaction",
+        size: int = SERVER_CONNECTIONS,
+    ) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.pgbouncer"],
             cwd=ROOT,
@@ -82,7 +90,7 @@ class Guard:
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([host, port, user, password]) + "\n")
+        self._process.stdin.write(json.dumps([host, port, user, password, mode, size]) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline() or '{"error": "the process that keeps it did not start"}')
         if "error" in answer:
@@ -101,7 +109,8 @@ class Guard:
 # The process that keeps it
 
 
-def _configuration(host: str, port: int, user: str, password: str | None, listen: int, folder: Path) -> str:
+def _configuration(settings: list[Any], listen: int, folder: Path) -> str:
+    host, port, user, password, mode, size = settings
     secret = "" if password is None else " password='" + password.replace("'", "''") + "'"
     return f"""
 [databases]
@@ -111,8 +120,8 @@ listen_addr = 127.0.0.1
 listen_port = {listen}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
-default_pool_size = {SERVER_CONNECTIONS}
+pool_mode = {mode}
+default_pool_size = {size}
 max_client_conn = 200
 ignore_startup_parameters = extra_float_digits
 logfile = {folder / "log"}
@@ -120,14 +129,13 @@ logfile = {folder / "log"}
 
 
 def _start(account: Account, folder: Path, settings: list[Any]) -> tuple[subprocess.Popen[bytes], int]:
-    host, port, user, password = settings
     found = program()
     if found is None:
         raise NoPgbouncer("there is no pgbouncer on PATH or in an sbin; Debian's package has that name")
     for _ in range(3):  # somebody else may take the free port before it does
         listen = _free_port()
         configuration = folder / "pgbouncer.ini"
-        configuration.write_text(_configuration(host, port, user, password, listen, folder))
+        configuration.write_text(_configuration(settings, listen, folder))
         account.give(configuration)
         process = subprocess.Popen(
             [found, "--quiet", str(configuration)],

@@ -41,10 +41,12 @@ class Check(NamedTuple):
     Attributes:
         name: how it is called where it cannot be carried out.
         run: yields findings.
+        silence: what it means that nothing is heard of it any more; None: that the server hangs. Such a check comes last.
     """
 
     name: str
     run: Callable[[Connection, Patient], Iterable[Finding]]
+    silence: Finding | None = None
 
 
 _DRIVER = Check("server.driver", _general.driver)
@@ -64,7 +66,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         Check("sessions.idle_timeout", _postgresql.idle_timeout),
         Check("sessions.prepared", _postgresql.prepared),
         Check("pool.size", _pool.pool),
-        Check("pool.pooler", _pool.pooler),
+        Check("pool.pooler", _pool.pooler, _pool.SILENT_POOLER),
         Check("replication.replicas", _replication.replicas),
         _MARKERS,
     ),
@@ -87,6 +89,15 @@ OTHERS = (
     _MARKERS,
 )
 
+
+def _nothing(connection: Connection, patient: Patient) -> tuple[()]:
+    return ()
+
+
+_CONNECTION = Check("server.connection", _nothing)
+
+# What the thread says: that it begins with a check, what it has found, that it broke, and that it is done.
+_Said = Check | Finding | BaseException | None
 
 SLACK = 5.0
 """By how many seconds a check may be silent for longer than a connection attempt and a statement take."""
@@ -125,18 +136,17 @@ def examine(case: Case) -> list[Finding]:
     more cannot be made to keep it; so the work is done in a thread of its own, which is left behind when it is silent for
     three times as long.
     """
-    told: queue.Queue[Finding | str | BaseException | None] = queue.Queue()
+    told: queue.Queue[_Said] = queue.Queue()
     threading.Thread(target=_work, args=(case, told.put), name="sessionkit-doctor", daemon=True).start()
     found: list[Finding] = []
-    at, silence = "server.connection", 2 * case.patient.limits.timeout + SLACK
+    at, silence = _CONNECTION, 2 * case.patient.limits.timeout + SLACK
     while True:
         try:
             said = told.get(timeout=silence)
         except queue.Empty:
-            hint = "look whether the server hangs, or the network swallows what is sent; --timeout waits longer"
-            return [*found, fail(at, f"no answer for {silence:g} s, so nothing else was looked at", hint)]
+            return _in_groups([*found, at.silence or _silent(at.name, silence)])
         if said is None:
-            return found
+            return _in_groups(found)
         if isinstance(said, BaseException):
             raise said
         if isinstance(said, Finding):
@@ -145,7 +155,17 @@ def examine(case: Case) -> list[Finding]:
             at = said
 
 
-def _work(case: Case, tell: Callable[[Finding | str | BaseException | None], None]) -> None:
+def _silent(name: str, seconds: float) -> Finding:
+    hint = "look whether the server hangs, or the network swallows what is sent; --timeout waits longer"
+    return fail(name, f"no answer for {seconds:g} s, so nothing else was looked at", hint)
+
+
+def _in_groups(findings: list[Finding]) -> list[Finding]:
+    groups = [finding.check.partition(".")[0] for finding in findings]
+    return sorted(findings, key=lambda finding: groups.index(finding.check.partition(".")[0]))
+
+
+def _work(case: Case, tell: Callable[[_Said], None]) -> None:
     try:
         if any(patient.engine.dialect.is_async for patient in (case.patient, *case.readers)):
             # Not the default loop: on Windows that is one which psycopg cannot use.
@@ -159,27 +179,24 @@ def _work(case: Case, tell: Callable[[Finding | str | BaseException | None], Non
         tell(None)
 
 
-async def _in_greenlet(case: Case, tell: Callable[[Finding | str], None]) -> None:
+async def _in_greenlet(case: Case, tell: Callable[[_Said], None]) -> None:
     await greenlet_spawn(_examine, case, tell)
 
 
-def _examine(case: Case, tell: Callable[[Finding | str], None]) -> None:
+def _examine(case: Case, tell: Callable[[_Said], None]) -> None:
     patient = case.patient
     primary: Position | None = None
     if (absent := _sqlite.missing(patient) if patient.reading is not None else None) is not None:
         tell(absent)
         return
+    checks = case.checks()
     with ExitStack() as stack:
         stack.enter_context(patient.examined())
-        tell("server.connection")
-        try:
-            with patient.looking():
-                pass
-        except Exception as error:  # noqa: BLE001 - drivers raise what they like where nobody answers
-            tell(_unreachable("server.connection", patient, error))
-        else:
-            for check in case.checks():
-                _carry_out(check, patient, tell)
+        reached = _reach(_CONNECTION, patient, tell)
+        if reached:
+            for check in checks:
+                if check.silence is None:
+                    _carry_out(check, patient, tell)
             if case.readers:
                 # Without it there is one comparison less.
                 with suppress(DBAPIError), patient.looking() as connection:
@@ -187,18 +204,26 @@ def _examine(case: Case, tell: Callable[[Finding | str], None]) -> None:
         for number, reader in enumerate(case.readers, 1):
             name = f"readers.{number}"
             stack.enter_context(reader.examined())
-            tell(name)
-            try:
-                with reader.looking():
-                    pass
-            except Exception as error:  # noqa: BLE001 - as above
-                tell(_unreachable(name, reader, error))
-            else:
-                _carry_out(Check(name, partial(_replication.reader, name=name, primary=primary)), reader, tell)
+            check = Check(name, partial(_replication.reader, name=name, primary=primary))
+            if _reach(check, reader, tell):
+                _carry_out(check, reader, tell)
+        for check in checks:
+            if reached and check.silence is not None:
+                _carry_out(check, patient, tell)
 
 
-def _carry_out(check: Check, patient: Patient, tell: Callable[[Finding | str], None]) -> None:
-    tell(check.name)
+def _reach(check: Check, patient: Patient, tell: Callable[[_Said], None]) -> bool:
+    tell(check)
+    try:
+        with patient.looking():
+            return True
+    except Exception as error:  # noqa: BLE001 - drivers raise what they like where nobody answers
+        tell(_unreachable(check.name, patient, error))
+        return False
+
+
+def _carry_out(check: Check, patient: Patient, tell: Callable[[_Said], None]) -> None:
+    tell(check)
     try:
         with patient.looking() as connection:
             for finding in check.run(connection, patient):
@@ -232,6 +257,7 @@ _ADVICE = {
     "28000": "look at the user, and at the server's pg_hba.conf",
     "3D000": "look at the name; CREATE DATABASE makes it",
     "53300": "all places are taken: make the pools smaller, or put a pooler in between",
+    "08P01": "if a pooler is in between, in statement mode: pool_mode = transaction, as there are no transactions otherwise",
     "57P03": "the server is starting or stopping: ask again",
 }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ._patient import Patient
 
-__all__ = ["pool", "pooler"]
+__all__ = ["SILENT_POOLER", "pool", "pooler"]
 
 ROUNDS = 4
 """How often two connections take turns before it is believed that each has a server connection of its own."""
@@ -79,6 +79,13 @@ def pool(connection: Connection, patient: Patient) -> Iterator[Finding]:
 
 # What stands between. A client is told the process id of its backend by the protocol, and can ask for it by SQL: a pooler
 # tells a number of its own by the first way (https://www.postgresql.org/docs/current/protocol-flow.html, BackendKeyData).
+
+
+SILENT_POOLER = warn(
+    "pool.pooler",
+    "there is one, where a second connection has to wait for the first: session mode, and no place is left",
+    "pool_mode = transaction, or a bigger default_pool_size",
+)
 
 
 def _told_pid(driver_connection: Any) -> int | None:
