@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import URL, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError
 
 from sessionkit import commits
-from sessionkit.cli.doctor import _file, _sqlite
+from sessionkit.cli.doctor import Limits, _file, _sqlite
+from sessionkit.cli.doctor._patient import patient_of
 from tests.integrations import doctoring
 from tests.integrations.doctoring import url_of
 
@@ -130,6 +132,20 @@ def test_nothing_is_written_neither_into_the_file_nor_beside_it(
         for each in (url, f"{name}:engine"):
             assert doctor(each, "--metadata", "tests.support.models:Base").exit_status == 0
         assert state(path) == before
+
+
+@pytest.mark.doors("sqlite-sync")
+@pytest.mark.parametrize("how", ["rollback journal", "WAL, at rest"])
+def test_what_the_application_would_write_meanwhile_is_refused(how: str, doors: Door) -> None:
+    """Its listeners are called on each connection, and may say what they like."""
+    if how == "WAL, at rest":
+        execute(path_of(doors), "PRAGMA journal_mode=WAL")
+    patient = patient_of(url_of(doors), Limits())
+    with patient.examined(), patient.engine.connect() as connection, pytest.raises(DBAPIError, match="readonly"):
+        connection.exec_driver_sql("INSERT INTO users (name) VALUES ('ann')")
+    with patient.engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO users (name) VALUES ('ann')")
+    patient.engine.dispose()
 
 
 def test_a_file_that_is_not_there_is_a_failure_and_is_not_made(
