@@ -1,4 +1,8 @@
-"""Run every benchmark: `python -m benchmarks [arguments]`. Each can be run alone: `python -m benchmarks.scopes`."""
+"""Run benchmarks: `python -m benchmarks [NAME] [arguments]`; without a name all but the comparison, which needs the peers.
+
+python -m benchmarks scopes --only async
+python -m benchmarks compare --write
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+FOLDER = Path(__file__).parent
+
 
 def main() -> int:
-    folder = Path(__file__).parent
-    names = sorted(file.stem for file in folder.glob("[a-z]*.py"))
-    return max(subprocess.call([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]]) for name in names)
+    alone = sorted(file.stem for file in FOLDER.glob("[a-z]*.py"))
+    named = sys.argv[1:2]
+    if named and named[0] in {*alone, "compare"}:
+        names, arguments = named, sys.argv[2:]
+    else:
+        names, arguments = alone, sys.argv[1:]
+    return max(subprocess.call([sys.executable, "-m", f"benchmarks.{name}", *arguments]) for name in names)
 
 
 if __name__ == "__main__":

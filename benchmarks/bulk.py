@@ -30,7 +30,7 @@ from sqlalchemy import JSON, DateTime, create_engine, insert, select, text, upda
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from benchmarks._measure import conditions
+from benchmarks._measure import conditions, cpu_seconds
 from benchmarks._plot import Bar, bars
 from sessionkit import bulk
 
@@ -314,11 +314,7 @@ class Bench:
 
     @staticmethod
     def _spent(backend: psutil.Process | None) -> float:
-        if backend is None:
-            return 0.0
-        # Linux tells nanoseconds here, and hundredths of a second in all other places.
-        told = Path(f"/proc/{backend.pid}/schedstat")
-        return int(told.read_text().split()[0]) / 1e9 if told.exists() else sum(backend.cpu_times()[:2])
+        return 0.0 if backend is None else cpu_seconds(backend.pid)
 
     def _backend(self, session: Session) -> psutil.Process | None:
         if self.lite:

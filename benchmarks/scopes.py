@@ -1,10 +1,12 @@
 """What a scope costs, beside what one would write without it.
 
     python -m benchmarks.scopes [--url postgresql+psycopg://...] [--rounds 40] [--only TEXT]
+    python -m benchmarks.scopes --write
 
 On SQLite in memory, sync and async; on PostgreSQL as well where `--url` names one. Ours and theirs have engines of
 their own: what a scope adds to its engine must not slow the reference down.
-Exit status 1 if a target is missed and --strict is given.
+Exit status 1 if a target is missed and --strict is given. With --write the figures go to benchmarks/results/scopes.json,
+and from there into docs/explanation/speed.md and its plot.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.ext import asyncio as sa_asyncio
 
 import sessionkit
+from benchmarks import _results, _speed_page
 from benchmarks._measure import Case, Report, conditions, measure, repeat, repeat_async
+from benchmarks.compare.stage import on_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -395,22 +399,45 @@ def tables(url: URL | None, runner: asyncio.Runner) -> Iterator[tuple[str, Calla
     )
 
 
+def measured(url: URL | None, only: str, rounds: int) -> Iterator[Report]:
+    """Measure the tables whose title contains `only`."""
+    with asyncio.Runner() as runner:
+        for title, cases, reference, targets in tables(url, runner):
+            if only.lower() in title.lower():
+                yield Report(title, measure(cases(), rounds=rounds), reference, targets)
+
+
+def write(url: URL | None, rounds: int) -> int:
+    """Measure everything, and write the results, the page and its plot."""
+    with on_postgresql(url) as stage:
+        reports = []
+        for report in measured(stage.url.set(drivername="postgresql+psycopg"), "", rounds):
+            print(report.markdown(), flush=True)
+            reports.append(report)
+        version = stage.rows("SHOW server_version")[0][0].split()[0]
+    told = f"{conditions('psycopg', 'asyncpg', 'aiosqlite')}; PostgreSQL {version} on the same machine"
+    _results.save("scopes", _results.of_reports(reports, told))
+    return _results.write_or_check(_speed_page.speed(_results.load("scopes")), check=False)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--url", type=make_url, help="a PostgreSQL to measure on as well")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--only", default="", metavar="TEXT", help="only the tables whose title contains it")
     parser.add_argument("--strict", action="store_true", help="exit status 1 if a target is missed")
+    parser.add_argument("--write", action="store_true", help="measure all, and write the page; starts a PostgreSQL")
+    parser.add_argument("--render", action="store_true", help="write the page from the last results")
     options = parser.parse_args()
+    if options.render:
+        return _results.write_or_check(_speed_page.speed(_results.load("scopes")), check=False)
+    if options.write:
+        return write(options.url, options.rounds)
     print(conditions("aiosqlite"), "\n")
     missed = []
-    with asyncio.Runner() as runner:
-        for title, cases, reference, targets in tables(options.url, runner):
-            if options.only.lower() not in title.lower():
-                continue
-            report = Report(title, measure(cases(), rounds=options.rounds), reference, targets)
-            print(report.markdown(), flush=True)
-            missed += [f"{title}: {name}, {report.ratio(name):.2f}" for name in report.missed()]
+    for report in measured(options.url, options.only, options.rounds):
+        print(report.markdown(), flush=True)
+        missed += [f"{report.title}: {name}, {report.ratio(name):.2f}" for name in report.missed()]
     print("\n".join(f"missed its target: {line}" for line in missed) or "every target was met")
     return 1 if missed and options.strict else 0
 

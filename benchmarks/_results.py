@@ -1,0 +1,79 @@
+"""Results in files, and the pages made from them: a table or a plot can be made again, and a page cannot drift away.
+
+A benchmark that is run with `--write` leaves its figures in `benchmarks/results/NAME.json`, and its tables between the
+markers `<!-- begin: KEY -->` and `<!-- end: KEY -->` of its page. `--check` tells whether the page still shows them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks._measure import Report
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def save(name: str, results: dict[str, Any]) -> None:
+    """Write the results of a benchmark."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(results, indent=1, ensure_ascii=False, sort_keys=False)
+    (RESULTS / f"{name}.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def of_reports(reports: list[Report], conditions: str) -> dict[str, Any]:
+    """Return what is kept of tables that were measured: the best round of each case, in seconds."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "conditions": conditions,
+        "targets": {report.title: report.targets for report in reports if report.targets},
+        "tables": {
+            report.title: {name: {"cpu": timing.cpu, "wall": timing.wall} for name, timing in report.timings.items()}
+            for report in reports
+        },
+    }
+
+
+def load(name: str) -> dict[str, Any]:
+    """Read the results of a benchmark that was run before."""
+    results: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return results
+
+
+def filled(page: str, parts: dict[str, str]) -> str:
+    """Return a page with the parts between its markers replaced; a marker that is not there is an error."""
+    for key, part in parts.items():
+        begin, end = f"<!-- begin: {key} -->", f"<!-- end: {key} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if len(pattern.findall(page)) != 1:
+            raise ValueError(f"the page should have one pair of markers {begin} ... {end}")
+        page = pattern.sub(lambda _: f"{begin}\n\n{part.strip()}\n\n{end}", page)  # noqa: B023 - called at once
+    return page
+
+
+def differing(files: dict[Path, str]) -> list[Path]:
+    """Return the files whose text is not what the results give."""
+    return [file for file, text in files.items() if not file.exists() or file.read_text(encoding="utf-8") != text]
+
+
+def write_or_check(files: dict[Path, str], *, check: bool) -> int:
+    """Write what the results give, or tell which files differ; return an exit status."""
+    different = differing(files)
+    for file in different:
+        if check:
+            print(f"{file.relative_to(ROOT)} does not show the last results: run the benchmark with --render")
+        else:
+            file.write_text(files[file], encoding="utf-8")
+            print(f"wrote {file.relative_to(ROOT)}")
+    return 1 if check and different else 0
+
+
+def table(rows: list[list[str]], *, right: bool = False) -> str:
+    """Return a table in Markdown; its first row is the heading. `right`: all columns but the first are numbers."""
+    ruler = ["---", *(("---:" if right else "---") for _ in rows[0][1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ruler, *rows[1:]])

@@ -1,0 +1,57 @@
+"""The page that compares: it shows the last results, and of what is installed here the results are still so.
+
+The other peers are run by `python -m benchmarks compare --write`, whose environment holds them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from benchmarks import _results
+from benchmarks.compare import observe, page, peers, stage
+from benchmarks.compare.questions import QUESTIONS
+
+if TYPE_CHECKING:
+    from tests.support.doors import Door
+
+HERE = ("sessionkit", "SQLAlchemy")
+RESULTS: dict[str, Any] = _results.load("compare")
+
+
+def test_the_page_shows_the_last_results() -> None:
+    different = _results.differing(page.files(RESULTS))
+    assert not different, "run `python -m benchmarks compare --render`"
+
+
+def test_a_page_that_was_changed_by_hand_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = page.PAGE.read_text(encoding="utf-8").replace("lost silently", "told", 1)
+    changed = tmp_path / "comparison.md"
+    changed.write_text(told, encoding="utf-8")
+    monkeypatch.setattr(page, "PAGE", changed)
+    assert _results.differing(page.files(RESULTS)) == [changed]
+
+
+def test_every_peer_was_asked_every_question() -> None:
+    asked = {
+        (backend, name, key)
+        for backend, of_peers in RESULTS["outcomes"].items()
+        for name, outcomes in of_peers.items()
+        for key in outcomes
+    }
+    assert asked == {
+        (backend, name, question.key)
+        for question in QUESTIONS
+        for backend in question.backends
+        for name in peers.MODULES
+    }
+
+
+@pytest.mark.own_database
+@pytest.mark.doors("sqlite-sync", "postgresql-sync")
+@pytest.mark.parametrize("name", HERE)
+def test_what_the_page_says_of_us_and_of_sqlalchemy_is_still_so(name: str, doors: Door) -> None:
+    found = observe.ask_all(stage.Stage(doors.database.url(doors.driver).set(drivername=doors.backend)), name)
+    assert found == RESULTS["outcomes"][doors.backend][name]
