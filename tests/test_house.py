@@ -46,7 +46,7 @@ ROOMS: dict[str, str] = {
     "_verdict": "_savepoints _watch _dialects errors",
     "_routes": "_savepoints _watch _watchdog _dialects isolation errors",
     "_restriction": "_savepoints _watch _dialects errors",
-    "_claims": "_watch _watchdog _dialects commits isolation",
+    "_claims": "_standins _watch _watchdog _dialects commits isolation",
     "_twophase": "_claims _savepoints _watch _dialects commits errors",
     "_commit": "_claims _savepoints _schemas _twophase _verdict _waiting _watch _watchdog _dialects commits errors",
     "_readers": "_waiting _dialects errors",
@@ -72,7 +72,7 @@ ROOMS: dict[str, str] = {
     # A request that is run again tells its scopes so, ends them in another task than it began them in, and asks which of
     # them leave something behind. A migration waits for its turn. The test kit stands in for engines, and follows
     # the COMMITs of scopes.
-    "integrations": "* _attempts _dialects _observers _routes _savepoints _session _standins _twins _waiting _watch",
+    "integrations": "* _attempts _dialects _makers _observers _routes _savepoints _session _standins _twins _waiting _watch",
     # The doctor asks what each dialect can do, of the same tables as the scopes.
     "cli": "* _dialects",
     "__main__": "cli",

@@ -219,10 +219,16 @@ def make_aware(session: orm.Session) -> ScopeAware:
     """
     if isinstance(session, ScopeAware):
         return session
-    kind = type(session)
+    session.__class__ = aware_class(type(session))
+    assert isinstance(session, ScopeAware)
+    return session
+
+
+def aware_class(kind: type[orm.Session]) -> type[orm.Session]:
+    """Return the ScopeAware class derived from that of a session, one and the same for each."""
+    if issubclass(kind, ScopeAware):
+        return kind
     aware = _aware_classes.get(kind)
     if aware is None:
         aware = _aware_classes[kind] = type(kind.__name__, (ScopeAware, kind), {"__module__": kind.__module__})
-    session.__class__ = aware
-    assert isinstance(session, ScopeAware)
-    return session
+    return aware

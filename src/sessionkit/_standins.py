@@ -23,6 +23,10 @@ class StandIn(Protocol):
         """Return the connection that a session is to work on, in its turn; it begins there with a savepoint. I/O."""
         ...
 
+    def borrow(self) -> Connection:
+        """Return the connection for a question of the scope's own, which has ended by then. I/O."""
+        ...
+
 
 in_force: dict[Engine, StandIn] = {}
 """By the user's engine, of which others may be derived."""

@@ -7,16 +7,15 @@ import time
 
 from sqlalchemy.util import await_only
 
-skipped: list[float] | None = None
-"""While a test skips the waits between attempts: those that were skipped, in seconds. Otherwise None."""
+skipping: list[list[float]] = []
+"""While tests skip the waits between attempts: what each of them is told, in seconds."""
 
 
 def pause(delay: float) -> float:
     """Return how long to wait between two attempts where `delay` was decided, in seconds."""
-    if skipped is None:
-        return delay
-    skipped.append(delay)
-    return 0.0
+    for skipped in skipping:
+        skipped.append(delay)
+    return 0.0 if skipping else delay
 
 
 def sleep(seconds: float, asynchronous: bool) -> None:

@@ -58,11 +58,13 @@ def due(hooks: Iterable[Hook], outcome: Outcome, savepoints: Savepoints | None) 
         return []
     undone: Outcome = "rolled back"
     found = [hook for hook in hooks if hook.after == (outcome if hook.survives(savepoints) else undone)]
-    return found if capture is None else capture(found)
+    for capture in reversed(captures):
+        found = capture(found)
+    return found
 
 
-capture: Callable[[list[Hook]], list[Hook]] | None = None
-"""While a test looks at hooks: is given those that are due, and returns those that are to run."""
+captures: list[Callable[[list[Hook]], list[Hook]]] = []
+"""While a test looks at hooks: each is given those that are due, and returns those that are to run; the last one first."""
 
 
 class Run:

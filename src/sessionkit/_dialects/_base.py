@@ -127,6 +127,10 @@ def _with_sqlstate(base: type[Exception], code: str | None, message: str) -> Exc
     return error  # type: ignore[no-any-return]
 
 
+def _believed(connection: Connection) -> bool:
+    return connection.in_transaction()
+
+
 def _checked_at_once(connection: Connection) -> None:
     """Do nothing: nobody has looked which constraints are deferred."""
 
@@ -165,6 +169,8 @@ class Dialect:
         new_uuid: SQL for a random UUID, as SQLAlchemy's type `Uuid` stores it; None as above.
         xmin: each row tells which transaction wrote it, in a system column of this name.
         template: how its databases are copied, for tests; None: nobody has looked.
+        in_transaction: tells whether the driver's connection is in a transaction, if that can be told; for tests.
+        has_written: asks the server whether the connection's transaction has written; for tests; None: nobody has looked.
         check_deferred: has the database check what it would check at COMMIT, and changes nothing; for tests.
         name_transaction: has a transaction that has begun bear a name where the server shows who is connected; None: the
             server has no such place, or nobody has looked.
@@ -194,6 +200,8 @@ class Dialect:
     new_uuid: str | None = None
     xmin: bool = False
     template: Template | None = None
+    in_transaction: Callable[[Connection], bool] = _believed
+    has_written: Callable[[Connection], bool] | None = None
     check_deferred: Callable[[Connection], None] = _checked_at_once
     name_transaction: Callable[[Connection, str], None] | None = None
     with_code: Callable[[type[Exception], str | None, str], Exception] = _with_sqlstate

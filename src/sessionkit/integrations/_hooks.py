@@ -17,14 +17,13 @@ __all__ = ["capture_on_commit"]
 def capture_on_commit(*, run: bool = False) -> Generator[list[Callable[[], object]], None, None]:
     """Collect the on_commit hooks that are due, and hold them back unless `run`."""
     found: list[Callable[[], object]] = []
-    before = hooks.capture
 
     def capture(due: list[hooks.Hook]) -> list[hooks.Hook]:
         found.extend(hook.fn for hook in due if hook.after == "committed")
         return due if run else [hook for hook in due if hook.after != "committed"]
 
-    hooks.capture = capture
+    hooks.captures.append(capture)
     try:
         yield found
     finally:
-        hooks.capture = before
+        hooks.captures.remove(capture)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from .. import _dialects
+from .._makers import Maker
 from .._standins import in_force
 from .._watch import watch
 from ..context import factory_key, pop, top
@@ -17,18 +19,20 @@ from ..errors import OptionError
 from ._faults import Fault, Faults
 from ._own_database import OwnDatabase
 from ._place import place
+from ._plain_factories import is_plain, led
 from ._shared_connection import Problem, SharedConnection
 from ._statements import Statements, collect
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
-
-    from sqlalchemy.pool import Pool
-
+    from contextlib import AbstractContextManager
 
 __all__ = ["Isolation"]
 
 MODES = ("rollback", "template")
+
+_isolated: dict[Engine, str] = {}
+"""The engines that a test is working with at this moment, and its name."""
 
 
 class Isolation:
@@ -37,40 +41,70 @@ class Isolation:
     Args:
         factories: factories or engines.
         mode: how what is committed is kept out of the database.
+        name: of the test, for messages.
+        release: leave no connection to the database open after the test.
 
     Raises:
         OptionError: a factory is bound to no engine, or the mode is none.
     """
 
-    def __init__(self, factories: Iterable[object], mode: str = "rollback") -> None:
+    def __init__(
+        self, factories: Iterable[object], mode: str = "rollback", *, name: str = "a test", release: bool = False
+    ) -> None:
         if mode not in MODES:
             raise OptionError(
                 f"mode={mode!r} was asked for by the marker sessionkit; it is one of {', '.join(map(repr, MODES))}"
             )
+        factories = list(factories)
         self.mode = mode
+        self.name = name
         self.engines = engines_of(factories)
+        keys = [factory_key(each) for each in factories]
+        self._plain = [each for each in keys if is_plain(each)]
+        self._makers = [maker for each in keys if isinstance(maker := getattr(each, "_sessionkit_maker", None), Maker)]
+        self._release = release
         self.problems: list[Problem] = []
         self._faults = Faults()
-        self._pools: list[Pool] = []
         self._shared: list[SharedConnection | OwnDatabase] = []
         self._lent: dict[int, str] = {}  # by the id of a pool's record: where its connection was asked for
+        self._undo = ExitStack()
 
     # -- around the test ------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Put the stand-ins into force."""
+        """Put the stand-ins into force.
+
+        Raises:
+            OptionError: the database cannot be copied, or another test is still working with one of the engines.
+        """
         self._around = top()
         for engine in self.engines:
+            if engine in _isolated:
+                raise OptionError(
+                    f"{engine!r} is isolated for {self.name}, but is isolated for {_isolated[engine]} already; tests that "
+                    "run at the same time need engines of their own, such as those of processes of their own"
+                )
+            _isolated[engine] = self.name
+            self._undo.callback(_isolated.pop, engine)
             watch(engine)
-            self._pools.append(engine.pool)  # dispose() puts another one into its place, with the same listeners
-            event.listen(engine.pool, "checkout", self._on_checkout)
-            event.listen(engine.pool, "checkin", self._on_checkin)
             if self.mode == "template":
-                self._shared.append(OwnDatabase(engine, self._faults.at_commit))
-                continue
-            shared = SharedConnection(engine, self.problems, self._faults.at_commit)
+                shared: SharedConnection | OwnDatabase = OwnDatabase(engine, self._faults.at_commit)
+            else:
+                shared = SharedConnection(engine, self.problems, self._faults.at_commit, release=self._release)
+                in_force[engine] = shared
+                self._undo.callback(in_force.pop, engine)
             self._shared.append(shared)
-            in_force[engine] = shared
+            # dispose() puts another pool into its place, with the same listeners.
+            for name, listener in (("checkout", partial(self._on_checkout, shared)), ("checkin", self._on_checkin)):
+                event.listen(engine.pool, name, listener)
+                self._undo.callback(event.remove, engine.pool, name, listener)
+        for maker in self._makers:
+            # A replica has neither what is rolled back nor what is in the copy.
+            self._undo.callback(setattr, maker, "readers", maker.readers)
+            maker.readers = None
+        if self.mode == "rollback":
+            for factory in self._plain:
+                self._undo.enter_context(led(factory))
 
     async def end_in_loop(self) -> None:
         """End what belongs to the event loop that runs."""
@@ -93,13 +127,12 @@ class Isolation:
                 except Exception as error:  # noqa: BLE001 - the test is told
                     self._tell(error)
         finally:
-            for pool in self._pools:
-                event.remove(pool, "checkout", self._on_checkout)
-                event.remove(pool, "checkin", self._on_checkin)
-            for engine in self.engines:
-                in_force.pop(engine, None)
+            self._undo.close()
             for shared in self._shared:
-                shared.detach()
+                try:
+                    shared.detach()
+                except Exception as error:  # noqa: BLE001 - the test is told, and the others are to be detached as well
+                    self._tell(error)
         while (entry := top()) is not None and entry is not self._around:
             pop(entry)  # not for the next test to join
         if self._faults.waiting:
@@ -123,7 +156,8 @@ class Isolation:
 
     # -- connections ----------------------------------------------------------------------------------------------
 
-    def _on_checkout(self, _connection: Any, record: Any, _fairy: Any) -> None:
+    def _on_checkout(self, shared: SharedConnection | OwnDatabase, connection: Any, record: Any, _fairy: Any) -> None:
+        shared.checked_out(connection)
         self._lent[id(record)] = place()
 
     def _on_checkin(self, _connection: Any, record: Any) -> None:
@@ -131,20 +165,34 @@ class Isolation:
 
     # -- what the test asks ---------------------------------------------------------------------------------------
 
-    def fail_commit_with(self, code: str, *, times: int = 1) -> None:
-        """Have the next COMMITs fail with an SQLSTATE, or with an error of SQLite by its name."""
+    def fail_commit_with(self, code: str, /, *, times: int = 1) -> None:
+        """Have the next COMMITs fail with an SQLSTATE, or with an error of SQLite by its name.
+
+        Raises:
+            OptionError: no database of the test has such an error.
+        """
+        refused: list[OptionError] = []
+        for engine in self.engines:
+            try:
+                _dialects.of(engine).with_code(Exception, code, "")
+            except OptionError as error:
+                refused.append(error)
+        if len(refused) == len(self.engines):
+            raise refused[0]
+        if isinstance(times, bool) or times < 1:
+            raise OptionError(f"times={times!r} was given to fail_commit_with(); it is a number of COMMITs, 1 or more")
         self._faults.waiting += [Fault(code)] * times
 
     def lose_connection_during_commit(self, *, committed: bool = False) -> None:
         """Have the answer to the next COMMIT be lost."""
         self._faults.waiting.append(Fault(None, committed))
 
-    def statements(self) -> Any:
+    def statements(self) -> AbstractContextManager[Statements]:
         """Collect the statements that are sent."""
         return collect(self.engines)
 
     @contextmanager
-    def assert_statements(self, expected: int) -> Generator[Statements, None, None]:
+    def assert_statements(self, expected: int, /) -> Generator[Statements, None, None]:
         """Fail where another number of statements is sent."""
         with collect(self.engines) as sent:
             yield sent

@@ -18,8 +18,9 @@ from .._watch import committing
 from ..errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from sqlalchemy import Executable
     from sqlalchemy.engine import URL, Connection, Engine
 
 __all__ = ["OwnDatabase"]
@@ -73,6 +74,9 @@ class OwnDatabase:
         if committing.get() is not None:
             self._at_commit(connection, None)
 
+    def checked_out(self, dbapi_connection: Any) -> None:
+        """Tell nothing: each has a connection of its own."""
+
     def left_open(self) -> list[str]:
         """Tell nothing: what is left open are connections."""
         return []
@@ -96,21 +100,26 @@ class OwnDatabase:
         event.remove(self._engine, "commit", self._commit)
         self._template.drop(self._engine.dialect, self._copy, self._say)
 
-    def _say(self, url: URL, statement: str) -> None:
+    def _say(self, url: URL, statement: str | Executable) -> Sequence[Any]:
         if not self._engine.dialect.is_async:
             engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
             with engine.connect() as connection:
-                connection.exec_driver_sql(statement)
-            return
+                return _said(connection, statement)
         # In a thread: the test's own event loop may be the one that runs here.
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(asyncio.run, _async_say(url, statement)).result()
+            return thread.submit(asyncio.run, _async_say(url, statement)).result()
 
 
-async def _async_say(url: URL, statement: str) -> None:
+async def _async_say(url: URL, statement: str | Executable) -> Sequence[Any]:
     from sqlalchemy.ext.asyncio import create_async_engine
 
     engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
-        await connection.exec_driver_sql(statement)
+        said = await connection.run_sync(_said, statement)
     await engine.dispose()
+    return said
+
+
+def _said(connection: Connection, statement: str | Executable) -> Sequence[Any]:
+    result = connection.exec_driver_sql(statement) if isinstance(statement, str) else connection.execute(statement)
+    return result.all() if result.returns_rows else []

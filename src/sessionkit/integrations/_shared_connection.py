@@ -17,6 +17,7 @@ from weakref import WeakSet
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import SingletonThreadPool, StaticPool
 from sqlalchemy.util import greenlet_spawn
 
 from .. import _dialects
@@ -26,6 +27,7 @@ from .._watch import committing
 from ..context import describe, here
 from ..errors import ScopeError
 from ..isolation import Preset
+from ._outside import Outside
 from ._place import place
 
 if TYPE_CHECKING:
@@ -64,12 +66,23 @@ class SharedConnection:
         engine: the user's.
         problems: takes what the test must be told at its end.
         at_commit: called where a unit commits, with the connection and the name of its savepoint.
+        release: close the connection at the end, where other processes wait for nobody to be connected.
     """
 
     def __init__(
-        self, engine: Engine, problems: list[Problem], at_commit: Callable[[Connection, str | None], None]
+        self,
+        engine: Engine,
+        problems: list[Problem],
+        at_commit: Callable[[Connection, str | None], None],
+        *,
+        release: bool = False,
     ) -> None:
+        self._given = engine
         self._problems = problems
+        # The one connection of a database in memory is the database.
+        self._only_one = isinstance(engine.pool, StaticPool | SingletonThreadPool)
+        self._release = release and not self._only_one
+        self._outside = Outside(engine, lambda each: each is self._connection, problems.append, place)
         self._at_commit = at_commit
         scoped = Routes(Preset())(engine)
         assert isinstance(scoped, Engine)
@@ -77,6 +90,7 @@ class SharedConnection:
         self._connection: Connection | None = None
         self._transaction: RootTransaction | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._used_in: asyncio.AbstractEventLoop | None = None
         self._users: list[_User] = []
         self._taking = threading.Lock()
         self._followed: WeakSet[Session] = WeakSet()
@@ -115,6 +129,20 @@ class SharedConnection:
             for name, listener in self._listeners.items():
                 event.listen(session, name, listener)
         return connection
+
+    def borrow(self) -> Connection:
+        """Return the connection to a scope that asks what has become of its COMMIT."""
+        return self._open()
+
+    def checked_out(self, dbapi_connection: Any) -> None:
+        """Tell of somebody else who was lent the connection that the units share: when it is given back, it is reset."""
+        self._used_in = asyncio.get_running_loop() if self._given.dialect.is_async else None
+        ours = self._connection
+        if ours is not None and not ours.invalidated and ours.connection.dbapi_connection is dbapi_connection:
+            self._problems.append(
+                f"a connection was asked for at {place()}, but this database has one only, which all units share in "
+                "rollback mode: giving it back ends their transaction; use a session of a factory"
+            )
 
     def _take_turn(self, user: _User) -> None:
         ends = time.monotonic() + TURN
@@ -185,6 +213,7 @@ class SharedConnection:
             if self._users[-1].read_only:
                 # Nothing was written; it takes PostgreSQL's local setting back.
                 connection.dialect.do_rollback_to_savepoint(connection, name)
+                self._at_commit(connection, name)
                 return
             _dialects.of(connection).check_deferred(connection)
             self._at_commit(connection, name)
@@ -198,8 +227,8 @@ class SharedConnection:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop in which it was opened."""
-        return self._loop
+        """The event loop in which it was opened, or in which others were."""
+        return self._loop or self._used_in
 
     def left_open(self) -> list[Problem]:
         """Tell which sessions have not ended."""
@@ -216,8 +245,9 @@ class SharedConnection:
                     Session.close(user.session)
             if connection.invalidated:
                 self._problems.append(f"the connection that all units share in rollback mode was lost; {_ELSEWHERE}")
-            elif self._transaction is None or not self._transaction.is_active:
-                connection.invalidate()  # it may still be in the transaction, of which SQLAlchemy knows nothing more
+            elif not self._is_open(connection):
+                if not self._only_one:
+                    connection.invalidate()  # it may still be in the transaction, of which SQLAlchemy knows no more
                 self._problems.append(
                     f"COMMIT or ROLLBACK was called by hand on a session's connection, which all units share in rollback "
                     f"mode; {_ELSEWHERE}"
@@ -228,10 +258,21 @@ class SharedConnection:
                 connection.rollback()
         finally:
             connection.close()
+            if self._release:
+                self._given.dispose()
+
+    def _is_open(self, connection: Connection) -> bool:
+        if self._transaction is None or not self._transaction.is_active:
+            return False
+        return _dialects.of(connection).in_transaction(connection)
 
     async def async_end(self) -> None:
-        """Do as `end`, in the event loop that has used it."""
-        await greenlet_spawn(self.end)
+        """Do as `end`, in the event loop that has used it; of whose connections the next loop could make no use."""
+        try:
+            await greenlet_spawn(self.end)
+        finally:
+            if not self._only_one:
+                await greenlet_spawn(self._given.dispose)
 
     def abandon(self) -> None:
         """Drop the connection, whose event loop is no more."""
@@ -240,9 +281,12 @@ class SharedConnection:
             pooled: Any = connection.connection
             connection.dialect.do_terminate(pooled.dbapi_connection)
             pooled.detach()
+        if not self._only_one:
+            self._given.dispose(close=False)
 
     def detach(self) -> None:
         """Stop to listen."""
+        self._outside.detach()
         event.remove(self._engine, "release_savepoint", self._on_release)
         for session in self._followed:
             for name, listener in self._listeners.items():

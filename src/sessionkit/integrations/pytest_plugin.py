@@ -17,15 +17,23 @@ import functools
 import inspect
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from ..errors import OptionError
+from ._statements import Statements
+
 if TYPE_CHECKING:
     from ._isolation import Isolation
-    from ._statements import Statements
 
 __all__ = [
+    "AssertStatements",
+    "CaptureOnCommit",
+    "FailCommitWith",
+    "LoseConnectionDuringCommit",
+    "StatementCount",
+    "Statements",
     "assert_statements",
     "capture_on_commit",
     "fail_commit_with",
@@ -36,16 +44,96 @@ __all__ = [
     "statement_count",
 ]
 
-_isolation_key = pytest.StashKey["Isolation"]()
+MARKER = "sessionkit"
+ISOLATION = "sessionkit_isolation"
+
+_isolation_key = pytest.StashKey["Isolation | None"]()
+_crowded_key = pytest.StashKey[bool]()
+
+
+# What the fixtures are, for tests that are type-checked: `def test_it(capture_on_commit: CaptureOnCommit) -> None`.
+
+
+class CaptureOnCommit(Protocol):
+    """The fixture `capture_on_commit`."""
+
+    def __call__(self, *, run: bool = False) -> AbstractContextManager[list[Callable[[], object]]]:
+        """Collect the on_commit hooks that are due, and hold them back unless `run`."""
+        ...
+
+
+class StatementCount(Protocol):
+    """The fixture `statement_count`."""
+
+    def __call__(self) -> AbstractContextManager[Statements]:
+        """Collect the statements that are sent."""
+        ...
+
+
+class AssertStatements(Protocol):
+    """The fixture `assert_statements`."""
+
+    def __call__(self, expected: int, /) -> AbstractContextManager[Statements]:
+        """Fail where another number of statements is sent."""
+        ...
+
+
+class FailCommitWith(Protocol):
+    """The fixture `fail_commit_with`."""
+
+    def __call__(self, code: str, /, *, times: int = 1) -> None:
+        """Have the next COMMITs fail with an SQLSTATE, or with an error of SQLite by its name."""
+        ...
+
+
+class LoseConnectionDuringCommit(Protocol):
+    """The fixture `lose_connection_during_commit`."""
+
+    def __call__(self, *, committed: bool = False) -> None:
+        """Have the answer to the next COMMIT be lost."""
+        ...
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known."""
     config.addinivalue_line(
         "markers",
-        'sessionkit(mode="rollback" | "template"): how sessionkit_isolation keeps what the test commits out of the '
-        "database",
+        'sessionkit(mode="rollback" | "template"): keep what the test commits out of the database, in this way',
     )
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Have a test that is marked ask for the isolation: a marker that does nothing would deceive."""
+    if not isinstance(item, pytest.Function) or item.get_closest_marker(MARKER) is None:
+        return
+    names = item.fixturenames
+    if ISOLATION not in names:
+        # Where an autouse fixture would come: after those of wider scopes, before the other ones of its own.
+        known = item._fixtureinfo.name2fixturedefs
+        wider = sum(1 for name in names if name in known and known[name][-1].scope != "function")
+        item.fixturenames = [*names[:wider], ISOLATION, *names[wider:]]  # the list is that of other parameters too
+
+
+def _mode(item: pytest.Item) -> str:
+    marker = item.get_closest_marker(MARKER)
+    if marker is None:
+        return "rollback"
+    if marker.args or set(marker.kwargs) - {"mode"}:
+        given = ", ".join([*map(repr, marker.args), *(f"{name}={value!r}" for name, value in marker.kwargs.items())])
+        raise OptionError(
+            f'the marker sessionkit({given}) is not understood; write sessionkit(mode="rollback") or '
+            'sessionkit(mode="template")'
+        )
+    return str(marker.kwargs.get("mode", "rollback"))
+
+
+def _is_crowded(session: pytest.Session) -> bool:
+    """Tell whether other processes of this run may want to copy a database, which they can while nobody uses it."""
+    if _crowded_key not in session.stash:
+        session.stash[_crowded_key] = hasattr(session.config, "workerinput") and any(
+            marker.kwargs.get("mode") == "template" for item in session.items for marker in item.iter_markers(MARKER)
+        )
+    return session.stash[_crowded_key]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -77,9 +165,10 @@ def sessionkit_factories() -> Iterable[object]:
     Returns:
         Factories (``sessionmaker``, ``async_sessionmaker``, scoped sessions), or engines, of both colours.
     """
-    raise pytest.UsageError(
+    pytest.fail(
         "a fixture of sessionkit was asked for, but it does not know the application's factories; define a fixture "
-        "sessionkit_factories in conftest.py that returns them, such as `return [Session]`"
+        "sessionkit_factories in conftest.py that returns them, such as `return [Session]`",
+        pytrace=False,
     )
 
 
@@ -93,28 +182,32 @@ def sessionkit_isolation(
     one after the other; at the end it is rolled back. ``mode="template"``: each test has a database of its own, a copy
     of that of the engine, which is dropped afterwards.
 
+    What would be committed past that (by ``engine.begin()``, or a session of a factory that was not named) is refused.
     A session, connection or transaction that the test leaves open fails it, with the place where it was opened; so does
     a violated constraint that was deferred.
     """
     from ._isolation import Isolation
 
-    marker = request.node.get_closest_marker("sessionkit")
-    isolation = Isolation(sessionkit_factories, **({} if marker is None else marker.kwargs))
-    request.node.stash[_isolation_key] = isolation
+    node = request.node
+    try:
+        isolation = Isolation(sessionkit_factories, _mode(node), name=node.nodeid, release=_is_crowded(request.session))
+    except OptionError as error:
+        pytest.fail(str(error), pytrace=False)
     try:
         isolation.begin()
+        node.stash[_isolation_key] = isolation
         yield isolation
+    except OptionError as error:
+        pytest.fail(str(error), pytrace=False)
     finally:
-        del request.node.stash[_isolation_key]
+        node.stash[_isolation_key] = None
         isolation.end()
     if isolation.problems:
         pytest.fail("\n".join(dict.fromkeys(isolation.problems)), pytrace=False)
 
 
 @pytest.fixture
-def capture_on_commit(
-    sessionkit_isolation: Isolation,
-) -> Callable[..., AbstractContextManager[list[Callable[[], object]]]]:
+def capture_on_commit(sessionkit_isolation: Isolation) -> CaptureOnCommit:
     """Look at the hooks that are due after a commit.
 
     ``with capture_on_commit() as hooks:`` collects them and holds them back, so that the test may call them;
@@ -126,9 +219,7 @@ def capture_on_commit(
 
 
 @pytest.fixture
-def statement_count(
-    sessionkit_isolation: Isolation,
-) -> Callable[[], AbstractContextManager[Statements]]:
+def statement_count(sessionkit_isolation: Isolation) -> StatementCount:
     """Collect the statements that a block sends: it is entered ``as sent``, a list whose ``str()`` numbers them.
 
     BEGIN, COMMIT, ROLLBACK and savepoints are not among them, so that the number is the same in both modes.
@@ -137,13 +228,13 @@ def statement_count(
 
 
 @pytest.fixture
-def assert_statements(sessionkit_isolation: Isolation) -> Callable[[int], AbstractContextManager[Statements]]:
+def assert_statements(sessionkit_isolation: Isolation) -> AssertStatements:
     """Fail where a block sends another number of statements than was given, and show them."""
     return sessionkit_isolation.assert_statements
 
 
 @pytest.fixture
-def fail_commit_with(sessionkit_isolation: Isolation) -> Callable[..., None]:
+def fail_commit_with(sessionkit_isolation: Isolation) -> FailCommitWith:
     """Have COMMITs fail: ``fail_commit_with("40001", times=1)``.
 
     With an SQLSTATE, or on SQLite with the name of an error such as ``"SQLITE_BUSY"``. Nothing of the unit is committed.
@@ -152,7 +243,7 @@ def fail_commit_with(sessionkit_isolation: Isolation) -> Callable[..., None]:
 
 
 @pytest.fixture
-def lose_connection_during_commit(sessionkit_isolation: Isolation) -> Callable[..., None]:
+def lose_connection_during_commit(sessionkit_isolation: Isolation) -> LoseConnectionDuringCommit:
     """Have the answer to the next COMMIT be lost: ``lose_connection_during_commit(committed=False)``.
 
     With ``committed=True`` the database has committed. The scope cannot tell which: it raises ``CommitOutcomeUnknown``,
@@ -164,10 +255,11 @@ def lose_connection_during_commit(sessionkit_isolation: Isolation) -> Callable[.
 @pytest.fixture
 def retry_without_waiting() -> Generator[list[float], None, None]:
     """Have no waits between attempts. Its value is the list of the waits that were skipped, in seconds."""
-    from .. import _waiting
+    from .._waiting import skipping
 
-    before, _waiting.skipped = _waiting.skipped, []
+    skipped: list[float] = []
+    skipping.append(skipped)
     try:
-        yield _waiting.skipped
+        yield skipped
     finally:
-        _waiting.skipped = before
+        skipping[:] = [each for each in skipping if each is not skipped]
