@@ -35,7 +35,8 @@ class Project:
         for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
             monkeypatch.delenv(name, raising=False)
         pytester.makeini(
-            "[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n"
+            # The test client of FastAPI warns of the httpx that it is given.
+            "[pytest]\nfilterwarnings =\n    error\n    ignore:Using .httpx. with\nasyncio_default_fixture_loop_scope = function\n"
             "addopts = --strict-markers\nmarkers =\n    plain: without isolation\n"
         )
         self.write(conftest=read("conftest"))

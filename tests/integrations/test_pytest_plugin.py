@@ -209,6 +209,33 @@ async def test_an_async_test_is_told_it_as_well(doors: Door, project: kit.Projec
 
 
 @pytest.mark.doors("sqlite-sync")
+async def test_databases_in_memory_are_rolled_back_and_cannot_be_copied(project: kit.Project) -> None:
+    result = project.run(test_shop=kit.read("memory"))
+    result.assert_outcomes(passed=9, errors=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*is no file that could be copied; use mode='rollback', or a database file*",
+            "*a connection was asked for at *test_shop.py:105, but this database has one only*",
+        ]
+    )
+
+
+@pytest.mark.doors("sqlite-sync", "postgresql-sync")
+@pytest.mark.own_database
+async def test_it_gets_along_with_other_plugins_and_fixtures_of_wider_scopes(doors: Door, project: kit.Project) -> None:
+    source = kit.read("others")
+    await project.alone()
+    result = project.run(
+        "--setup-show",
+        plugins=(*kit.PLUGINS, "_hypothesis_pytestplugin", "pytest_randomly"),
+        test_rollback=source,
+        test_template=source.replace('MODE = "rollback"', 'MODE = "template"'),
+    )
+    result.assert_outcomes(passed=10)
+    assert await left(doors) == 0
+
+
+@pytest.mark.doors("sqlite-sync")
 async def test_without_its_fixtures_the_plugin_does_nothing_and_without_factories_it_tells_how(
     project: kit.Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from .._standins import in_force
 from .._watch import watch
 from ..context import factory_key, pop, top
 from ..errors import OptionError
+from ._event_loops import EventLoops
 from ._faults import Fault, Faults
 from ._own_database import OwnDatabase
 from ._place import place
@@ -66,6 +66,7 @@ class Isolation:
         self.problems: list[Problem] = []
         self._faults = Faults()
         self._shared: list[SharedConnection | OwnDatabase] = []
+        self._loops = EventLoops(self._end_in_loop)
         self._lent: dict[int, str] = {}  # by the id of a pool's record: where its connection was asked for
         self._undo = ExitStack()
 
@@ -78,6 +79,13 @@ class Isolation:
             OptionError: the database cannot be copied, or another test is still working with one of the engines.
         """
         self._around = top()
+        try:
+            self._begin()
+        except BaseException:
+            self.end()
+            raise
+
+    def _begin(self) -> None:
         for engine in self.engines:
             if engine in _isolated:
                 raise OptionError(
@@ -108,24 +116,21 @@ class Isolation:
 
     async def end_in_loop(self) -> None:
         """End what belongs to the event loop that runs."""
-        loop = asyncio.get_running_loop()
-        for shared in self._shared:
-            if shared.loop is loop:
-                self._look(shared)
-                try:
-                    await shared.async_end()
-                except Exception as error:  # noqa: BLE001 - the test is told
-                    self._tell(error)
+        await self._loops.end_here()
 
     def end(self) -> None:
         """Roll back, look at what was left open, and take the stand-ins out of force."""
         try:
+            for shared in self._loops.end():
+                self.problems += shared.left_open()
+                shared.abandon()
             for shared in self._shared:
-                self._look(shared)
-                try:
-                    self._end(shared)
-                except Exception as error:  # noqa: BLE001 - the test is told
-                    self._tell(error)
+                if not shared.asynchronous:
+                    self.problems += shared.left_open()
+                    try:
+                        shared.end()
+                    except Exception as error:  # noqa: BLE001 - the test is told
+                        self._tell(error)
         finally:
             self._undo.close()
             for shared in self._shared:
@@ -139,17 +144,37 @@ class Isolation:
             self.problems.append(f"{len(self._faults.waiting)} failures of COMMIT were asked for that met none")
         self.problems += [f"a connection opened at {where} was not given back" for where in self._lent.values()]
 
-    def _end(self, shared: SharedConnection | OwnDatabase) -> None:
-        loop = shared.loop
-        if loop is None:
-            shared.end()
-        elif loop.is_closed() or loop.is_running():
-            shared.abandon()
-        else:
-            loop.run_until_complete(shared.async_end())
+    def start_over(self) -> None:
+        """Take back what the test has committed so far. For sync engines.
 
-    def _look(self, shared: SharedConnection | OwnDatabase) -> None:
+        Raises:
+            OptionError: an engine is async.
+        """
+        if any(shared.asynchronous for shared in self._shared):
+            raise OptionError(
+                "start_over() was called, but an engine of the test is async and has to be awaited; write "
+                "`await sessionkit_isolation.async_start_over()`"
+            )
+        self._renew()
+
+    async def async_start_over(self) -> None:
+        """Take back what the test has committed so far. For engines of both colours."""
+        await self.end_in_loop()
+        self._renew()
+
+    def _renew(self) -> None:
+        for shared in self._shared:
+            if not shared.asynchronous:
+                self.problems += shared.left_open()
+                shared.end()
+            shared.renew()
+
+    async def _end_in_loop(self, shared: SharedConnection | OwnDatabase) -> None:
         self.problems += shared.left_open()
+        try:
+            await shared.async_end()
+        except Exception as error:  # noqa: BLE001 - the test is told
+            self._tell(error)
 
     def _tell(self, error: Exception) -> None:
         self.problems.append(f"at the end of the test the database said: {type(error).__name__}: {error}")
@@ -157,6 +182,8 @@ class Isolation:
     # -- connections ----------------------------------------------------------------------------------------------
 
     def _on_checkout(self, shared: SharedConnection | OwnDatabase, connection: Any, record: Any, _fairy: Any) -> None:
+        if shared.asynchronous:
+            self._loops.enter(shared)
         shared.checked_out(connection)
         self._lent[id(record)] = place()
 

@@ -45,8 +45,8 @@ class OwnDatabase:
         self._template = template
         self._at_commit = at_commit
         self._led = False
-        self.loop: asyncio.AbstractEventLoop | None = None
-        if not engine.dialect.is_async:
+        self.asynchronous = engine.dialect.is_async
+        if not self.asynchronous:
             engine.dispose()  # idle connections to a database keep PostgreSQL from copying it
         self._copy = template.copy(engine.dialect, engine.url, self._say)
         event.listen(engine, "do_connect", self._connect, insert=True)
@@ -56,8 +56,6 @@ class OwnDatabase:
 
     def _connect(self, dialect: Any, _record: Any, cargs: Any, cparams: dict[str, Any]) -> Any:
         self._led = True
-        if dialect.is_async:
-            self.loop = asyncio.get_running_loop()
         _, before = dialect.create_connect_args(self._engine.url)
         arguments, now = dialect.create_connect_args(self._copy)
         changed = {name: value for name, value in now.items() if before.get(name) != value}
@@ -93,6 +91,11 @@ class OwnDatabase:
         """Forget the connections, whose event loop is no more: the server ends them."""
         self._engine.dispose(close=False)
 
+    def renew(self) -> None:
+        """Have another copy."""
+        self._template.drop(self._engine.dialect, self._copy, self._say)
+        self._copy = self._template.copy(self._engine.dialect, self._engine.url, self._say)
+
     def detach(self) -> None:
         """Drop the copy."""
         event.remove(self._engine, "do_connect", self._connect)
@@ -101,7 +104,7 @@ class OwnDatabase:
         self._template.drop(self._engine.dialect, self._copy, self._say)
 
     def _say(self, url: URL, statement: str | Executable) -> Sequence[Any]:
-        if not self._engine.dialect.is_async:
+        if not self.asynchronous:
             engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
             with engine.connect() as connection:
                 return _said(connection, statement)

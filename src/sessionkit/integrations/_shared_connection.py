@@ -90,7 +90,7 @@ class SharedConnection:
         self._connection: Connection | None = None
         self._transaction: RootTransaction | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._used_in: asyncio.AbstractEventLoop | None = None
+        self.asynchronous = engine.dialect.is_async
         self._users: list[_User] = []
         self._taking = threading.Lock()
         self._followed: WeakSet[Session] = WeakSet()
@@ -122,6 +122,7 @@ class SharedConnection:
             self._users.remove(user)
             raise
         session.join_transaction_mode = "create_savepoint"
+        session.twophase = False  # a savepoint cannot be prepared
         if not session.in_transaction():
             session.begin()
         if session not in self._followed:  # not to be unfollowed in the middle of its own events
@@ -136,7 +137,6 @@ class SharedConnection:
 
     def checked_out(self, dbapi_connection: Any) -> None:
         """Tell of somebody else who was lent the connection that the units share: when it is given back, it is reset."""
-        self._used_in = asyncio.get_running_loop() if self._given.dialect.is_async else None
         ours = self._connection
         if ours is not None and not ours.invalidated and ours.connection.dbapi_connection is dbapi_connection:
             self._problems.append(
@@ -158,19 +158,25 @@ class SharedConnection:
                     f"{describe(holder.owner)}, has not ended for {TURN:.0f} s while {describe(user.owner)} waited for "
                     f"it; if it waits in turn, {_ELSEWHERE}"
                 )
-            sleep(0.002, self._engine.dialect.is_async)
+            sleep(0.002, self.asynchronous)
 
     def _open(self) -> Connection:
-        connection = self._connection
-        if connection is None:
-            self._loop = asyncio.get_running_loop() if self._engine.dialect.is_async else None
-            connection = self._connection = self._engine.connect()
-            self._transaction = connection.begin()
-        elif self._loop is not None and asyncio.get_running_loop() is not self._loop:
+        loop = asyncio.get_running_loop() if self.asynchronous else None
+        if self._loop is not None and self._loop is not loop:
             raise ScopeError(
                 "all units of a test share a connection in rollback mode, which belongs to the event loop that used it "
-                f"first, and another loop wants it; run the test in one loop, or {_ELSEWHERE}"
+                "first, and another loop wants it; run all in one loop (one `with TestClient(app)` for all requests, one "
+                f"asyncio.run()), or {_ELSEWHERE}"
             )
+        connection = self._connection
+        if connection is None:
+            connection = self._engine.connect()
+            try:
+                self._transaction = connection.begin()
+            except BaseException:
+                connection.close()
+                raise
+            self._connection, self._loop = connection, loop
         return connection
 
     # -- what the session does ------------------------------------------------------------------------------------
@@ -225,11 +231,6 @@ class SharedConnection:
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop in which it was opened, or in which others were."""
-        return self._loop or self._used_in
-
     def left_open(self) -> list[Problem]:
         """Tell which sessions have not ended."""
         return [f"{_opened(user)} is still in a transaction: close it, or end its scope" for user in self._users]
@@ -273,6 +274,9 @@ class SharedConnection:
         finally:
             if not self._only_one:
                 await greenlet_spawn(self._given.dispose)
+
+    def renew(self) -> None:
+        """Do nothing: the next unit opens another transaction."""
 
     def abandon(self) -> None:
         """Drop the connection, whose event loop is no more."""

@@ -31,6 +31,7 @@ __all__ = [
     "AssertStatements",
     "CaptureOnCommit",
     "FailCommitWith",
+    "IsolatedTest",
     "LoseConnectionDuringCommit",
     "StatementCount",
     "Statements",
@@ -52,6 +53,24 @@ _crowded_key = pytest.StashKey[bool]()
 
 
 # What the fixtures are, for tests that are type-checked: `def test_it(capture_on_commit: CaptureOnCommit) -> None`.
+
+
+class IsolatedTest(Protocol):
+    """The fixture `sessionkit_isolation`.
+
+    Attributes:
+        mode: ``"rollback"`` or ``"template"``.
+    """
+
+    mode: str
+
+    def start_over(self) -> None:
+        """Take back what the test has committed so far, as between two examples of Hypothesis. For sync engines."""
+        ...
+
+    async def async_start_over(self) -> None:
+        """Take back what the test has committed so far. For engines of both colours."""
+        ...
 
 
 class CaptureOnCommit(Protocol):
@@ -175,7 +194,7 @@ def sessionkit_factories() -> Iterable[object]:
 @pytest.fixture
 def sessionkit_isolation(
     request: pytest.FixtureRequest, sessionkit_factories: Iterable[object]
-) -> Generator[Isolation, None, None]:
+) -> Generator[IsolatedTest, None, None]:
     """Keep whatever the test commits through `sessionkit_factories` out of the database.
 
     ``mode="rollback"``, the default: all units of the test run on one connection for each engine, each in a savepoint,
@@ -188,17 +207,17 @@ def sessionkit_isolation(
     """
     from ._isolation import Isolation
 
-    node = request.node
+    node, isolation, refused = request.node, None, ""
     try:
         isolation = Isolation(sessionkit_factories, _mode(node), name=node.nodeid, release=_is_crowded(request.session))
-    except OptionError as error:
-        pytest.fail(str(error), pytrace=False)
-    try:
         isolation.begin()
-        node.stash[_isolation_key] = isolation
-        yield isolation
     except OptionError as error:
-        pytest.fail(str(error), pytrace=False)
+        refused = str(error)
+    if isolation is None or refused:
+        pytest.fail(refused, pytrace=False)
+    node.stash[_isolation_key] = isolation
+    try:
+        yield isolation
     finally:
         node.stash[_isolation_key] = None
         isolation.end()
