@@ -49,6 +49,15 @@ from sessionkit.integrations.flask import SessionKit
 from sessionkit.integrations.logging import log_scopes, stop_logging
 from sessionkit.integrations.long_scopes import Found, LongScopes
 from sessionkit.integrations.sqlcommenter import comment_statements
+from sessionkit.integrations.pytest_plugin import (
+    AssertStatements,
+    CaptureOnCommit,
+    FailCommitWith,
+    IsolatedTest,
+    LoseConnectionDuringCommit,
+    StatementCount,
+    Statements,
+)
 from sessionkit.integrations.wsgi import SessionKitMiddleware as ForWSGI
 
 if TYPE_CHECKING:
@@ -407,3 +416,23 @@ def observability(engine: Engine, async_engine: AsyncEngine, tracers: TracerProv
     assert_type(comment_statements(engine), Engine)
     assert_type(comment_statements(async_engine, traceparent=True), AsyncEngine)
     assert_type(name_transactions(async_engine, prefix="shop/"), AsyncEngine)
+
+
+async def tests_of_an_application(
+    sessionkit_isolation: IsolatedTest,
+    capture_on_commit: CaptureOnCommit,
+    statement_count: StatementCount,
+    assert_statements: AssertStatements,
+    fail_commit_with: FailCommitWith,
+    lose_connection_during_commit: LoseConnectionDuringCommit,
+) -> None:
+    with capture_on_commit() as hooks, capture_on_commit(run=True), statement_count() as sent, assert_statements(2):
+        assert_type(hooks, list[Callable[[], object]])
+        assert_type(sent, Statements)
+    fail_commit_with("40001")
+    fail_commit_with("SQLITE_BUSY", times=2)
+    lose_connection_during_commit()
+    lose_connection_during_commit(committed=True)
+    assert_type(sessionkit_isolation.mode, str)
+    sessionkit_isolation.start_over()
+    await sessionkit_isolation.async_start_over()

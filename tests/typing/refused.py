@@ -36,6 +36,7 @@ from sessionkit.integrations.flask import SessionKit
 from sessionkit.integrations.logging import log_scopes
 from sessionkit.integrations.long_scopes import LongScopes
 from sessionkit.integrations.sqlcommenter import comment_statements
+from sessionkit.integrations.pytest_plugin import AssertStatements, CaptureOnCommit, FailCommitWith
 from sessionkit.integrations.wsgi import SessionKitMiddleware as ForWSGI
 
 if TYPE_CHECKING:
@@ -231,3 +232,12 @@ def observability(engine: Engine) -> None:
     LongScopes(5, on_found=7)  # type: ignore[arg-type]
     comment_statements(engine, trace=True)  # type: ignore[call-arg]
     name_transactions(engine, "shop/")  # type: ignore[misc]
+
+
+def tests_of_an_application(
+    capture_on_commit: CaptureOnCommit, assert_statements: AssertStatements, fail_commit_with: FailCommitWith
+) -> None:
+    capture_on_commit(True)  # type: ignore[call-arg]
+    assert_statements("2")  # type: ignore[arg-type]
+    fail_commit_with(40001)  # type: ignore[arg-type]
+    fail_commit_with("40001", 2)  # type: ignore[call-arg]
