@@ -304,7 +304,9 @@ async def test_a_failing_hook_after_the_commit_is_not_retried(doors: Door) -> No
 # before_retry
 
 
-async def test_before_retry_sees_the_failed_attempt_and_no_connection_is_held_while_it_waits(doors: Door) -> None:
+async def test_before_retry_sees_the_failed_attempt_and_no_connection_is_held_while_it_waits(
+    doors: Door, retry_without_waiting: list[float]
+) -> None:
     seen: list[tuple[int, Any, list[Any], float | None, int]] = []
 
     def before(attempt: Attempt) -> None:
@@ -314,8 +316,9 @@ async def test_before_retry_sees_the_failed_attempt_and_no_connection_is_held_wh
 
     one, two = stale(), stale()
     unit = Failing(doors, one, two)
-    await doors.decorate(unit.body, retry=Retry(wait=0.001, jitter=False, before_retry=before))()
-    assert seen == [(1, one, [one], 0.001, 0), (2, two, [one, two], 0.002, 0)]
+    await doors.decorate(unit.body, retry=Retry(wait=0.5, jitter=False, before_retry=before))()
+    assert seen == [(1, one, [one], 0.5, 0), (2, two, [one, two], 1.0, 0)]
+    assert retry_without_waiting == [0.5, 1.0]
 
 
 async def test_before_retry_is_not_called_where_there_is_no_retry(doors: Door) -> None:

@@ -16,6 +16,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from .. import _waiting
 from .._twins import to_completion
 from ..context import Entry, factory_key, here, top
 from ..scope import AsyncScope
@@ -142,7 +143,7 @@ class AsyncTurn(Turn):
         result, seconds = self.request.next()
         if inspect.isawaitable(result):
             await result
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(_waiting.pause(seconds))
 
 
 async def _leave(scope: Any, error: BaseException | None) -> None:

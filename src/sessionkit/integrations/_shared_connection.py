@@ -12,7 +12,6 @@ import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -93,12 +92,14 @@ class SharedConnection:
         self.asynchronous = engine.dialect.is_async
         self._users: list[_User] = []
         self._taking = threading.Lock()
-        self._followed: WeakSet[Session] = WeakSet()
         self._listeners: dict[str, Any] = {
             "after_begin": self._after_begin,
             "after_commit": self._after_commit,
             "after_transaction_end": self._after_end,
         }
+        # Of all sessions: to listen to each of them would take longer than the work of a small unit.
+        for name, listener in self._listeners.items():
+            event.listen(Session, name, listener)
         event.listen(self._engine, "release_savepoint", self._on_release)
 
     # -- its turn -------------------------------------------------------------------------------------------------
@@ -125,10 +126,6 @@ class SharedConnection:
         session.twophase = False  # a savepoint cannot be prepared
         if not session.in_transaction():
             session.begin()
-        if session not in self._followed:  # not to be unfollowed in the middle of its own events
-            self._followed.add(session)
-            for name, listener in self._listeners.items():
-                event.listen(session, name, listener)
         return connection
 
     def borrow(self) -> Connection:
@@ -292,9 +289,8 @@ class SharedConnection:
         """Stop to listen."""
         self._outside.detach()
         event.remove(self._engine, "release_savepoint", self._on_release)
-        for session in self._followed:
-            for name, listener in self._listeners.items():
-                event.remove(session, name, listener)
+        for name, listener in self._listeners.items():
+            event.remove(Session, name, listener)
 
 
 def _opened(user: _User | None) -> str:

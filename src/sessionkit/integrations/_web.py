@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .. import _waiting
 from .._attempts import Run
 from .._observers import observers, tell_retried
 from .._savepoints import connections
@@ -364,4 +365,4 @@ class SyncTurn(Turn):
             raise ColourError(
                 "before_retry is async, but WSGI is sync and cannot await it; give retry= a plain function"
             )
-        time.sleep(seconds)
+        time.sleep(_waiting.pause(seconds))
