@@ -1,22 +1,21 @@
 """What keeping tests apart costs, in the modes of the test kit and by hand.
 
-    python -m benchmarks.kit [--url postgresql+psycopg://...] [--tests 1000] [--rounds 1] [--only TEXT]
+    python -m benchmarks.kit [--url postgresql+psycopg://...] [--tests 1000] [--rounds 3] [--only TEXT]
 
 Each row is a real run of pytest over so many small tests (two units that write, one that reads), in a process of its
-own; what a run of one test takes is taken off. CPU time is pytest's; a server's is in the wall time only. On an SQLite
-file; on PostgreSQL as well where `--url` names a database, in which ten tables are made.
+own, from the first test to the last; the rows take turns, and the shortest run of each counts. CPU time is pytest's; a
+server's is in the wall time only. On an SQLite file; on PostgreSQL as well where `--url` names a database, in which ten
+tables are made.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
@@ -61,8 +60,17 @@ TESTS = """
 """
 
 CONFTEST = """
+    import time
+    from pathlib import Path
     import pytest
     from shop import Base, Session, delete, engine, text
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop():
+        cpu, wall = time.process_time(), time.perf_counter()
+        result = yield
+        Path("took").write_text(f"{time.process_time() - cpu} {time.perf_counter() - wall}")
+        return result
 
     @pytest.fixture(scope="session", autouse=True)
     def tables():
@@ -112,7 +120,6 @@ def seconds(folder: Path, url: URL, tests: int) -> tuple[float, float]:
         "SHOP_TESTS": str(tests),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "sessionkit.integrations.pytest_plugin"]
-    begun, used = time.perf_counter(), _used()
     done = subprocess.run(
         [*command, "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)],
         cwd=folder,
@@ -121,19 +128,14 @@ def seconds(folder: Path, url: URL, tests: int) -> tuple[float, float]:
         text=True,
         check=False,
     )
-    took = _used() - used, time.perf_counter() - begun
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
-    return took
+    cpu, wall = map(float, (folder / "took").read_text().split())
+    return cpu, wall
 
 
-def _used() -> float:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return children.ru_utime + children.ru_stime
-
-
-def measure(url: URL, way: str, tests: int, rounds: int) -> tuple[float, float]:
-    """Return the CPU and the wall time of one test, in seconds, the shortest of all rounds."""
+def measure(url: URL, way: str, tests: int) -> tuple[float, float]:
+    """Return the CPU and the wall time of one test, in seconds."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if url.get_backend_name() == "sqlite":
@@ -144,16 +146,15 @@ def measure(url: URL, way: str, tests: int, rounds: int) -> tuple[float, float]:
             "conftest": textwrap.dedent(CONFTEST + " " * 8 + WAYS[way]),
         }.items():
             (folder / f"{file}.py").write_text(text)
-        one, all_ = ([seconds(folder, url, number) for _ in range(rounds)] for number in (1, tests))
-        cpu, wall = ((min(each[i] for each in all_) - min(each[i] for each in one)) / (tests - 1) for i in (0, 1))
-        return cpu, wall
+        cpu, wall = seconds(folder, url, tests)
+        return cpu / tests, wall / tests
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", type=make_url, help="a PostgreSQL to measure on as well")
     parser.add_argument("--tests", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", metavar="TEXT", help="only the ways whose name contains it")
     arguments = parser.parse_args()
     print(conditions())
@@ -162,13 +163,13 @@ def main() -> int:
             f"\n| {url.get_backend_name()}, ms for each of {arguments.tests} tests | CPU | wall | ratio of CPU | of wall |"
         )
         print("|---|---:|---:|---:|---:|")
-        first = None
-        for way in WAYS:
-            if arguments.only in way:
-                cpu, wall = measure(url, way, arguments.tests, arguments.rounds)
-                first = first or (cpu, wall)
-                ratios = f"{cpu / first[0]:.1f} | {wall / first[1]:.1f}"
-                print(f"| {way} | {cpu * 1000:.1f} | {wall * 1000:.1f} | {ratios} |", flush=True)
+        ways = [way for way in WAYS if arguments.only in way]
+        runs = [{way: measure(url, way, arguments.tests) for way in ways} for _ in range(arguments.rounds)]
+        best = {way: [min(run[way][i] for run in runs) for i in (0, 1)] for way in ways}
+        for way, (cpu, wall) in best.items():
+            first_cpu, first_wall = best[ways[0]]
+            ratios = f"{cpu / first_cpu:.1f} | {wall / first_wall:.1f}"
+            print(f"| {way} | {cpu * 1000:.1f} | {wall * 1000:.1f} | {ratios} |")
     return 0
 
 

@@ -31,7 +31,7 @@ async def test_what_sync_code_commits_is_seen_by_it_and_gone_after_the_test(door
     source = kit.read("sync")
     await project.alone()
     result = project.run(test_rollback=source, test_template=source.replace('MODE = "rollback"', 'MODE = "template"'))
-    result.assert_outcomes(passed=57)
+    result.assert_outcomes(passed=59)
     assert await left(doors) == 0
 
 

@@ -41,6 +41,7 @@ TURN = 10.0
 """How long a unit waits for its turn, in seconds."""
 
 Problem = str
+_OF_BEGIN = frozenset({"isolation_level", "postgresql_readonly", "postgresql_deferrable"})
 _ELSEWHERE = 'mark the test with sessionkit(mode="template")'
 
 
@@ -52,6 +53,7 @@ class _User:
         self.owner = here()
         self.place = place()
         self.committed = False
+        self.options: Any = None  # of the connection, as it was lent
         self.loses: str | None = None  # what its rollback would take back though it is none of its own
         unit: Any = session.__dict__.get("_sessionkit_unit")
         self.enclosing = [] if unit is None else [outer.session for outer in unit.enclosing]
@@ -101,6 +103,7 @@ class SharedConnection:
         for name, listener in self._listeners.items():
             event.listen(Session, name, listener)
         event.listen(self._engine, "release_savepoint", self._on_release)
+        event.listen(self._engine, "set_connection_execution_options", self._on_options)
 
     # -- its turn -------------------------------------------------------------------------------------------------
 
@@ -122,6 +125,7 @@ class SharedConnection:
         except BaseException:
             self._users.remove(user)
             raise
+        user.options = connection.get_execution_options()
         session.join_transaction_mode = "create_savepoint"
         session.twophase = False  # a savepoint cannot be prepared
         if not session.in_transaction():
@@ -202,6 +206,8 @@ class SharedConnection:
                 f"{_opened(user)} was rolled back, and in rollback mode that takes {user.loses} with it, which a real "
                 f"database would have kept; {_ELSEWHERE}"
             )
+        if self._connection is not None:
+            self._connection._execution_options = user.options  # what the session has added is not for the next one
         with self._taking:
             self._users.remove(user)
             if user.committed and self._users:
@@ -225,6 +231,12 @@ class SharedConnection:
             with suppress(Exception):
                 connection._rollback_to_savepoint_impl(name)
             raise
+
+    def _on_options(self, connection: Connection, options: dict[str, Any]) -> None:
+        # What only BEGIN can say: as with the presets, it is not in force.
+        if connection is self._connection:
+            for name in _OF_BEGIN.intersection(options):
+                del options[name]
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -289,6 +301,7 @@ class SharedConnection:
         """Stop to listen."""
         self._outside.detach()
         event.remove(self._engine, "release_savepoint", self._on_release)
+        event.remove(self._engine, "set_connection_execution_options", self._on_options)
         for name, listener in self._listeners.items():
             event.remove(Session, name, listener)
 
