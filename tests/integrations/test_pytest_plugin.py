@@ -45,7 +45,7 @@ async def test_what_async_code_commits_is_seen_by_it_and_gone_after_the_test(doo
         test_anyio=source.replace("RUNNER", "anyio"),
         test_template=source.replace("RUNNER", "asyncio").replace('MODE = "rollback"', 'MODE = "template"'),
     )
-    result.assert_outcomes(passed=42)
+    result.assert_outcomes(passed=54)
     assert await left(doors) == 0
 
 

@@ -1,8 +1,8 @@
 """What is to be done in an event loop before it ends: a connection that was opened in it can be closed in no other.
 
-A test's own loop is asked by the plugin when the test has ended. Loops that the code under test runs (``asyncio.run``,
-the test client of a web framework) end in the middle of the test: there an asynchronous generator that was begun in the
-loop is closed by it, as each loop does with its generators.
+The loop of a test rests when the test and its fixtures have ended, and is run once more. Loops that the code under test
+runs (``asyncio.run``, the test client of a web framework) end in the middle of the test, and so may the test's own: there
+an asynchronous generator that was begun in the loop is closed by it, as each loop does with its generators.
 """
 
 from __future__ import annotations

@@ -114,10 +114,6 @@ class Isolation:
             for factory in self._plain:
                 self._undo.enter_context(led(factory))
 
-    async def end_in_loop(self) -> None:
-        """End what belongs to the event loop that runs."""
-        await self._loops.end_here()
-
     def end(self) -> None:
         """Roll back, look at what was left open, and take the stand-ins out of force."""
         try:
@@ -159,7 +155,7 @@ class Isolation:
 
     async def async_start_over(self) -> None:
         """Take back what the test has committed so far. For engines of both colours."""
-        await self.end_in_loop()
+        await self._loops.end_here()
         self._renew()
 
     def _renew(self) -> None:

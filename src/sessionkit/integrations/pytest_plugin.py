@@ -13,11 +13,9 @@ project overrides one, `sessionkit_factories`:
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
@@ -48,7 +46,6 @@ __all__ = [
 MARKER = "sessionkit"
 ISOLATION = "sessionkit_isolation"
 
-_isolation_key = pytest.StashKey["Isolation | None"]()
 _crowded_key = pytest.StashKey[bool]()
 
 
@@ -155,28 +152,6 @@ def _is_crowded(session: pytest.Session) -> bool:
     return session.stash[_crowded_key]
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """End what an async test has used while its event loop still runs."""
-    isolation = item.stash.get(_isolation_key, None)
-    test = getattr(item, "obj", None)
-    if isolation is None or not isinstance(item, pytest.Function) or not inspect.iscoroutinefunction(test):
-        return (yield)
-
-    @functools.wraps(test)
-    async def within(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return await test(*args, **kwargs)
-        finally:
-            await isolation.end_in_loop()
-
-    item.obj = within
-    try:
-        return (yield)
-    finally:
-        item.obj = test
-
-
 @pytest.fixture
 def sessionkit_factories() -> Iterable[object]:
     """The factories of the application: the project overrides this fixture.
@@ -215,11 +190,9 @@ def sessionkit_isolation(
         refused = str(error)
     if isolation is None or refused:
         pytest.fail(refused, pytrace=False)
-    node.stash[_isolation_key] = isolation
     try:
         yield isolation
     finally:
-        node.stash[_isolation_key] = None
         isolation.end()
     if isolation.problems:
         pytest.fail("\n".join(dict.fromkeys(isolation.problems)), pytrace=False)
