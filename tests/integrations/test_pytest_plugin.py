@@ -45,7 +45,7 @@ async def test_what_async_code_commits_is_seen_by_it_and_gone_after_the_test(doo
         test_anyio=source.replace("RUNNER", "anyio"),
         test_template=source.replace("RUNNER", "asyncio").replace('MODE = "rollback"', 'MODE = "template"'),
     )
-    result.assert_outcomes(passed=54)
+    result.assert_outcomes(passed=57)
     assert await left(doors) == 0
 
 
@@ -169,7 +169,7 @@ async def test_web_applications_are_in_the_test_in_other_threads_too(doors: Door
 @pytest.mark.doors("sqlite-sync", "postgresql-sync")
 async def test_a_test_is_told_what_it_left_open_and_what_would_have_stayed(doors: Door, project: kit.Project) -> None:
     result = project.run(test_shop=kit.read("told"))
-    result.assert_outcomes(passed=12, errors=11)
+    result.assert_outcomes(passed=14, errors=12)
     result.stdout.fnmatch_lines(
         [
             "*the session opened at *test_shop.py:18 is still in a transaction*",
@@ -183,6 +183,7 @@ async def test_a_test_is_told_what_it_left_open_and_what_would_have_stayed(doors
             "*was to be written at *test_shop.py:76 would have stayed in the database*",
             "*the marker sessionkit('template', node='rollback') is not understood*",
             "*mode='fast' was asked for*",
+            "*a factory was bound to Engine(sqlite://) while the test ran*",
         ]
     )
     assert await left(doors) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +55,15 @@ class Isolation:
             raise OptionError(
                 f"mode={mode!r} was asked for by the marker sessionkit; it is one of {', '.join(map(repr, MODES))}"
             )
-        factories = list(factories)
+        self._factories = factories = list(factories)
         self.mode = mode
         self.name = name
         self.engines = engines_of(factories)
+        if not self.engines:
+            raise OptionError(
+                f"sessionkit_factories returned {factories!r}, bound to no engine; bind them before the test, or return "
+                "the engine as well"
+            )
         keys = [factory_key(each) for each in factories]
         self._plain = [each for each in keys if is_plain(each)]
         self._makers = [maker for each in keys if isinstance(maker := getattr(each, "_sessionkit_maker", None), Maker)]
@@ -119,7 +124,8 @@ class Isolation:
         try:
             for shared in self._loops.end():
                 self.problems += shared.left_open()
-                shared.abandon()
+                with suppress(Exception):  # there is no loop any more in which it could be done well
+                    shared.abandon()
             for shared in self._shared:
                 if not shared.asynchronous:
                     self.problems += shared.left_open()
@@ -134,6 +140,11 @@ class Isolation:
                     shared.detach()
                 except Exception as error:  # noqa: BLE001 - the test is told, and the others are to be detached as well
                     self._tell(error)
+        for engine in set(engines_of(self._factories)).difference(self.engines):
+            self.problems.append(
+                f"a factory was bound to {engine!r} while the test ran, of which sessionkit_isolation knew nothing: bind it "
+                "before, in a fixture that sessionkit_factories asks for"
+            )
         while (entry := top()) is not None and entry is not self._around:
             pop(entry)  # not for the next test to join
         if self._faults.waiting:
@@ -224,17 +235,19 @@ class Isolation:
 
 
 def engines_of(factories: Iterable[object]) -> list[Engine]:
-    """Return the engines that factories are bound to, each once, and none that was derived from another."""
+    """Return the engines that factories are bound to, each once, and none that was derived from another.
+
+    Raises:
+        OptionError: something is no factory.
+    """
     found: dict[Engine, None] = {}
     for given in factories:
         factory: Any = factory_key(given)
         arguments: dict[str, Any] = getattr(factory, "kw", {})
         binds = [arguments.get("bind"), *(arguments.get("binds") or {}).values()]
         engines = [each for each in map(_engine, [factory, *binds]) if each is not None]
-        if not engines:
-            raise OptionError(
-                f"sessionkit_factories returned {given!r}, which is bound to no engine; bind it, or return the engine"
-            )
+        if not engines and not hasattr(factory, "class_"):
+            raise OptionError(f"sessionkit_factories returned {given!r}, which is neither a factory nor an engine")
         found.update(dict.fromkeys(map(_dialects.root_of, engines)))
     return list(found)
 

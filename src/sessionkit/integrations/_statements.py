@@ -17,7 +17,7 @@ __all__ = ["Statements", "collect"]
 
 # What keeps a transaction in its course, and what the kit itself asks where a COMMIT would.
 _NOT_COUNTED = re.compile(
-    r"\s*(?:SAVEPOINT|RELEASE|ROLLBACK|SET TRANSACTION|SELECT set_config\(|SET CONSTRAINTS ALL IMMEDIATE$|"
+    r"\s*(?:SAVEPOINT|RELEASE|ROLLBACK|SET TRANSACTION|SELECT set_config\(|DO \$\$ BEGIN SET CONSTRAINTS ALL IMMEDIATE; RAISE|"
     r"PREPARE TRANSACTION|COMMIT PREPARED)",
     re.IGNORECASE,
 )
