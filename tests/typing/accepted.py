@@ -48,7 +48,6 @@ from sessionkit.integrations.fastapi import SessionDepends, install
 from sessionkit.integrations.flask import SessionKit
 from sessionkit.integrations.logging import log_scopes, stop_logging
 from sessionkit.integrations.long_scopes import Found, LongScopes
-from sessionkit.integrations.sqlcommenter import comment_statements
 from sessionkit.integrations.pytest_plugin import (
     AssertStatements,
     CaptureOnCommit,
@@ -58,6 +57,7 @@ from sessionkit.integrations.pytest_plugin import (
     StatementCount,
     Statements,
 )
+from sessionkit.integrations.sqlcommenter import comment_statements
 from sessionkit.integrations.wsgi import SessionKitMiddleware as ForWSGI
 
 if TYPE_CHECKING:

@@ -35,8 +35,8 @@ from sessionkit.integrations.fastapi import SessionDepends, install
 from sessionkit.integrations.flask import SessionKit
 from sessionkit.integrations.logging import log_scopes
 from sessionkit.integrations.long_scopes import LongScopes
-from sessionkit.integrations.sqlcommenter import comment_statements
 from sessionkit.integrations.pytest_plugin import AssertStatements, CaptureOnCommit, FailCommitWith
+from sessionkit.integrations.sqlcommenter import comment_statements
 from sessionkit.integrations.wsgi import SessionKitMiddleware as ForWSGI
 
 if TYPE_CHECKING:
