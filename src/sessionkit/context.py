@@ -191,6 +191,12 @@ def current_session(factory: object | None = None) -> Any:
     return require(None if factory is None else factory_key(factory), "current_session()").handed
 
 
+def current_of(session: Any) -> Any:
+    """Return the session that a scoped session stands for, in the colour of both; anything else as it is."""
+    registry = getattr(session, "registry", None)
+    return registry() if registry is not None and hasattr(session, "session_factory") else session
+
+
 def sync_session_of(session: Any, asked: str) -> Session:
     """Return the ``Session`` inside what a user calls a session.
 
@@ -203,9 +209,5 @@ def sync_session_of(session: Any, asked: str) -> Session:
     for _ in range(3):
         if isinstance(seen, Session):
             return seen
-        inner = getattr(seen, "sync_session", None)
-        if inner is None:
-            registry = getattr(seen, "registry", None)
-            inner = registry() if registry is not None and hasattr(seen, "session_factory") else None
-        seen = inner
+        seen = getattr(seen, "sync_session", None) or current_of(seen)
     raise ScopeError(f"{asked} takes a Session, an AsyncSession or a scoped session, not {session!r}")

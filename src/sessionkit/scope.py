@@ -20,7 +20,7 @@ from ._plan import NOTHING_ASKED, Options, Request, Step, plan, plan_passed
 from ._session import make_aware, unit_of
 from ._twins import to_completion
 from ._unit import Unit
-from .context import Entry, factory_key, here, innermost, pop, push, sync_session_of, top
+from .context import Entry, current_of, factory_key, here, innermost, pop, push, sync_session_of, top
 from .errors import ColourError, OptionError, ScopeError, set_outcome
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class Scope(_Scope[S]):
         return decorated
 
     def _passed(self, session: object) -> Passed:
-        return Passed(self, session)
+        return Passed(self, current_of(session))
 
     if not TYPE_CHECKING:  # the type checkers refuse it by themselves
 
@@ -335,7 +335,7 @@ class AsyncScope(_Scope[AS]):
         return decorated
 
     def _passed(self, session: object) -> AsyncPassed:
-        return AsyncPassed(self, session)
+        return AsyncPassed(self, current_of(session))
 
     if not TYPE_CHECKING:  # the type checkers refuse it by themselves
 

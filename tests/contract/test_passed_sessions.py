@@ -164,6 +164,16 @@ async def test_what_is_passed_must_be_a_session_of_the_colour(doors: Door) -> No
                 await decorated("ann", session=mine.sync_session)
 
 
+async def test_a_scoped_session_may_be_passed(doors: Door) -> None:
+    decorated = doors.decorate(add, form="keyword")
+    scoped = doors.scoped()
+    await decorated("ann", session=scoped)
+    assert await names(doors) == []
+    await scoped.commit()
+    await scoped.remove()
+    assert await names(doors) == ["ann"]
+
+
 async def test_hooks_in_a_function_with_a_passed_session_follow_the_callers_commit(doors: Door) -> None:
     ran: list[str] = []
 

@@ -103,7 +103,7 @@ def update(
 
     Raises:
         VersionConflict: rows have another version, or are gone; `conflicts` names every one of them. Nothing was
-        written.
+            written.
         BulkError: a row cannot be written; a key has no row (then it is a ``StaleDataError`` as well).
         OptionError: an option that cannot be honoured. Nothing was sent.
 
