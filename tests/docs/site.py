@@ -23,11 +23,13 @@ class NotBuilt(Exception):
 
 
 def build(folder: Path) -> None:
-    """Build the site into a folder, which is emptied before.
+    """Build the site into a folder, in the place of an earlier one.
 
     Raises:
-        NotBuilt: there was a warning, or an error.
+        NotBuilt: there was a warning, or an error; or the folder holds something else.
     """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "sitemap.xml").exists():
+        raise NotBuilt(f"{folder} is not empty and holds no site; name a folder for the site alone")
     with tempfile.TemporaryDirectory(prefix="sessionkit-site-") as name:
         copy = Path(name)
         shutil.copy(ROOT / "mkdocs.yml", copy)
@@ -43,7 +45,7 @@ def build(folder: Path) -> None:
 def changes() -> str:
     """Return the changes of all releases, the next one first, as Markdown."""
     following = _run("towncrier", "build", "--draft", "--version=Next", "--date=not released yet", where=ROOT)
-    released = RELEASED.read_text(encoding="utf-8").partition(MARK)[2] if RELEASED.exists() else ""
+    released = RELEASED.read_text(encoding="utf-8").split(MARK)[-1] if RELEASED.exists() else ""
     # Towncrier's entries, as the Markdown of the site wants them: apart from each other, and what belongs to one four deep.
     text = re.sub(r"^- ", "\n- ", f"\n{following.strip()}\n{released}", flags=re.MULTILINE)
     return re.sub(r"^  (?=\S)", "    ", text, flags=re.MULTILINE)

@@ -117,6 +117,24 @@ def test_the_changelog_tells_what_every_fragment_tells(site: Path) -> None:
     assert len(re.findall(r"<li>", page[page.index("<article") :])) >= len(fragments)
 
 
+@pytest.mark.parametrize("head", ["", f"# Changelog\n\n{site_.MARK}\n"])
+def test_the_changelog_keeps_what_was_released(head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = tmp_path / "CHANGELOG.md"
+    released.write_text(f"{head}## 0.1.0 (2026-01-01)\n\n### Added\n\n- One.\n- Two.\n\n  More of it.\n")
+    monkeypatch.setattr(site_, "RELEASED", released)
+    told = site_.changes()
+    assert told.startswith("\n## Next (not released yet)\n")
+    assert told.endswith("## 0.1.0 (2026-01-01)\n\n### Added\n\n\n- One.\n\n- Two.\n\n    More of it.\n")
+    assert told.count("Changelog") == 0
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("three years of work")
+    with pytest.raises(site_.NotBuilt, match="holds no site"):
+        site_.build(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
 def _words(text: str) -> str:
     """Only the letters: how the two of them mark up the rest is not the same."""
     return re.sub(r"(&\w+;|[^A-Za-z])+", " ", text).strip()
