@@ -351,6 +351,11 @@ def test_a_database_behind_its_migrations_is_seen_until_it_is_upgraded(
         )
     project.run("upgrade", "head")
     assert doctor(url, "--alembic", project.folder).one("migrations.head", "ok") == "the database is at first"
+    other = project.folder / "migrations" / "versions" / "first.py"
+    text = other.read_text().replace("revision = 'first'", "revision = 'another'", 1)
+    other.with_name("another.py").write_text(text.replace("'orders'", "'others'"))
+    assert "2 heads: " in doctor(url, "--alembic", project.folder).one("migrations.heads", "warn")
+    other.with_name("another.py").unlink()
     project.execute("UPDATE alembic_version SET version_num = 'of the future'")
     assert "this code is older" in doctor(url, "--alembic", project.folder).one("migrations.head", "fail")
 

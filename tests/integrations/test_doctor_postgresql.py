@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ from tests.support.models import User
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.integrations.doctoring import Seen
     from tests.support.doors import Door
@@ -265,6 +268,28 @@ def test_the_pool_of_the_application_is_looked_at(
 ) -> None:
     name = module(f"engine = create_engine({url_of(doors)!r}, {arguments})")
     assert told in doctor(f"{name}:engine").one("pool.size", status)
+
+
+@pytest.mark.doors("postgresql-async")
+def test_an_engine_that_was_used_in_another_event_loop_is_looked_at_in_the_doctors(
+    doors: Door, module: Callable[[str], str], tmp_path: Path
+) -> None:
+    """In a process of its own: what such an application leaves behind at import, nobody can close."""
+    url = doors.database.url(doors.driver).render_as_string(hide_password=False)
+    name = module(f"""
+        import asyncio
+        engine = create_async_engine({url!r})
+
+        async def prepare():
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+
+        asyncio.run(prepare())
+    """)
+    command = [sys.executable, "-m", "sessionkit", "doctor", "--json", f"{name}:engine"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["status"] != "fail"
 
 
 # Who may see what, and who does not answer

@@ -103,6 +103,9 @@ class Patient:
 
         if reading is not None:
             self.engine.dispose()  # a connection that it has already may write
+        elif self.engine.dialect.is_async and self.entry.connect_within is not None:
+            # What it connected while it was imported belongs to an event loop that has ended, and cannot be closed any more.
+            self.engine.dispose(close=False)
         # A listener of the application's may make the connection, or say where it goes to; not to a file that is written.
         event.listen(self.engine, "do_connect", connect, insert=reading is not None)
         try:
