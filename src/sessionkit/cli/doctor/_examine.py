@@ -130,11 +130,11 @@ class Case:
 
 
 def examine(case: Case) -> list[Finding]:
-    """Return all findings, in the order of the table. It changes nothing, and ends whatever the server does.
+    """Return all findings, group by group. It changes nothing, and ends whatever the server does.
 
     Each connection attempt and each statement has a limit. A server that takes a statement and says nothing at all any
-    more cannot be made to keep it; so the work is done in a thread of its own, which is left behind when it is silent for
-    three times as long.
+    more cannot be made to keep it; so the work is done in a thread of its own, which is left behind when it is silent
+    for too long.
     """
     told: queue.Queue[_Said] = queue.Queue()
     threading.Thread(target=_work, args=(case, told.put), name="sessionkit-doctor", daemon=True).start()

@@ -96,8 +96,9 @@ def _told_pid(driver_connection: Any) -> int | None:
 
 
 def _pid(connection: Connection) -> int:
-    with connection.begin():
-        return int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+    found = int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+    connection.rollback()
+    return found
 
 
 def pooler(connection: Connection, patient: Patient) -> Iterator[Finding]:
