@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -66,6 +67,8 @@ def unit_of(session: orm.Session) -> Unit | None:
     return unit
 
 
+logger = logging.getLogger("sessionkit")
+
 _listeners: list[Callable[[orm.Session], None]] = []
 
 
@@ -87,7 +90,10 @@ def tell_made(listener: Callable[[orm.Session], None], on: bool) -> None:
 def _made(self: ScopeAware, *args: Any, **kwargs: Any) -> None:
     super(ScopeAware, self).__init__(*args, **kwargs)
     for listener in tuple(_listeners):
-        listener(self)
+        try:
+            listener(self)
+        except Exception:
+            logger.exception("%r failed as a session was made", listener)
 
 
 class ScopeAware(_Base):

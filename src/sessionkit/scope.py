@@ -201,7 +201,8 @@ class Scope(_Scope[S]):
         entry = self._leave()
         unit = entry.unit
         if unit is None or not entry.opened:
-            _finish_inner(entry, error)
+            session = None if entry.inner is NO_INNER else sync_session_of(entry.handed, "a scope")
+            (_finish_and_tell if entry.observations else finish_inner)(session, entry, error)
             return
         try:
             try:
@@ -257,18 +258,18 @@ class Passed:
         self.scope._enter(unit, self.session, here(), False, begin_inner(session, step, unit))
 
     def __exit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
-        _finish_inner(self.scope._leave(), error)
+        entry = self.scope._leave()
+        finish = _finish_and_tell if entry.observations else finish_inner
+        finish(sync_session_of(self.session, "a scope"), entry, error)
 
 
-def _finish_inner(entry: Entry, error: BaseException | None) -> None:
+def _finish_and_tell(session: orm.Session | None, entry: Entry, error: BaseException | None) -> None:
     try:
-        finish_inner(None if entry.inner is NO_INNER else sync_session_of(entry.handed, "a scope"), entry, error)
+        finish_inner(session, entry, error)
     except BaseException as failure:
-        if entry.observations:
-            tell_left(entry, failure)
+        tell_left(entry, failure)
         raise
-    if entry.observations:
-        tell_left(entry, error)
+    tell_left(entry, error)
 
 
 class AsyncScope(_Scope[AS]):

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from sessionkit.integrations.application_name import name_transactions
 from tests.contract.breaking import names
 from tests.contract.lost import create_markers, markers
 from tests.contract.settings import PRESETS, expected, in_force
@@ -145,3 +146,21 @@ async def test_what_a_client_sets_for_its_session_would_be_seen_here(doors: Door
         async for connection in server_connections(doors, engine):
             await connection.execute(text("RESET statement_timeout"))
             await connection.commit()
+
+
+async def test_the_name_of_a_transaction_is_that_of_its_scope_only(doors: Door, pgbouncer_port: int) -> None:
+    engine = pooled(doors, pgbouncer_port)
+    before = await settings_everywhere(doors, engine)
+    Session = doors.factory(name_transactions(engine))
+    shown = text("SELECT current_setting('application_name')")
+    async with doors.scope(Session) as session:
+        unnamed = (await session.execute(shown)).scalar_one()
+
+    async def worker(number: int) -> None:
+        for turn in range(10):
+            name = f"{number} {turn}" if turn % 2 else None
+            async with doors.scope(Session, name=name) as session:
+                assert (await session.execute(shown)).scalar_one() == (name or unnamed)
+
+    await doors.together(*(worker(number) for number in range(WORKERS)))
+    assert await settings_everywhere(doors, engine) == before

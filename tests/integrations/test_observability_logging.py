@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import StaleDataError
 
 from sessionkit import Retry, errors, on_commit, set_rollback_only
 from sessionkit._observers import observers
+from sessionkit.integrations._observed import conflicts_in
 from sessionkit.integrations.logging import log_scopes, stop_logging
 from tests.contract.lost import link
 from tests.support.faults import Fault
@@ -132,6 +134,14 @@ def test_what_is_no_level_and_no_time_is_refused(wrong: dict[str, Any]) -> None:
     assert not observers
 
 
+def test_the_conflicts_of_an_error_are_counted_also_where_it_was_swallowed() -> None:
+    stale: Any = StaleDataError("two rows")
+    stale.conflicts = (1, 2)
+    swallowed = errors.UnexpectedRollback("nothing was committed")
+    swallowed.__cause__ = stale
+    assert [conflicts_in(each) for each in (None, Mine(), StaleDataError(), stale, swallowed)] == [0, 0, 1, 2, 2]
+
+
 # -- whoever looks on -----------------------------------------------------------------------------------------------
 
 
@@ -213,6 +223,28 @@ async def test_who_is_told_of_the_beginning_is_told_of_the_end(doors: Door, seen
         async with doors.scope():
             observers.append(other)
     assert seen == ["entered", "left"]
+
+
+@QUICK
+async def test_the_last_that_was_told_of_the_beginning_is_the_first_to_be_told_of_the_end(
+    doors: Door, seen: list[str]
+) -> None:
+    """So that the spans of two tracers lie inside each other."""
+
+    class Second:
+        def entered(self, entry: object) -> Second:
+            return self
+
+        def retried(self, name: str | None, attempt: object) -> None: ...
+
+        def left(self, error: BaseException | None) -> None:
+            seen.append("left second")
+
+    observers.append(Second())
+    async with doors.scope():
+        async with doors.scope():
+            pass
+    assert seen == ["entered", "entered", "left second", "left", "left second", "left"]
 
 
 @QUICK

@@ -6,6 +6,7 @@ import gc
 import inspect
 import logging
 import os
+import select
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,7 @@ async def test_the_line_of_a_decorated_function_is_where_it_is_written(doors: Do
 async def test_a_short_scope_is_not_reported_and_neither_is_one_that_joins(doors: Door, watch: Watch) -> None:
     async with doors.scope():
         watch.now += 4
+    assert watch.found == []
     async with doors.scope():
         watch.now += 4
         async with doors.scope():
@@ -161,6 +163,17 @@ async def test_a_scope_that_is_never_left_is_named(doors: Door, watch: Watch) ->
     assert (found.event, found.what, found.name) == ("lost", "scope", "forgotten")
 
 
+async def test_a_clock_that_fails_breaks_no_session_and_no_scope(doors: Door, caplog: pytest.LogCaptureFixture) -> None:
+    with LongScopes(1, every=None, clock=lambda: 1 / 0):
+        async with doors.session() as session:
+            session.add(Account(id=1))
+            await session.commit()
+        async with doors.scope() as session:
+            session.add(Account(id=2))
+    assert await doors.rows("SELECT id FROM accounts ORDER BY id") == [(1,), (2,)]
+    assert caplog.text.count("ZeroDivisionError") == 2
+
+
 @pytest.mark.doors("sqlite-sync")
 async def test_a_callback_that_fails_is_logged(doors: Door, caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
@@ -201,13 +214,18 @@ def _fork(doors: Door) -> None:
         assert os.read(found, 5) == b"ended"
         child = os.fork()
         if child == 0:
+            os.close(goes_on)
             with doors.Session.scope():
-                os.read(waits, 1)
+                os.read(waits, 1)  # ends when the parent has closed the other end, or is no more
             os._exit(0)
-        assert os.read(found, 4) == b"open"
-        os.write(goes_on, b"!")
-        assert os.waitpid(child, 0)[1] == 0
-    for end in (found, finds, waits, goes_on):
+        try:
+            ready, _, _ = select.select([found], [], [], 30)
+            assert ready, "no thread looks in the child"
+            assert os.read(found, 4) == b"open"
+        finally:
+            os.close(goes_on)
+            os.waitpid(child, 0)
+    for end in (found, finds, waits):
         os.close(end)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -9,13 +10,15 @@ from urllib.parse import unquote
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from opentelemetry import context, trace
 from opentelemetry.sdk.trace import TracerProvider
-from sqlalchemy import create_engine, func, select, text
+from sqlalchemy import create_engine, event, func, select, text
 
-from sessionkit import bulk, errors
+from sessionkit import bulk, current_session, errors
 from sessionkit.integrations import opentelemetry
 from sessionkit.integrations.application_name import name_transactions
 from sessionkit.integrations.sqlcommenter import comment_statements, with_comment, written
+from sessionkit.integrations.wsgi import SessionKitMiddleware
 from tests.support.models import Account, Item, User
 
 if TYPE_CHECKING:
@@ -51,20 +54,19 @@ async def test_a_statement_ends_with_the_name_of_its_scope(doors: Door) -> None:
 
 @POSTGRESQL
 async def test_the_server_sees_the_comment_as_it_was_written(doors: Door) -> None:
+    """With values, without, and past the driver's search for placeholders; a snapshot holds for a transaction."""
     comment_statements(doors.engine)
-    mine = text("SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid() AND 'x' LIKE '%' AND :n = 1")
+    mine = "SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid()"
     async with doors.scope(name=ODD) as session:
-        seen = (await session.execute(mine, {"n": 1})).scalar_one()
-        assert " /*scope='100%25%20%27%3B%20DROP" in seen
-        assert unquote(re.search(r"/\*scope='([^']*)'\*/$", seen)[1]) == ODD  # type: ignore[index]
-        connection = await session.connection()
-        bare = await connection.exec_driver_sql("SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid()")
-        assert unquote(bare.scalar_one()).endswith(f"/*scope='{ODD}'*/")
-        told = await connection.execution_options(no_parameters=True)
-        one = await told.exec_driver_sql(
-            "SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid() AND 'a' LIKE '%'"
-        )
-        assert unquote(one.scalar_one()).endswith(f"/*scope='{ODD}'*/")
+        seen = [(await session.execute(text(f"{mine} AND 'x' LIKE '%' AND :n = 1"), {"n": 1})).scalar_one()]
+    async with doors.scope(name=ODD) as session:
+        seen.append((await (await session.connection()).exec_driver_sql(mine)).scalar_one())
+    async with doors.scope(name=ODD) as session:
+        bare = await (await session.connection()).execution_options(no_parameters=True)
+        seen.append((await bare.exec_driver_sql(f"{mine} AND 'x' LIKE '%'")).scalar_one())
+    for statement in seen:
+        assert " /*scope='100%25%20%27%3B%20DROP" in statement
+        assert unquote(re.search(r"/\*scope='([^']*)'\*/$", statement)[1]) == ODD  # type: ignore[index]
 
 
 async def test_statements_of_every_kind_do_as_without_a_comment(doors: Door) -> None:
@@ -119,6 +121,24 @@ async def test_the_innermost_name_of_the_statements_own_transaction_counts(doors
     ]
 
 
+@pytest.mark.doors("sqlite-sync")
+async def test_a_web_request_is_called_by_its_method(doors: Door) -> None:
+    """Its path may be anything, and each statement would have as many texts."""
+    comment_statements(doors.engine)
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        current_session().execute(text("SELECT 1"))
+        with doors.Session.scope(name="inner"):
+            current_session().execute(text("SELECT 2"))
+        start_response("200 OK", [])
+        return []
+
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/users/7"}
+    with doors.statements() as sent:
+        list(SessionKitMiddleware(app, doors.Session)(environ, lambda *_: None))  # type: ignore[arg-type, misc]
+    assert [each for each in sent if "SELECT" in each] == ["SELECT 1 /*scope='GET'*/", "SELECT 2 /*scope='inner'*/"]
+
+
 @pytest.mark.doors("sqlite-sync", "postgresql-async")
 async def test_the_comment_may_hold_the_trace(doors: Door) -> None:
     opentelemetry.instrument(TracerProvider(shutdown_on_exit=False))
@@ -127,7 +147,7 @@ async def test_the_comment_may_hold_the_trace(doors: Door) -> None:
         with doors.statements() as sent:
             async with doors.scope(name="a") as session:
                 await session.execute(text("SELECT 1"))
-                span = opentelemetry.trace.get_current_span().get_span_context()
+                span = trace.get_current_span().get_span_context()
     finally:
         opentelemetry.uninstrument()
     (statement,) = [each for each in sent if each.startswith("SELECT")]
@@ -135,6 +155,23 @@ async def test_the_comment_may_hold_the_trace(doors: Door) -> None:
         statement
         == f"SELECT 1 /*scope='a',traceparent='00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}'*/"
     )
+
+
+@pytest.mark.doors("sqlite-sync")
+async def test_a_trace_that_cannot_be_had_breaks_no_statement(doors: Door, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(trace.NonRecordingSpan):
+        def get_span_context(self) -> trace.SpanContext:
+            raise RuntimeError("no trace today")
+
+    def body() -> None:
+        context.attach(trace.set_span_in_context(Broken(trace.INVALID_SPAN_CONTEXT)))
+        with doors.Session.scope(name="a") as session:
+            session.add(Account(id=1))
+
+    comment_statements(doors.engine, traceparent=True)
+    contextvars.copy_context().run(body)
+    assert await doors.rows("SELECT id FROM accounts") == [(1,)]
+    assert "no trace today" in caplog.text
 
 
 NAMES = st.text(st.characters(exclude_categories=[])) | st.text("*/'\\%- ;\"$?:")
@@ -179,7 +216,8 @@ def test_what_is_no_engine_is_refused() -> None:
 
 # -- application_name -----------------------------------------------------------------------------------------------
 
-NAME = text("SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+NAME = text("SELECT current_setting('application_name')")
+SHOWN = text("SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()")
 
 
 @POSTGRESQL
@@ -194,6 +232,7 @@ async def test_a_transaction_bears_the_name_of_its_scope_and_leaves_none_behind(
         before = await shown(session)
     async with doors.scope(Session, name="move money") as session:
         assert await shown(session) == "shop/move money"
+        assert (await session.execute(SHOWN)).scalar_one() == "shop/move money"
         async with doors.scope(Session, name="inner", propagation="savepoint"):
             assert await shown(session) == "shop/move money"
     with pytest.raises(ZeroDivisionError):
@@ -218,9 +257,23 @@ async def test_a_transaction_bears_the_name_of_its_scope_and_leaves_none_behind(
     ],
 )
 async def test_a_name_is_cut_and_cleaned_as_the_server_would(doors: Door, name: str, shown: str) -> None:
+    """It would send a notice each time that it has to."""
     name_transactions(doors.engine)
+    sent: list[Any] = []
+    event.listen(doors.sync_engine, "before_cursor_execute", lambda *args: sent.append(args[3]))
     async with doors.scope(name=name) as session:
         assert (await session.execute(NAME)).scalar_one() == shown
+    assert list(sent[0].values() if isinstance(sent[0], dict) else sent[0]) == [shown]
+
+
+@pytest.mark.doors("postgresql-sync", "postgresql-async")
+async def test_a_transaction_that_is_not_the_scopes_is_not_named(doors: Door) -> None:
+    name_transactions(doors.engine)
+    async with doors.connect() as connection:
+        before = (await connection.execute(NAME)).scalar_one()
+        async with doors.scope(doors.factory(doors.raw(connection)), name="inside") as session:
+            assert (await session.execute(NAME)).scalar_one() == before
+        await connection.rollback()
 
 
 @POSTGRESQL
@@ -228,11 +281,17 @@ async def test_the_name_costs_one_statement(doors: Door) -> None:
     name_transactions(doors.engine)
     with doors.statements() as sent:
         async with doors.scope(name="a") as session:
-            await session.execute(text("SELECT 1"))
-    assert [re.sub(r"\$1(::VARCHAR)?|%\(name\)s(::VARCHAR)?", "?", each) for each in sent] == [
+            async with session.begin_nested():
+                await session.execute(text("SELECT 1"))
+    assert [
+        re.sub(r"\$1(::VARCHAR)?|%\(name\)s(::VARCHAR)?", "?", each.split(" sa_")[0].removesuffix(" SAVEPOINT"))
+        for each in sent
+    ] == [
         "BEGIN",
         "SELECT set_config('application_name', ?, true)",
+        "SAVEPOINT",
         "SELECT 1",
+        "RELEASE",
         "COMMIT",
     ]
 

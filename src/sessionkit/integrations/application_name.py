@@ -65,7 +65,8 @@ def name_transactions(engine: E, *, prefix: str = "") -> E:
 def _after_begin(session: orm.Session, transaction: orm.SessionTransaction, connection: Connection) -> None:
     unit: Any = session.__dict__.get("_sessionkit_unit")
     name = None if unit is None else unit.request.name
-    if name is None or transaction.parent is not None:
+    # The transaction of a connection that the session is bound to is not the scope's, and goes on after it.
+    if name is None or transaction.parent is not None or connection is session.bind:
         return
     prefix = _named.get(root_of(connection.engine))
     give_name = of(connection).name_transaction

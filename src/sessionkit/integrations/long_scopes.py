@@ -13,6 +13,7 @@ server sees that there is one; here is to be seen whose it is.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import os
@@ -21,7 +22,7 @@ import time
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self
 
 from sqlalchemy import event, orm
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["Found", "LongScopes"]
 
 logger = logging.getLogger("sessionkit.scope")
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,19 @@ class Found:
         if self.event == "ended":
             return f"{opened} has ended after {self.seconds:.1f} s"
         return f"{opened} was garbage collected after {self.seconds:.1f} s in its transaction, which nobody has ended"
+
+
+def _quietly(listener: Callable[P, None]) -> Callable[P, None]:
+    """Have the errors of a listener logged: whose session it is has nothing to do with them."""
+
+    @functools.wraps(listener)
+    def quiet(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            listener(*args, **kwargs)
+        except Exception:
+            logger.exception("following sessions failed")
+
+    return quiet
 
 
 class LongScopes:
@@ -188,10 +204,12 @@ class LongScopes:
     def _on_made(self, session: orm.Session) -> None:
         self._made[session] = place()
 
+    @_quietly
     def _after_begin(self, session: orm.Session, transaction: orm.SessionTransaction, _: Connection) -> None:
         if session.__dict__.get("_sessionkit_unit") is None and id(session) not in self._open:
             self._note(id(session), session, "session", None, self._made.get(session) or place(), here())
 
+    @_quietly
     def _after_end(self, session: orm.Session, transaction: orm.SessionTransaction) -> None:
         if transaction.parent is None:
             self._ended(id(session))

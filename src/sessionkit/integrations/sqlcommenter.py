@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ from sqlalchemy import event
 
 from .._dialects import root_of
 from ..errors import OptionError
+from ._observed import group_of
 from ._senders import follow_sessions, name_of_sender, root_engine
 
 if TYPE_CHECKING:
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ["comment_statements"]
 
+logger = logging.getLogger("sessionkit")
+
 E = TypeVar("E")
 
-_commented: WeakKeyDictionary[Engine, list[Callable[[dict[str, str]], object]]] = WeakKeyDictionary()
+_commented: WeakKeyDictionary[Engine, Callable[[dict[str, str]], object] | None] = WeakKeyDictionary()
 """For each engine: what adds to the scope's name, if anything does."""
 
 
@@ -40,8 +44,8 @@ def comment_statements(engine: E, *, traceparent: bool = False) -> E:
     A statement that has a comment already is left as it is, as the format asks; so is what the scope's options have the
     driver or the database do when the transaction begins, and what is sent outside of named scopes.
 
-    The comment becomes a part of the statement's text. A driver that keeps prepared statements keeps one for each
-    scope that sends it.
+    The comment becomes a part of the statement's text. A driver that keeps prepared statements keeps one for each scope
+    that sends it. The scope of a web request is called by its method in it, since there are many paths.
 
     Args:
         engine: an ``Engine`` or ``AsyncEngine``; what was derived from it is meant as well.
@@ -55,11 +59,11 @@ def comment_statements(engine: E, *, traceparent: bool = False) -> E:
     Emits no SQL of its own.
     """
     root = root_engine(engine, "comment_statements()")
-    more = [_propagator()] if traceparent else []
+    add = _propagator() if traceparent else None
     if root not in _commented:
         follow_sessions()
         event.listen(root, "before_cursor_execute", _comment, retval=True)
-    _commented[root] = more
+    _commented[root] = add
     return engine
 
 
@@ -82,12 +86,17 @@ def _comment(
     context: ExecutionContext | None,
     executemany: bool,
 ) -> tuple[str, Any]:
-    name = name_of_sender(connection)
+    # Of a web request only the method: a text for each path would leave no statement to be prepared for another time.
+    name = group_of(name_of_sender(connection))
     if name is None:
         return statement, parameters
     pairs = {"scope": name}
-    for add in _commented.get(root_of(connection.engine), ()):
-        add(pairs)
+    add = _commented.get(root_of(connection.engine))
+    if add is not None:
+        try:
+            add(pairs)
+        except Exception:
+            logger.exception("a statement was sent without its trace")
     comment = written(pairs)
     # The drivers with these styles read every % as the beginning of a placeholder, in comments too, unless SQLAlchemy
     # was asked to call them without parameters.
