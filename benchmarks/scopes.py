@@ -1,6 +1,6 @@
 """What a scope costs, beside what one would write without it.
 
-    python -m benchmarks.scopes [--url postgresql+psycopg://...] [--rounds 40] [--only TEXT]
+    python -m benchmarks.scopes [--url postgresql+psycopg://...] [--rounds 200] [--only TEXT]
     python -m benchmarks.scopes --write
 
 On SQLite in memory, sync and async; on PostgreSQL as well where `--url` names one. Ours and theirs have engines of
@@ -34,6 +34,7 @@ MakeEngine: TypeAlias = "Callable[[], Engine]"
 MakeAsyncEngine: TypeAlias = "Callable[[], sa_asyncio.AsyncEngine]"
 
 ONE = select(literal(1))
+SHORT = 0.003  # seconds of a turn: on a busy machine the quiet moments are short
 BEGIN = "sessionmaker.begin()"
 ASYNC_BEGIN = "async_sessionmaker.begin()"
 
@@ -404,7 +405,7 @@ def measured(url: URL | None, only: str, rounds: int) -> Iterator[Report]:
     with asyncio.Runner() as runner:
         for title, cases, reference, targets in tables(url, runner):
             if only.lower() in title.lower():
-                yield Report(title, measure(cases(), rounds=rounds), reference, targets)
+                yield Report(title, measure(cases(), rounds=rounds, round_seconds=SHORT), reference, targets)
 
 
 def write(url: URL | None, rounds: int) -> int:
@@ -423,7 +424,7 @@ def write(url: URL | None, rounds: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--url", type=make_url, help="a PostgreSQL to measure on as well")
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--only", default="", metavar="TEXT", help="only the tables whose title contains it")
     parser.add_argument("--strict", action="store_true", help="exit status 1 if a target is missed")
     parser.add_argument("--write", action="store_true", help="measure all, and write the page; starts a PostgreSQL")

@@ -161,7 +161,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--url", type=make_url, help="a PostgreSQL server; without it one is started")
     parser.add_argument("--part", choices=["behaviour", "speed"], help="with --write: run only this part again")
     parser.add_argument("--rows", type=int, default=100_000, help="of the bulk writes")
-    parser.add_argument("--rounds", type=int, default=40, help="of the small units")
+    parser.add_argument("--rounds", type=int, default=200, help="of the small units")
     options = parser.parse_args(arguments)
     if not (options.write or options.render or options.check or options.only):
         parser.error("say what to do: --write, --render, --check or --only NAME")

@@ -38,9 +38,6 @@ def units(stage: Stage, names: Sequence[str], rounds: int) -> dict[str, Figures]
     stage.reset()
     opened = {name: peers.peer(name)(stage.url) for name in names}
     codes = count(1)
-    # The collection before each turn then has only that to look at which the turns make.
-    gc.collect()
-    gc.freeze()
 
     def row(peer: Peer) -> Callable[[], None]:
         return lambda: peer.one_row(next(codes))
@@ -48,12 +45,11 @@ def units(stage: Stage, names: Sequence[str], rounds: int) -> dict[str, Figures]
     try:
         measured = {
             key: measure(
-                [Case(name, repeat(of(peer))) for name, peer in opened.items()], rounds=rounds, round_seconds=0.01
+                [Case(name, repeat(of(peer))) for name, peer in opened.items()], rounds=rounds, round_seconds=0.003
             )
             for key, of in (("empty", lambda peer: peer.empty), ("row", row))
         }
     finally:
-        gc.unfreeze()
         for peer in opened.values():
             peer.close()
     return {
