@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import _results
+from benchmarks import _results, _speed_page
 from benchmarks.compare import observe, page, peers, stage
 from benchmarks.compare.questions import QUESTIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.support.doors import Door
 
 HERE = ("sessionkit", "SQLAlchemy")
@@ -47,6 +49,11 @@ def test_every_peer_was_asked_every_question() -> None:
         for backend in question.backends
         for name in peers.MODULES
     }
+
+
+@pytest.mark.parametrize(("name", "files"), [("scopes", _speed_page.speed), ("presets", _speed_page.presets)])
+def test_a_page_that_is_written_from_results_shows_them(name: str, files: Callable[[Any], dict[Path, str]]) -> None:
+    assert not _results.differing(files(_results.load(name))), f"run `python -m benchmarks {name} --render`"
 
 
 @pytest.mark.own_database
