@@ -80,6 +80,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def compare(session: nox.Session) -> None:
+    """Run sessionkit beside its peers, and write the page that compares them."""
+    install(session, "test", "peers")
+    session.run("python", "-m", "benchmarks", "compare", *(session.posargs or ["--write"]))
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """Run the tests of both backends and tell which lines no test went through."""
     install(session, "test")

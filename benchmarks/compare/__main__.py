@@ -132,6 +132,8 @@ def everything(options: argparse.Namespace) -> dict[str, Any]:
                 say(f"behaviour of {name}")
                 for backend, outcomes in in_own_process(name, server).items():
                     results["outcomes"][backend][name] = outcomes
+            if "speed" in results:
+                _results.save(NAME, results)
         if options.part != "behaviour":
             results["speed"] = {}
             for place in places:

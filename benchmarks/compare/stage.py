@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from contextlib import closing, contextmanager, suppress
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from tests.support.faults import Struck
 
-DATABASE = "sessionkit_comparison"
+# Its own in each process: several may work on one server at the same time.
+DATABASE = f"sessionkit_comparison_{os.getpid()}"
 TABLES = """
 DROP TABLE IF EXISTS entry;
 DROP TABLE IF EXISTS account;
