@@ -31,7 +31,7 @@ async def test_what_sync_code_commits_is_seen_by_it_and_gone_after_the_test(door
     source = kit.read("sync")
     await project.alone()
     result = project.run(test_rollback=source, test_template=source.replace('MODE = "rollback"', 'MODE = "template"'))
-    result.assert_outcomes(passed=59)
+    result.assert_outcomes(passed=63)
     assert await left(doors) == 0
 
 
@@ -110,59 +110,6 @@ async def test_a_unit_over_several_engines_is_rolled_back_on_each(
     """
     )
     result.assert_outcomes(passed=3)
-    assert await doors.scalar("SELECT count(*) FROM accounts") == 0
-
-
-@pytest.mark.doors("postgresql-sync")
-async def test_web_applications_are_in_the_test_in_other_threads_too(doors: Door, project: kit.Project) -> None:
-    result = project.run(
-        test_shop="""
-        from conftest import Session
-        from fastapi import FastAPI
-        from flask import Flask
-        from httpx import ASGITransport, AsyncClient
-        from sqlalchemy import text
-
-        import asyncio
-        from sessionkit.integrations.flask import SessionKit
-
-        INSERT = text("INSERT INTO accounts (owner, balance) VALUES ('ann', 0)")
-        COUNT = text("SELECT count(*) FROM accounts")
-
-        def count():
-            with Session.scope() as session:
-                return session.scalar(COUNT)
-
-        def test_flask():
-            app = Flask("shop")
-            db = SessionKit(app, Session)
-
-            @app.post("/")
-            def add():
-                db.session.execute(INSERT)
-                return "", 201
-
-            assert app.test_client().post("/").status_code == 201
-            assert app.test_client().post("/").status_code == 201
-            assert count() == 2
-
-        def test_fastapi():
-            app = FastAPI()
-
-            @app.post("/")
-            def add():  # in a thread of a pool
-                with Session.scope() as session:
-                    session.execute(INSERT)
-
-            async def requests():
-                async with AsyncClient(transport=ASGITransport(app), base_url="http://shop") as client:
-                    return [(await client.post("/")).status_code for _ in range(2)]
-
-            assert asyncio.run(requests()) == [200, 200]
-            assert count() == 2
-    """
-    )
-    result.assert_outcomes(passed=2)
     assert await doors.scalar("SELECT count(*) FROM accounts") == 0
 
 

@@ -63,7 +63,7 @@ class Faults:
         error = database_error(connection, None, "the loss of the connection during COMMIT was asked for")
         if savepoint is None:
             if fault.committed:
-                connection.dialect.do_commit(connection.connection.dbapi_connection)  # type: ignore[arg-type]
+                connection.dialect.do_commit(connection.connection)
             connection.invalidate(error)
         elif fault.committed:
             # Given up before the savepoint is rolled back to: there is nothing to go back to any more.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Engine, ExceptionContext
 
-__all__ = ["Outside"]
+__all__ = ["Outside", "reads"]
 
 _SPACE = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
 _READS = re.compile(
@@ -31,6 +31,11 @@ _READS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _COMMITS = re.compile(_SPACE + r"(?:COMMIT|END|PREPARE\s+TRANSACTION)\b(?!\s+PREPARED\b)", re.IGNORECASE | re.DOTALL)
+
+
+def reads(statement: str) -> bool:
+    """Tell whether a statement is known to change nothing, functions aside."""
+    return _READS.match(statement) is not None
 
 
 class Outside:
@@ -78,7 +83,7 @@ class Outside:
             return
         if _COMMITS.match(statement):
             self._commit(connection)
-        elif not _READS.match(statement):
+        elif not reads(statement):
             if _autocommits(connection):
                 self._refuse("was to be written")
             self._written.add(connection)

@@ -26,7 +26,7 @@ from .._watch import committing
 from ..context import describe, here
 from ..errors import ScopeError
 from ..isolation import Preset
-from ._outside import Outside
+from ._outside import Outside, reads
 from ._place import place
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class _User:
         self.owner = here()
         self.place = place()
         self.committed = False
+        self.savepoint: str | None = None
+        self.wrote = False
         self.options: Any = None  # of the connection, as it was lent
         self.loses: str | None = None  # what its rollback would take back though it is none of its own
         unit: Any = session.__dict__.get("_sessionkit_unit")
@@ -83,7 +85,6 @@ class SharedConnection:
         # The one connection of a database in memory is the database.
         self._only_one = isinstance(engine.pool, StaticPool | SingletonThreadPool)
         self._release = release and not self._only_one
-        self._outside = Outside(engine, lambda each: each is self._connection, problems.append, place)
         self._at_commit = at_commit
         scoped = Routes(Preset())(engine)
         assert isinstance(scoped, Engine)
@@ -93,17 +94,25 @@ class SharedConnection:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.asynchronous = engine.dialect.is_async
         self._users: list[_User] = []
+        self._asking: _User | None = None  # who was lent the connection last, and so sends the next statement
         self._taking = threading.Lock()
         self._listeners: dict[str, Any] = {
             "after_begin": self._after_begin,
             "after_commit": self._after_commit,
             "after_transaction_end": self._after_end,
         }
+        self._outside = Outside(engine, lambda each: each is self._connection, problems.append, place)
         # Of all sessions: to listen to each of them would take longer than the work of a small unit.
         for name, listener in self._listeners.items():
             event.listen(Session, name, listener)
-        event.listen(self._engine, "release_savepoint", self._on_release)
-        event.listen(self._engine, "set_connection_execution_options", self._on_options)
+        self._follows: dict[str, Any] = {
+            "before_cursor_execute": self._on_execute,
+            "release_savepoint": self._on_release,
+            "rollback_savepoint": self._on_rollback,
+            "set_connection_execution_options": self._on_options,
+        }
+        for name, listener in self._follows.items():
+            event.listen(self._engine, name, listener)
 
     # -- its turn -------------------------------------------------------------------------------------------------
 
@@ -115,10 +124,9 @@ class SharedConnection:
         """
         known = self._user(session)
         if known is not None:
-            if known is not self._users[-1]:
-                self._users[-1].loses = f"what {_opened(known)} did meanwhile"
+            self._asking = known
             return self._open()
-        user = _User(session)
+        self._asking = user = _User(session)
         self._take_turn(user)
         try:
             connection = self._open()
@@ -187,7 +195,11 @@ class SharedConnection:
 
     def _after_begin(self, session: Session, transaction: SessionTransaction, connection: Connection) -> None:
         user = self._user(session)
-        if user is not None and user.read_only and connection is self._connection and transaction.parent is None:
+        if user is None or connection is not self._connection or transaction.parent is not None:
+            return
+        nested = connection.get_nested_transaction()
+        user.savepoint = None if nested is None else nested._savepoint
+        if user.read_only:
             _dialects.of(connection).restrict(connection)
 
     def _after_commit(self, session: Session) -> None:
@@ -212,6 +224,24 @@ class SharedConnection:
             self._users.remove(user)
             if user.committed and self._users:
                 self._users[-1].loses = f"what {_opened(user)} committed"
+
+    def _on_execute(self, connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        if connection is not self._connection or not self._users or reads(statement):
+            return
+        user = self._asking if self._asking in self._users else self._users[-1]
+        user.wrote = True
+        if user is not self._users[-1]:
+            self._users[-1].loses = f"what {_opened(user)} did meanwhile"
+
+    def _on_rollback(self, connection: Connection, name: str, _: None) -> None:
+        user = next((each for each in self._users if each.savepoint == name), None)
+        if connection is not self._connection or user is None or user.loses is None or user.wrote:
+            return
+        # It has only read, and has nothing to roll back: so others keep what they have committed meanwhile.
+        with suppress(Exception):  # after a failed statement the server goes back only
+            connection.dialect.do_release_savepoint(connection, name)
+            connection.dialect.do_savepoint(connection, name)
+            user.loses = None
 
     def _on_release(self, connection: Connection, name: str, _: None) -> None:
         sent = committing.get()
@@ -300,8 +330,8 @@ class SharedConnection:
     def detach(self) -> None:
         """Stop to listen."""
         self._outside.detach()
-        event.remove(self._engine, "release_savepoint", self._on_release)
-        event.remove(self._engine, "set_connection_execution_options", self._on_options)
+        for name, listener in self._follows.items():
+            event.remove(self._engine, name, listener)
         for name, listener in self._listeners.items():
             event.remove(Session, name, listener)
 
