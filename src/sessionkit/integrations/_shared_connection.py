@@ -235,7 +235,7 @@ class SharedConnection:
 
     def _on_rollback(self, connection: Connection, name: str, _: None) -> None:
         user = next((each for each in self._users if each.savepoint == name), None)
-        if connection is not self._connection or user is None or user.loses is None or user.wrote:
+        if connection is not self._connection or user is None or user.loses is None or user.wrote or user.read_only:
             return
         # It has only read, and has nothing to roll back: so others keep what they have committed meanwhile.
         with suppress(Exception):  # after a failed statement the server goes back only
@@ -322,7 +322,8 @@ class SharedConnection:
         connection, self._connection = self._connection, None
         if connection is not None:
             pooled: Any = connection.connection
-            connection.dialect.do_terminate(pooled.dbapi_connection)
+            with suppress(Exception):  # some can only be dropped then
+                connection.dialect.do_terminate(pooled.dbapi_connection)
             pooled.detach()
         if not self._only_one:
             self._given.dispose(close=False)
