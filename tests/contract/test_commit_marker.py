@@ -114,6 +114,28 @@ async def test_where_somebody_else_has_a_say_in_the_commit_it_is_one_too(doors: 
     assert len(await markers(doors)) == 2
 
 
+@pytest.mark.parametrize("proxied", [False, True])
+async def test_whoever_has_the_dialect_commit_commits_the_marker_too(doors: Door, proxied: bool) -> None:
+    """As the test kit does, where it carries a COMMIT out and loses the answer."""
+    await create_markers(doors)
+
+    def commit_and_lose(connection: Any) -> None:
+        if not struck:
+            struck.append(None)
+            pooled = connection.connection
+            connection.dialect.do_commit(pooled if proxied else pooled.dbapi_connection)
+            raise LookupError
+
+    struck: list[None] = []
+    async with doors.scope() as session:
+        await session.execute(text("SELECT 1"))
+    with at_commit(doors.sync_engine, commit_and_lose):
+        async with doors.scope(verify_commit=True) as session:
+            session.add(User(name="ann"))
+    assert await names(doors) == ["ann"]
+    assert [state for _, state in await markers(doors)] == ["C"]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 async def test_what_a_listener_of_commit_sends_belongs_to_the_transaction(doors: Door, fails: bool) -> None:
     await create_markers(doors)

@@ -44,11 +44,12 @@ class WithCommit:
         refused: it was the statement that failed, not COMMIT.
     """
 
-    __slots__ = ("_held", "_pooled", "_token", "refused")
+    __slots__ = ("_adapted", "_held", "_pooled", "_token", "refused")
 
     def __init__(self, connection: Connection) -> None:
         self.refused = False
         self._pooled: Any = connection.connection
+        self._adapted = self._pooled.dbapi_connection
         self._held: tuple[str, Any] | None = None
 
     @property
@@ -69,19 +70,20 @@ class WithCommit:
     ) -> None:
         _committing.reset(self._token)
 
-    def commit(self, pooled: Any) -> bool:
-        """Send the statement with COMMIT, if `pooled` is its connection; tell whether that has ended the transaction."""
-        if pooled is not self._pooled or self._held is None:
+    def commit(self, dbapi_connection: Any) -> bool:
+        """Send the statement with COMMIT, if that is its connection; tell whether this has ended the transaction."""
+        # A dialect commits the pool's proxy, or what is in it.
+        if getattr(dbapi_connection, "dbapi_connection", dbapi_connection) is not self._adapted or self._held is None:
             return False
         statement, parameters = self._held
         self._held = None
         self._send(f"{statement}\n; COMMIT", parameters)  # on a line of its own: there are listeners that add comments
-        return bool(pooled.driver_connection.info.transaction_status == _IDLE)
+        return bool(self._pooled.driver_connection.info.transaction_status == _IDLE)
 
     def _send(self, text: str, parameters: Any) -> None:
-        driver, adapted = self._pooled.driver_connection, self._pooled.dbapi_connection
+        driver = self._pooled.driver_connection
         try:
-            if driver is adapted:
+            if driver is self._adapted:
                 _send(driver, text, parameters)
             else:
                 await_only(_async_send(driver, text, parameters))
@@ -90,7 +92,7 @@ class WithCommit:
                 self.refused = True
                 # SQLAlchemy takes a transaction for ended whose COMMIT has failed, and this one is not.
                 with suppress(Exception):
-                    adapted.rollback()
+                    self._adapted.rollback()
             raise
 
 
@@ -143,7 +145,7 @@ def _do_execute(execute: Any, cursor: Any, statement: str, parameters: Any, cont
         holder.hold(statement, parameters)
 
 
-def _do_commit(commit: Any, pooled: Any) -> None:
+def _do_commit(commit: Any, dbapi_connection: Any) -> None:
     holder = _committing.get()
-    if holder is None or not holder.commit(pooled):
-        commit(pooled)
+    if holder is None or not holder.commit(dbapi_connection):
+        commit(dbapi_connection)
