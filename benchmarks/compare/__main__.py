@@ -7,7 +7,8 @@
     --check      tell whether the page shows the results that are kept; exit status 1 if not
     --url URL    a PostgreSQL server to work on, in a database of its own; without it one is started, as for the tests
 
-The peers are the dependency group `peers`. Everything takes less than three minutes.
+The peers are the dependency group `peers`. Everything takes less than three minutes on a machine
+that has nothing else to do.
 """
 
 from __future__ import annotations
