@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,9 +63,26 @@ async def test_a_shop_with_migrations_in_several_processes_and_both_modes(
         test_rollback=source,
         test_template=source.replace('MODE = "rollback"', 'MODE = "template"'),
         test_postgresql=kit.read("shop_postgresql"),
-        test_shared=kit.read("shop_shared"),
     )
-    result.assert_outcomes(passed=36)
-    assert await doors.scalar("SELECT count(*) FROM accounts") == 0
+    result.assert_outcomes(passed=20)
     copies = "SELECT count(*) FROM pg_database WHERE datname LIKE current_database() || '\\_%' OR datname LIKE 'shop%'"
     assert await doors.scalar(copies) == 0
+
+
+@pytest.mark.doors("postgresql-sync")
+@pytest.mark.own_database
+async def test_a_process_that_waits_lets_the_others_copy_the_database_that_they_share(
+    doors: Door, project: kit.Project, pytester: pytest.Pytester
+) -> None:
+    for name in ("gw0", "gw1"):
+        os.mkfifo(pytester.path / name)
+    await project.alone()
+    result = project.run(
+        "-n2",
+        "--dist=each",
+        plugins=(*kit.PLUGINS, "xdist.plugin"),
+        conftest="",
+        test_shared=kit.read("shop_shared"),
+    )
+    result.assert_outcomes(passed=4)
+    assert await doors.scalar("SELECT count(*) FROM accounts") == 0
