@@ -49,7 +49,7 @@ class WithCommit:
     def __init__(self, connection: Connection) -> None:
         self.refused = False
         self._pooled: Any = connection.connection
-        self._adapted = self._pooled.dbapi_connection
+        self._adapted: Any = self._pooled.dbapi_connection
         self._held: tuple[str, Any] | None = None
 
     @property
