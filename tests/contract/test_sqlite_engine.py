@@ -306,6 +306,20 @@ async def test_a_scope_that_may_write_begins_immediate(doors: Door, kind: Any) -
     assert said[said.index("SELECT 1") + 1] == "COMMIT"
 
 
+async def test_an_engine_that_is_configured_anew_begins_anew_in_the_factories_that_know_it(doors: Door) -> None:
+    engine = configured(patient(doors))
+    Session = doors.factory(engine)
+
+    async def work() -> None:
+        async with doors.scope(Session) as session:
+            await session.execute(text("SELECT 1"))
+
+    before = await spoken(doors, engine, work)
+    configured(engine, begin="deferred")
+    after = await spoken(doors, engine, work)
+    assert [before[0], after[0]] == ["BEGIN IMMEDIATE", "BEGIN"]
+
+
 @each_kind
 async def test_a_read_only_scope_does_not_wait_for_a_writer(doors: Door, kind: Any) -> None:
     engine = kind(doors)

@@ -138,7 +138,6 @@ def _autocommit(info: dict[Any, Any], driver: Any) -> Any:
 class _Wanted(NamedTuple):
     """What the transactions of an engine for scopes begin with."""
 
-    begin: str
     query_only: bool
     lock_timeout: float | None
     statement_timeout: float | None
@@ -160,11 +159,7 @@ def _engine_for(engine: Engine, asked: Asked) -> Engine:
         _undoing.add(root)
         event.listen(root, "commit", _before_commit)
         event.listen(root, "rollback", _before_end)
-    config = _configs.get(root)
-    deferred = asked.read_only or (config is not None and config.begin == "deferred")
-    wanted = _Wanted(
-        "BEGIN" if deferred else "BEGIN IMMEDIATE", bool(asked.read_only), asked.lock_timeout, asked.statement_timeout
-    )
+    wanted = _Wanted(bool(asked.read_only), asked.lock_timeout, asked.statement_timeout)
     derived = engine.execution_options(**{_OPTION: wanted})
     # Listeners of the derived engine come before those of the engine that it is derived from.
     event.listen(derived, "begin", _look)
@@ -194,6 +189,12 @@ def _begin(connection: Connection) -> None:
         _begin_configured(connection, config)
 
 
+def _takes_lock(engine: Engine, wanted: _Wanted) -> bool:
+    # Asked for each transaction: the engine may be configured anew after its first scope.
+    config = config_of(engine)
+    return not wanted.query_only and (config is None or config.begin == "immediate")
+
+
 def _begin_scope(connection: Connection, wanted: _Wanted) -> None:
     pooled = connection.connection
     seen: _Seen = pooled.info[_SEEN]
@@ -213,7 +214,8 @@ def _begin_scope(connection: Connection, wanted: _Wanted) -> None:
     # sqlite3.connect(autocommit=False), Python 3.12: the driver always keeps a deferred transaction open. And a
     # listener of the user's may have said BEGIN, as SQLAlchemy's documentation has it: with nothing written yet that
     # holds no lock, and two writers could not queue for it.
-    if begun and (autocommit is False or (wanted.begin != "BEGIN" and driver.total_changes == seen.changes)):
+    immediate = _takes_lock(connection.engine, wanted)
+    if begun and (autocommit is False or (immediate and driver.total_changes == seen.changes)):
         _say(connection, driver, "ROLLBACK")
         begun = False
     if wanted.lock_timeout is not None or wanted.statement_timeout is not None or deadline.get() is not None:
@@ -224,7 +226,7 @@ def _begin_scope(connection: Connection, wanted: _Wanted) -> None:
     if wanted.statement_timeout is not None:
         _set_progress_handler(connection, driver, _Deadline(wanted.statement_timeout))
     if not begun:
-        _say(connection, driver, wanted.begin)
+        _say(connection, driver, "BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
 def _begin_configured(connection: Connection, config: Config) -> None:
@@ -402,7 +404,7 @@ def _conflict(held: Connection, wanted: Engine, asked: Asked) -> str | None:
     if options is None or asked.read_only or held.closed or held.invalidated:
         return None
     driver: Any = held.connection.driver_connection
-    if options.begin != "BEGIN" or driver.total_changes != held.connection.info[_SEEN].changes:
+    if _takes_lock(held.engine, options) or driver.total_changes != held.connection.info[_SEEN].changes:
         return (
             "the transaction around holds SQLite's write lock on the same file, so this one could only wait for itself"
         )
