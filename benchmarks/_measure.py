@@ -70,6 +70,14 @@ class Timing:
     def wall(self) -> float:
         return min(self.walls)
 
+    def beside(self, reference: Timing) -> float:
+        """Return how many times the reference's CPU time it takes: the ratio within a round, of which the median counts.
+
+        On a machine that is never quiet this is steadier than the ratio of two best rounds: what runs beside a round slows
+        all cases of it down alike.
+        """
+        return median(own / other for own, other in zip(self.cpus, reference.cpus, strict=True))
+
     @property
     def noise(self) -> float:
         """How far the typical round lies above the best one, in CPU time: 0.1 is 10 %."""
@@ -148,14 +156,18 @@ def _turn(case: Case, number: int) -> tuple[float, float]:
 
 
 def _fitting(case: Case, seconds: float) -> int:
-    """Find the number that lasts about `seconds`, when the case is warm."""
+    """Find the number that lasts about `seconds`, when the case is warm.
+
+    By CPU time, and the best of three: on a busy machine the clock would find numbers so small that what a turn costs before
+    it is warm is most of it. A case that only waits is measured by the clock.
+    """
     _turn(case, 1)
     number = 1
     while True:
-        _, wall = _turn(case, number)
-        if wall >= seconds / 2:
-            return max(1, round(number * seconds / wall))
-        number *= 4 if wall < seconds / 16 else 2
+        spent = min(max(cpu, wall / 20) for cpu, wall in (_turn(case, number) for _ in range(3)))
+        if spent >= seconds / 2:
+            return max(1, round(number * seconds / spent))
+        number *= 4 if spent < seconds / 16 else 2
 
 
 @dataclass(frozen=True, slots=True)

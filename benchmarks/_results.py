@@ -27,13 +27,20 @@ def save(name: str, results: dict[str, Any]) -> None:
 
 
 def of_reports(reports: list[Report], conditions: str) -> dict[str, Any]:
-    """Return what is kept of tables that were measured: the best round of each case, in seconds."""
+    """Return what is kept of tables: of each case the best round, in seconds, and the median of the rounds' ratios."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "conditions": conditions,
         "targets": {report.title: report.targets for report in reports if report.targets},
         "tables": {
-            report.title: {name: {"cpu": timing.cpu, "wall": timing.wall} for name, timing in report.timings.items()}
+            report.title: {
+                name: {
+                    "cpu": timing.cpu,
+                    "wall": timing.wall,
+                    "ratio": timing.beside(report.timings[report.reference]),
+                }
+                for name, timing in report.timings.items()
+            }
             for report in reports
         },
     }

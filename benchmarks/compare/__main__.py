@@ -1,7 +1,7 @@
 """Compare sessionkit with its peers: `python -m benchmarks compare --write`.
 
     --write      run everything, keep the results in benchmarks/results/compare.json, write them into docs/comparison.md;
-                 with --part behaviour or --part speed only one half of it
+                 with --part behaviour, speed or units (what is small of the speed) only that
     --only NAME  run one peer's behaviour, and print it; needs only this peer to be installed
     --render     write the page from the results that are kept
     --check      tell whether the page shows the results that are kept; exit status 1 if not
@@ -126,7 +126,7 @@ def everything(options: argparse.Namespace) -> dict[str, Any]:
             "machine": f"{machine()}; PostgreSQL {version} on the same machine",
             "peers": {name: about(name) for name in names},
         }
-        if options.part != "speed":
+        if options.part not in {"speed", "units"}:
             results["outcomes"] = {place.backend: {} for place in places}
             server = places[1].url.set(drivername="postgresql+psycopg", database="postgres")
             for name in names:
@@ -136,11 +136,12 @@ def everything(options: argparse.Namespace) -> dict[str, Any]:
             if "speed" in results:
                 _results.save(NAME, results)
         if options.part != "behaviour":
-            results["speed"] = {}
+            figures = results.setdefault("speed", {})
             for place in places:
                 say(f"speed on {place.backend}")
-                units = speed.units(place, names, options.rounds)
-                results["speed"][place.backend] = {**units, **speed.bulk(place, names, options.rows)}
+                figures.setdefault(place.backend, {}).update(speed.units(place, names, options.rounds))
+                if options.part != "units":
+                    figures[place.backend].update(speed.bulk(place, names, options.rows))
     say("done")
     return results
 
@@ -162,7 +163,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", choices=list(peers.MODULES), help="run the behaviour of one peer, and print it")
     parser.add_argument("--json", action="store_true", help="with --only: print one line of JSON")
     parser.add_argument("--url", type=make_url, help="a PostgreSQL server; without it one is started")
-    parser.add_argument("--part", choices=["behaviour", "speed"], help="with --write: run only this part again")
+    parser.add_argument(
+        "--part", choices=["behaviour", "speed", "units"], help="with --write: run only this part again"
+    )
     parser.add_argument("--rows", type=int, default=100_000, help="of the bulk writes")
     parser.add_argument("--rounds", type=int, default=200, help="of the small units")
     options = parser.parse_args(arguments)

@@ -34,7 +34,7 @@ Figures = dict[str, dict[str, Any]]
 
 
 def units(stage: Stage, names: Sequence[str], rounds: int) -> dict[str, Figures]:
-    """Measure an empty unit and one that inserts a row: microseconds of CPU and on the clock, for each peer."""
+    """Measure an empty unit and one that inserts a row: microseconds of CPU and on the clock, beside SQLAlchemy."""
     stage.reset()
     opened = {name: peers.peer(name)(stage.url) for name in names}
     codes = count(1)
@@ -53,7 +53,10 @@ def units(stage: Stage, names: Sequence[str], rounds: int) -> dict[str, Figures]
         for peer in opened.values():
             peer.close()
     return {
-        key: {name: {"cpu": timing.cpu * 1e6, "wall": timing.wall * 1e6} for name, timing in timings.items()}
+        key: {
+            name: {"cpu": timing.cpu * 1e6, "wall": timing.wall * 1e6, "ratio": timing.beside(timings[peers.REFERENCE])}
+            for name, timing in timings.items()
+        }
         for key, timings in measured.items()
     }
 
