@@ -35,36 +35,38 @@ ROOMS: dict[str, str] = {
     # what works on a session that it is given; a conflict is found in any session, and ours tells of some more
     "version": "_dialects _twins errors",
     # what happens inside a session: savepoints, failures, refusals
-    "_savepoints": "",
-    "_watch": "errors",
-    "_standins": "_dialects",
-    "_watchdog": "_dialects",
-    "_session": "_standins context errors version",
-    "hooks": "_savepoints _session _watch context errors",
+    "_unit": "",
+    "_unit.savepoints": "",
+    "_unit.watch": "errors",
+    "_unit.standins": "_dialects",
+    "_unit.watchdog": "_dialects",
+    "_unit.session": "_unit.standins context errors version",
+    "hooks": "_unit.savepoints _unit.session _unit.watch context errors",
     # the unit of work
-    "_locking": "",
-    "_verdict": "_savepoints _watch _dialects errors",
-    "_routes": "_savepoints _watch _watchdog _dialects isolation errors",
-    "_restriction": "_savepoints _watch _dialects errors",
-    "_claims": "_standins _watch _watchdog _dialects commits isolation",
-    "_twophase": "_claims _savepoints _watch _dialects commits errors",
-    "_commit": "_claims _savepoints _schemas _twophase _verdict _waiting _watch _watchdog _dialects commits errors",
-    "_readers": "_waiting _dialects errors",
-    "_unit": "_commit _locking _readers _routes _savepoints _schemas _session _standins _twophase _verdict _watch _watchdog "
-    "_dialects context isolation errors",
+    "_unit.locking": "",
+    "_unit.verdict": "_unit.savepoints _unit.watch _dialects errors",
+    "_unit.routes": "_unit.savepoints _unit.watch _unit.watchdog _dialects isolation errors",
+    "_unit.restriction": "_unit.savepoints _unit.watch _dialects errors",
+    "_unit.claims": "_unit.standins _unit.watch _unit.watchdog _dialects commits isolation",
+    "_unit.twophase": "_unit.claims _unit.savepoints _unit.watch _dialects commits errors",
+    "_unit.commit": "_unit.claims _unit.savepoints _unit.twophase _unit.verdict _unit.watch _unit.watchdog _schemas _waiting "
+    "_dialects commits errors",
+    "_unit.readers": "_waiting _dialects errors",
+    "_unit.unit": "_unit.commit _unit.locking _unit.readers _unit.routes _unit.savepoints _unit.session _unit.standins "
+    "_unit.twophase _unit.verdict _unit.watch _unit.watchdog _schemas _dialects context isolation errors",
     # the scopes around it
     "_plan": "_schemas isolation retry errors",
-    "_makers": "_plan _routes errors",
-    "_inner": "_plan _restriction _verdict errors",
+    "_makers": "_plan _unit.routes errors",
+    "_inner": "_plan _unit.restriction _unit.verdict errors",
     "_attempts": "_loops _observers _waiting retry errors",
     "_decorate": "_attempts errors",
-    "scope": "_decorate _inner _makers _observers _plan _session _twins _unit context hooks errors",
+    "scope": "_decorate _inner _makers _observers _plan _unit.session _twins _unit.unit context hooks errors",
     "_methods": "_attempts retry scope",
-    "factory": "_makers _methods _plan _readers _session context errors",
-    "async_factory": "_makers _methods _readers factory",
+    "factory": "_makers _methods _plan _unit.readers _unit.session context errors",
+    "async_factory": "_makers _methods _unit.readers factory",
     # what works on a session that it is given
-    "bulk": "_dialects _twins _watch errors version",
-    "binding": "_claims _makers _twophase context errors",
+    "bulk": "_dialects _twins _unit.watch errors version",
+    "binding": "_unit.claims _makers _unit.twophase context errors",
     "sqlite": "_dialects errors",
     # the front hall: names only, so it may know every public room
     "__init__": "*",
@@ -72,7 +74,8 @@ ROOMS: dict[str, str] = {
     # A request that is run again tells its scopes so, ends them in another task than it began them in, and asks which of
     # them leave something behind. A migration waits for its turn. The test kit stands in for engines, and follows
     # the COMMITs of scopes.
-    "integrations": "* _attempts _dialects _makers _observers _routes _savepoints _session _standins _twins _waiting _watch",
+    "integrations": "* _attempts _dialects _makers _observers _twins _waiting _unit.routes _unit.savepoints _unit.session "
+    "_unit.standins _unit.watch",
     # The doctor asks what each dialect can do, of the same tables as the scopes.
     "cli": "* _dialects",
     "__main__": "cli",
@@ -98,7 +101,9 @@ OPTIONAL = (
 
 def room_of(module: str) -> str:
     """Name the room of `sessionkit.a.b`: its first part, and the front hall for the package itself."""
-    return module.removeprefix("sessionkit").lstrip(".").split(".")[0] or "__init__"
+    parts = module.removeprefix("sessionkit").lstrip(".").split(".")
+    # The unit's package is large, and each of its modules a room.
+    return ".".join(parts[:2]) if parts[0] == "_unit" else parts[0] or "__init__"
 
 
 def module_of(file: Path) -> str:

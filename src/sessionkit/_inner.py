@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ._plan import Step
-from ._restriction import Restriction
-from ._verdict import begin_savepoint, finish_savepoint
+from ._unit.restriction import Restriction
+from ._unit.verdict import begin_savepoint, finish_savepoint
 from .errors import ScopeError
 
 if TYPE_CHECKING:
     from sqlalchemy import orm
 
-    from ._unit import Unit
+    from ._unit.unit import Unit
     from .context import Entry
 
 

@@ -9,11 +9,11 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import orm
 
 from ._plan import Request
-from ._routes import Routes
+from ._unit.routes import Routes
 from .errors import ScopeError
 
 if TYPE_CHECKING:
-    from ._readers import Readers
+    from ._unit.readers import Readers
     from .isolation import Preset
 
 

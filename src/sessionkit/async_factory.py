@@ -11,7 +11,7 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 
 from ._makers import Maker
 from ._methods import AsyncScopeMethods
-from ._readers import split_readers
+from ._unit.readers import split_readers
 from .factory import ContextRegistry, Session, split_options
 
 if TYPE_CHECKING:

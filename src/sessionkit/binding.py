@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
-from ._claims import claim
 from ._makers import Maker
-from ._twophase import CLAIM_TIMEOUT, Gid, end_coordinator, end_prepared, identity_of, refuse_unable, two_phase_of
+from ._unit.claims import claim
+from ._unit.twophase import CLAIM_TIMEOUT, Gid, end_coordinator, end_prepared, identity_of, refuse_unable, two_phase_of
 from .context import factory_key
 from .errors import OptionError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from ._readers import Readers
+    from ._unit.readers import Readers
     from .commits import Verdict
 
 __all__ = [

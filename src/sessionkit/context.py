@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ._inner import Inner
     from ._observers import Observation
-    from ._unit import Unit
+    from ._unit.unit import Unit
 
     S = TypeVar("S", bound=Session)
     AS = TypeVar("AS", bound=AsyncSession)

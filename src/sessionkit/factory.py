@@ -16,8 +16,8 @@ from sqlalchemy.util import ScopedRegistry
 from ._makers import Maker
 from ._methods import ScopeMethods
 from ._plan import Options, Request
-from ._readers import split_readers
-from ._session import ScopeAware
+from ._unit.readers import split_readers
+from ._unit.session import ScopeAware
 from .context import factory_key, here, innermost
 from .errors import OptionError
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from sqlalchemy import event
 
-from ._savepoints import Savepoints, connections
-from ._session import unit_of
-from ._watch import FailureLog, mark
+from ._unit.savepoints import Savepoints, connections
+from ._unit.session import unit_of
+from ._unit.watch import FailureLog, mark
 from .context import Entry, here, require, sync_session_of, top
 from .errors import HookError, Outcome, ScopeError, set_outcome, told
 

@@ -17,9 +17,9 @@ from ._inner import NO_INNER, Inner, begin_inner, finish_inner
 from ._makers import Maker
 from ._observers import observers, tell_entered, tell_left
 from ._plan import NOTHING_ASKED, Options, Request, Step, plan, plan_passed
-from ._session import make_aware, unit_of
 from ._twins import to_completion
-from ._unit import Unit
+from ._unit.session import make_aware, unit_of
+from ._unit.unit import Unit
 from .context import Entry, current_of, factory_key, here, innermost, pop, push, sync_session_of, top
 from .errors import ColourError, OptionError, ScopeError, set_outcome
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessionkit._watch import FailureLog
+from sessionkit._unit.watch import FailureLog
 
 
 class Step(NamedTuple):

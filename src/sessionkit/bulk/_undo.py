@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from .. import _watch
+from .._unit import watch
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -95,5 +95,5 @@ class Beginning:
 
     def _again(self) -> None:
         self._connection.dialect.do_rollback(self._connection.connection)
-        _watch.begun_again(self._connection)
+        watch.begun_again(self._connection)
         self._dialect.begin(self._connection)

@@ -11,8 +11,8 @@ from sqlalchemy.engine import Engine
 
 from .. import _dialects
 from .._makers import Maker
-from .._standins import in_force
-from .._watch import watch
+from .._unit.standins import in_force
+from .._unit.watch import watch
 from ..context import factory_key, pop, top
 from ..errors import OptionError
 from ._event_loops import EventLoops

@@ -14,7 +14,7 @@ from sqlalchemy import NullPool, create_engine, event
 from sqlalchemy.util import greenlet_spawn
 
 from .. import _dialects
-from .._watch import committing
+from .._unit.watch import committing
 from ..errors import OptionError
 
 if TYPE_CHECKING:

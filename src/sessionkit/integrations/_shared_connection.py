@@ -20,9 +20,9 @@ from sqlalchemy.pool import SingletonThreadPool, StaticPool
 from sqlalchemy.util import greenlet_spawn
 
 from .. import _dialects
-from .._routes import Routes
+from .._unit.routes import Routes
+from .._unit.watch import committing
 from .._waiting import sleep
-from .._watch import committing
 from ..context import describe, here
 from ..errors import ScopeError
 from ..isolation import Preset

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import _waiting
 from .._attempts import Run
 from .._observers import observers, tell_retried
-from .._savepoints import connections
-from .._session import unit_of
+from .._unit.savepoints import connections
+from .._unit.session import unit_of
 from ..context import sync_session_of
 from ..errors import ColourError, HookError, MalformedETag, OptionError, classify, first_of
 from ..hooks import set_rollback_only

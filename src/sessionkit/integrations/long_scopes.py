@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self
 from sqlalchemy import event, orm
 
 from .._observers import observers
-from .._session import tell_made
+from .._unit.session import tell_made
 from ..context import describe, here
 from ..errors import OptionError
 from ._observed import name_of

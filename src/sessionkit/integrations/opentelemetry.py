@@ -20,7 +20,7 @@ from opentelemetry import context, metrics, trace
 from opentelemetry.trace import Link, Status, StatusCode
 
 from .._observers import observers
-from .._routes import bound_engines
+from .._unit.routes import bound_engines
 from ..isolation import PRESET_FIELDS
 from ._observed import conflicts_in, error_type, group_of, kind_of, name_of, outcome_of, run_of
 

@@ -16,37 +16,37 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
-from . import _dialects
-from ._commit import commit
-from ._dialects import deadline
-from ._locking import lock_entities
-from ._readers import NEVER, replication_of
-from ._routes import bound_engines, check_route
-from ._savepoints import Savepoints, connections
-from ._schemas import translate
-from ._session import OVER
-from ._standins import stand_in_for
-from ._twophase import admit_begun, two_phase_of
-from ._verdict import RollbackAsked, first_failure, obstacle, swallowed
-from ._watch import Failure
-from ._watchdog import Watchdog
-from .context import describe, here
-from .errors import ConcurrentUse, OptionError, Outcome, ScopeError, UnexpectedRollback, is_aftermath, set_first
-from .isolation import Isolation
+from .. import _dialects
+from .._dialects import deadline
+from .._schemas import translate
+from ..context import describe, here
+from ..errors import ConcurrentUse, OptionError, Outcome, ScopeError, UnexpectedRollback, is_aftermath, set_first
+from ..isolation import Isolation
+from .commit import commit
+from .locking import lock_entities
+from .readers import NEVER, replication_of
+from .routes import bound_engines, check_route
+from .savepoints import Savepoints, connections
+from .session import OVER
+from .standins import stand_in_for
+from .twophase import admit_begun, two_phase_of
+from .verdict import RollbackAsked, first_failure, obstacle, swallowed
+from .watch import Failure
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy.orm import SessionTransaction
 
-    from ._attempts import Run
-    from ._dialects import Position
-    from ._plan import Request
-    from ._readers import Readers
-    from ._routes import Routes
-    from ._session import ScopeAware
-    from .hooks import Hook
-    from .isolation import Preset
+    from .._attempts import Run
+    from .._dialects import Position
+    from .._plan import Request
+    from ..hooks import Hook
+    from ..isolation import Preset
+    from .readers import Readers
+    from .routes import Routes
+    from .session import ScopeAware
 
 logger = logging.getLogger("sessionkit")
 

@@ -16,16 +16,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.util import await_only
 
-from . import _dialects, commits
-from ._claims import claim
-from ._savepoints import commit_in_order, connections, is_committed
-from ._schemas import translate
-from ._twophase import Ballot
-from ._verdict import obstacle_on
-from ._waiting import sleep
-from ._watch import committing
-from ._watchdog import Watchdog
-from .errors import (
+from .. import _dialects, commits
+from .._schemas import translate
+from .._waiting import sleep
+from ..errors import (
     CommitOutcomeUnknown,
     OptionError,
     Outcome,
@@ -36,6 +30,12 @@ from .errors import (
     is_lost,
     told,
 )
+from .claims import claim
+from .savepoints import commit_in_order, connections, is_committed
+from .twophase import Ballot
+from .verdict import obstacle_on
+from .watch import committing
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.orm import Session
 
-    from ._unit import Unit
+    from .unit import Unit
 
 logger = logging.getLogger("sessionkit")
 

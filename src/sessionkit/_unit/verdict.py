@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from . import _dialects
-from ._savepoints import connections, core_transactions, within
-from ._watch import Failure, failure_log, watch
-from .errors import ScopeError, UnexpectedRollback, message_of, told
+from .. import _dialects
+from ..errors import ScopeError, UnexpectedRollback, message_of, told
+from .savepoints import connections, core_transactions, within
+from .watch import Failure, failure_log, watch
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
-    from ._unit import Unit
+    from .unit import Unit
 
 logger = logging.getLogger("sessionkit")
 

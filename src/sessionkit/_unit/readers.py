@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from sqlalchemy import Engine, event
 
-from . import _dialects
-from ._dialects import Position, Replication
-from ._waiting import sleep
-from .errors import CommitTokenError, NoReader, OptionError
+from .. import _dialects
+from .._dialects import Position, Replication
+from .._waiting import sleep
+from ..errors import CommitTokenError, NoReader, OptionError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
 
-    from ._dialects import Standing
+    from .._dialects import Standing
 
 logger = logging.getLogger("sessionkit")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy.engine import Connection, Engine
 
-from . import _dialects
+from .. import _dialects
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from sqlalchemy import event
 from sqlalchemy.engine import TwoPhaseTransaction
 
-from .errors import ScopeError
+from ..errors import ScopeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

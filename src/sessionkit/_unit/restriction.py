@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import UnboundExecutionError
 
-from . import _dialects
-from ._savepoints import connections
-from ._watch import SCOPED, failure_log
-from .errors import UnexpectedRollback, told
+from .. import _dialects
+from ..errors import UnexpectedRollback, told
+from .savepoints import connections
+from .watch import SCOPED, failure_log
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, NestedTransaction
 
-    from ._unit import Unit
+    from .unit import Unit
 
 logger = logging.getLogger("sessionkit")
 

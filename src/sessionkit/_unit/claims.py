@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import _dialects, commits
-from ._standins import stand_in_for
-from ._watch import SCOPED
-from ._watchdog import Watchdog
-from .isolation import Preset
+from .. import _dialects, commits
+from ..isolation import Preset
+from .standins import stand_in_for
+from .watch import SCOPED
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from sqlalchemy import event
 
-from . import _dialects
+from .. import _dialects
 
 if TYPE_CHECKING:
     from collections.abc import Callable

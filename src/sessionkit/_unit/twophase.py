@@ -15,11 +15,11 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy.exc import DBAPIError
 
-from . import _dialects, commits
-from ._claims import claim
-from ._savepoints import core_transactions, settle
-from ._watch import note_two_phases
-from .errors import OptionError, is_lost
+from .. import _dialects, commits
+from ..errors import OptionError, is_lost
+from .claims import claim
+from .savepoints import core_transactions, settle
+from .watch import note_two_phases
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine, Transaction
     from sqlalchemy.orm import Session, SessionTransaction
 
-    from ._dialects import TwoPhase
-    from .errors import Outcome
+    from .._dialects import TwoPhase
+    from ..errors import Outcome
 
 logger = logging.getLogger("sessionkit")
 

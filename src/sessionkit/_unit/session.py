@@ -12,20 +12,20 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import orm
 from sqlalchemy.util.concurrency import in_greenlet
 
-from ._standins import stand_in_for
-from .context import describe, here
-from .errors import ScopeError, UnexpectedRollback, told
+from ..context import describe, here
+from ..errors import ScopeError, UnexpectedRollback, told
+from .standins import stand_in_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy.engine import Connection, Engine
 
-    from ._unit import Unit
+    from .unit import Unit
 
     _Base = orm.Session  # whose overloads the type checkers are to see
 else:
-    from .version import VersionAware as _Base
+    from ..version import VersionAware as _Base
 
 
 class _Over:

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection, Engine
 
-from . import _dialects
-from ._savepoints import connections
-from ._watch import for_scopes, watch
-from ._watchdog import bound_connecting
-from .errors import OptionError, ScopeError
-from .isolation import Preset
+from .. import _dialects
+from ..errors import OptionError, ScopeError
+from ..isolation import Preset
+from .savepoints import connections
+from .watch import for_scopes, watch
+from .watchdog import bound_connecting
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from ._unit import Unit
+    from .unit import Unit
 
 _NOTHING_ASKED = Preset()
 _making = threading.Lock()
