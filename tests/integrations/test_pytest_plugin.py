@@ -200,7 +200,7 @@ async def test_without_its_fixtures_the_plugin_does_nothing_and_without_factorie
             def test_nothing_is_there():
                 names = {"psycopg", "psycopg2", "asyncpg", "aiosqlite", "flask", "fastapi", "alembic"}
                 assert not names & set(sys.modules), names & set(sys.modules)
-                assert "sessionkit.integrations._isolation" not in sys.modules
+                assert "sessionkit.integrations._kit.isolation" not in sys.modules
 
             def test_it(sessionkit_isolation):
                 pass

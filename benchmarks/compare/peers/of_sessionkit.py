@@ -119,7 +119,7 @@ class Sessionkit(OnSqlalchemy):
         return self.registry()
 
     def isolated_test(self, test: Callable[[], None]) -> None:
-        from sessionkit.integrations._isolation import Isolation
+        from sessionkit.integrations._kit.isolation import Isolation
 
         # What the fixture `sessionkit_isolation` does around a test.
         isolation = Isolation([self.Session])

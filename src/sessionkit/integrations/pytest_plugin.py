@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from ..errors import OptionError
-from ._statements import Statements
+from ._kit.statements import Statements
 
 if TYPE_CHECKING:
-    from ._isolation import Isolation
+    from ._kit.isolation import Isolation
 
 __all__ = [
     "AssertStatements",
@@ -180,7 +180,7 @@ def sessionkit_isolation(
     A session, connection or transaction that the test leaves open fails it, with the place where it was opened; so does
     a violated constraint that was deferred.
     """
-    from ._isolation import Isolation
+    from ._kit.isolation import Isolation
 
     node, isolation, refused = request.node, None, ""
     try:
@@ -205,7 +205,7 @@ def capture_on_commit(sessionkit_isolation: Isolation) -> CaptureOnCommit:
     ``with capture_on_commit() as hooks:`` collects them and holds them back, so that the test may call them;
     ``capture_on_commit(run=True)`` has them run as in production as well. Without it they run.
     """
-    from ._hooks import capture_on_commit
+    from ._kit.hooks import capture_on_commit
 
     return capture_on_commit
 

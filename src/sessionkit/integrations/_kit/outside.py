@@ -12,8 +12,8 @@ from weakref import WeakSet
 
 from sqlalchemy import event
 
-from .. import _dialects
-from ..errors import ScopeError, classify
+from ... import _dialects
+from ...errors import ScopeError, classify
 
 if TYPE_CHECKING:
     from collections.abc import Callable

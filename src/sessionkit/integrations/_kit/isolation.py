@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from .. import _dialects
-from .._makers import Maker
-from .._unit.standins import in_force
-from .._unit.watch import watch
-from ..context import factory_key, pop, top
-from ..errors import OptionError
-from ._event_loops import EventLoops
-from ._faults import Fault, Faults
-from ._own_database import OwnDatabase
-from ._place import place
-from ._plain_factories import is_plain, led
-from ._shared_connection import Problem, SharedConnection
-from ._statements import Statements, collect
+from ... import _dialects
+from ..._makers import Maker
+from ..._unit.standins import in_force
+from ..._unit.watch import watch
+from ...context import factory_key, pop, top
+from ...errors import OptionError
+from .._place import place
+from .event_loops import EventLoops
+from .faults import Fault, Faults
+from .own_database import OwnDatabase
+from .plain_factories import is_plain, led
+from .shared_connection import Problem, SharedConnection
+from .statements import Statements, collect
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import NullPool, create_engine, event
 from sqlalchemy.util import greenlet_spawn
 
-from .. import _dialects
-from .._unit.watch import committing
-from ..errors import OptionError
+from ... import _dialects
+from ..._unit.watch import committing
+from ...errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
-from .. import _dialects
+from ... import _dialects
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection

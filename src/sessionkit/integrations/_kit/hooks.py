@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .. import hooks
+from ... import hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

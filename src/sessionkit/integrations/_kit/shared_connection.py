@@ -19,15 +19,15 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 from sqlalchemy.util import greenlet_spawn
 
-from .. import _dialects
-from .._unit.routes import Routes
-from .._unit.watch import committing
-from .._waiting import sleep
-from ..context import describe, here
-from ..errors import ScopeError
-from ..isolation import Preset
-from ._outside import Outside, reads
-from ._place import place
+from ... import _dialects
+from ..._unit.routes import Routes
+from ..._unit.watch import committing
+from ..._waiting import sleep
+from ...context import describe, here
+from ...errors import ScopeError
+from ...isolation import Preset
+from .._place import place
+from .outside import Outside, reads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
