@@ -267,6 +267,56 @@ async def test_both_of_two_databases_are_committed(doors: Door) -> None:
     assert await names(doors) == ["ann"]
 
 
+# What comes after the last look
+
+
+def swallow_at_commit(engine: Any) -> None:
+    """Have a listener of the engine, the last of all, swallow an error while COMMIT is about to be sent."""
+
+    @event.listens_for(engine, "commit")
+    def work(connection: Any) -> None:
+        with suppress(DBAPIError):
+            connection.exec_driver_sql("SELECT * FROM no_such_table")
+
+
+async def test_an_error_that_a_listener_of_commit_swallows_is_told_where_it_undoes_the_commit(doors: Door) -> None:
+    engine = doors.make_engine()
+    Session = doors.factory(engine)
+    async with doors.scope(Session) as session:
+        await session.execute(text("SELECT 1"))  # its own listeners are there
+    swallow_at_commit(doors.sync_engine_of(engine))
+    if doors.backend == "sqlite":  # goes on after a failed statement
+        async with doors.scope(Session) as session:
+            session.add(User(name="ann"))
+        assert await names(doors) == ["ann"]
+        return
+    with pytest.raises(errors.UnexpectedRollback, match="swallowed") as told:
+        async with doors.scope(Session) as session:
+            session.add(User(name="ann"))
+    assert errors.outcome_of(told.value) == "rolled back"
+    assert isinstance(told.value.__cause__, DBAPIError)
+    assert await names(doors) == []
+
+
+@pytest.mark.doors(backend="postgresql")
+async def test_of_two_databases_it_is_told_which_has_committed(doors: Door) -> None:
+    other = doors.other_engine(foreign_keys=False)
+    factory = doors.factory(binds={User: doors.engine, Pledge: other})
+
+    async def both() -> None:
+        async with doors.scope(factory) as session:
+            session.add(User(name="ann"))
+            await session.execute(text("SELECT 1"), bind_arguments={"mapper": Pledge})
+
+    async with doors.scope(factory) as session:
+        await session.execute(text("SELECT 1"), bind_arguments={"mapper": Pledge})
+    swallow_at_commit(doors.sync_engine_of(other))
+    with pytest.raises(errors.PartialCommit) as told:
+        await both()
+    assert list(told.value.outcomes.values()) == ["committed", "rolled back"]
+    assert await names(doors) == ["ann"]
+
+
 # A plain factory gets the same honesty
 
 

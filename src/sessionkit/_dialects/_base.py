@@ -148,6 +148,7 @@ class Dialect:
         OptionError
             for what it cannot keep. One and the same engine for equal arguments is the caller's care.
         follow: begins to look for what `lost` will be asked, when a scope's transaction begins.
+        aborts: a statement that fails aborts the transaction, and its COMMIT is then a silent ROLLBACK.
         lost: tells, from what the driver knows without a round trip, that the transaction cannot be committed
             any more, and why; None where all is well or the driver cannot tell.
         restrict: has the database refuse writes on a connection from now on, inside a savepoint.
@@ -183,6 +184,7 @@ class Dialect:
     default_level: str = "READ COMMITTED"
     engine_for: Callable[[Engine, Asked], Engine] = _sqlalchemys_own
     follow: Callable[[Connection], None] = _not_followed
+    aborts: bool = False
     lost: Callable[[Connection, Any], str | None] = _nothing
     restrict: Callable[[Connection], None] = _unrestricted
     lift: Callable[[Connection], None] = _unrestricted

@@ -46,4 +46,5 @@ DIALECT = Dialect(
     anomalies={"SERIALIZABLE": all_of()},
     default_level="SERIALIZABLE",
     engine_for=_engine_for,
+    aborts=True,
 )

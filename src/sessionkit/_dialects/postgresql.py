@@ -338,6 +338,7 @@ DIALECT = Dialect(
     anomalies=_ANOMALIES,
     engine_for=_engine_for,
     follow=_follow,
+    aborts=True,
     lost=_lost,
     restrict=_restrict,
     lift=_lift,

@@ -33,8 +33,8 @@ from ..errors import (
 from .claims import claim
 from .savepoints import commit_in_order, connections, is_committed
 from .twophase import Ballot
-from .verdict import obstacle_on
-from .watch import committing
+from .verdict import obstacle_on, swallowed
+from .watch import committing, failure_log
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -88,6 +88,9 @@ def commit(unit: Unit) -> None:
         if unit.outcome != "unknown" or not isinstance(error, Exception):
             raise
         _resolve(unit, held, error, ballot)
+    else:
+        if ballot is None:
+            _look_back(unit, held)
     finally:
         committing.reset(permitted)
 
@@ -116,6 +119,30 @@ def _send(unit: Unit, held: list[Connection], ballot: Ballot | None) -> None:
     elif len(held) > 1:
         commit_in_order(unit.transaction)
     unit.session._end_commit()
+
+
+def _look_back(unit: Unit, held: list[Connection]) -> None:
+    """Look whether COMMIT was a silent ROLLBACK: a listener of an engine's "commit" has failed and said nothing.
+
+    It is called after the last look, and nothing of ours can come after it.
+    """
+    failed = {
+        connection: failure.error
+        for connection in held
+        if (log := failure_log(connection)) is not None
+        and (failure := log.first()) is not None
+        and _dialects.of(connection).aborts
+    }
+    if not failed:
+        return
+    error = next(iter(failed.values()))
+    unit.outcome = "rolled back" if len(failed) == len(held) else "unknown"
+    if unit.outcome == "unknown":
+        ends: dict[Engine, Outcome] = {
+            unit.routes.given(each.engine): "rolled back" if each in failed else "committed" for each in held
+        }
+        _refuse_partial(unit, error, ends)
+    raise UnexpectedRollback(f"nothing of {unit} was committed: {swallowed(error)}") from error
 
 
 @contextmanager
