@@ -11,20 +11,18 @@ and from there into docs/explanation/speed.md and its plot.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import StaticPool, create_engine, event, literal, orm, select
-from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext import asyncio as sa_asyncio
 
 import sessionkit
-from benchmarks import _results, _speed_page
-from benchmarks._measure import Case, Report, conditions, measure, repeat, repeat_async
-from benchmarks.compare.stage import on_postgresql
+from benchmarks import _command, _speed_page
+from benchmarks._measure import Case, Report, measure, repeat, repeat_async
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -409,39 +407,8 @@ def measured(url: URL | None, only: str, rounds: int) -> Iterator[Report]:
                 yield Report(title, measure(cases(), rounds=rounds, round_seconds=SHORT), reference, targets)
 
 
-def write(url: URL | None, rounds: int) -> int:
-    """Measure everything, and write the results, the page and its plot."""
-    with on_postgresql(url) as stage:
-        reports = []
-        for report in measured(stage.url.set(drivername="postgresql+psycopg"), "", rounds):
-            print(report.markdown(), flush=True)
-            reports.append(report)
-        version = stage.rows("SHOW server_version")[0][0].split()[0]
-    told = f"{conditions('psycopg', 'asyncpg', 'aiosqlite')}; PostgreSQL {version} on the same machine"
-    _results.save("scopes", _results.of_reports(reports, told))
-    return _results.write_or_check(_speed_page.speed(_results.load("scopes")), check=False)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--url", type=make_url, help="a PostgreSQL to measure on as well")
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the tables whose title contains it")
-    parser.add_argument("--strict", action="store_true", help="exit status 1 if a target is missed")
-    parser.add_argument("--write", action="store_true", help="measure all, and write the page; starts a PostgreSQL")
-    parser.add_argument("--render", action="store_true", help="write the page from the last results")
-    options = parser.parse_args()
-    if options.render:
-        return _results.write_or_check(_speed_page.speed(_results.load("scopes")), check=False)
-    if options.write:
-        return write(options.url, options.rounds)
-    print(conditions("aiosqlite"), "\n")
-    missed = []
-    for report in measured(options.url, options.only, options.rounds):
-        print(report.markdown(), flush=True)
-        missed += [f"{report.title}: {name}, {report.ratio(name):.2f}" for name in report.missed()]
-    print("\n".join(f"missed its target: {line}" for line in missed) or "every target was met")
-    return 1 if missed and options.strict else 0
+    return _command.run("scopes", __doc__ or "", measured, _speed_page.speed, ["psycopg", "asyncpg", "aiosqlite"])
 
 
 if __name__ == "__main__":

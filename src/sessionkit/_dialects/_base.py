@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ..errors import OptionError
 from ._bulk import Bulk
@@ -124,7 +124,7 @@ def _with_sqlstate(base: type[Exception], code: str | None, message: str) -> Exc
         raise OptionError(f"{code!r} is no SQLSTATE; it has five characters, such as '40001'")
     error: Any = type(base.__name__, (base,), {"sqlstate": code, "pgcode": code})(message)
     error.sqlstate = error.pgcode = code  # asyncpg's, as SQLAlchemy wraps them, keep theirs in the instance
-    return error  # type: ignore[no-any-return]
+    return cast("Exception", error)
 
 
 def _believed(connection: Connection) -> bool:

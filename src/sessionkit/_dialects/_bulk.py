@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy.exc import DBAPIError, StatementError
 
+from ..errors import OptionError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -69,7 +71,7 @@ def _not_asked(connection: Connection, table: Table) -> str:
 def _no_copy(
     connection: Connection, table: Table | str, columns: Sequence[Column[Any] | str], data: Iterable[bytes]
 ) -> None:
-    raise NotImplementedError(f"{connection.dialect.name} has no COPY")
+    raise OptionError(f"COPY was asked for, but {connection.dialect.name} has none, or nobody has looked")
 
 
 def as_list(connection: Connection, type_: Any, values: Sequence[Any], absent: object) -> list[Any]:

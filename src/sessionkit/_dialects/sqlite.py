@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.dialects.sqlite import insert
@@ -26,113 +25,31 @@ from ..errors import OptionError, ScopeError
 from . import _template
 from ._base import LEVELS, Asked, Dialect, all_of, deadline, refuse, root_of
 from ._bulk_sqlite import BULK
+from ._sqlite_config import Config, autocommit_of, config_of, configs, set_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sqlalchemy.engine import Connection, Engine
 
+__all__ = ["DIALECT", "Config", "config_of", "configure"]
+
 _OPTION = "sessionkit_sqlite"
 _UNDO = "sessionkit_undo"
 _UNDO_AT_END = "sessionkit_undo_at_end"
-_SET_UP = "sessionkit_set_up"
 _SEEN = "sessionkit_seen"
 _COMMITTING = "sessionkit_committing"
-_AUTOCOMMIT = "sessionkit_autocommit"
 _listening: WeakSet[Engine] = WeakSet()
 _undoing: WeakSet[Engine] = WeakSet()
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """How `sqlite.configure` has set an engine up."""
-
-    wal: bool = True
-    foreign_keys: bool = True
-    busy_timeout: float = 5.0
-    synchronous: Literal["OFF", "NORMAL", "FULL", "EXTRA"] = "NORMAL"
-    begin: Literal["immediate", "deferred"] = "immediate"
-
-    def pragmas(self) -> list[str]:
-        """Return what a new connection is told, the busy timeout first: the others may have to wait."""
-        return [
-            f"PRAGMA busy_timeout={round(self.busy_timeout * 1000)}",
-            f"PRAGMA foreign_keys={'ON' if self.foreign_keys else 'OFF'}",
-            f"PRAGMA synchronous={self.synchronous}",
-        ]
-
-
-_configs: WeakKeyDictionary[Engine, Config] = WeakKeyDictionary()
-
-
-def config_of(engine: Engine) -> Config | None:
-    """Return how an engine was set up, if it was."""
-    return _configs.get(root_of(engine))
 
 
 def configure(engine: Engine, config: Config) -> None:
     """Set an engine up, or change how it was: new connections, and idle ones when they are next used."""
     root = root_of(engine)
-    if root not in _configs:
-        event.listen(root, "checkout", lambda connection, record, _: _set_up(_configs[root], connection, record))
-    _configs[root] = config
+    if root not in configs:
+        event.listen(root, "checkout", lambda connection, record, _: set_up(configs[root], connection, record))
+    configs[root] = config
     _listen(root)
-
-
-def _set_up(config: Config, dbapi_connection: Any, record: Any) -> None:
-    if record.info.get(_SET_UP) is config:
-        return
-    driver = getattr(dbapi_connection, "driver_connection", dbapi_connection)
-    # A driver that keeps a transaction open (autocommit=False, Python 3.12) would ignore the PRAGMAs in it.
-    keeps_open = _autocommit(record.info, driver) is False
-    if driver.in_transaction and not keeps_open:
-        return  # the one connection of an in-memory database, which somebody uses at this moment: next time
-    cursor = dbapi_connection.cursor()
-    try:
-        if keeps_open:
-            cursor.execute("ROLLBACK")
-        for pragma in config.pragmas():
-            cursor.execute(pragma)
-            cursor.fetchall()
-        if config.wal:
-            _switch_to_wal(cursor, config.busy_timeout)
-        if keeps_open:
-            cursor.execute("BEGIN")
-    finally:
-        cursor.close()
-    record.info[_SET_UP] = config
-
-
-def _switch_to_wal(cursor: Any, seconds: float) -> None:
-    # SQLite does not wait here, whatever the busy timeout: two first connections that switch together collide.
-    ends = time.monotonic() + seconds
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.fetchall()
-        except Exception as error:
-            if getattr(error, "sqlite_errorcode", _BUSY) & 0xFF != _BUSY or time.monotonic() > ends:
-                raise
-            cursor.execute("BEGIN EXCLUSIVE")  # this waits until all others are out
-            cursor.execute("ROLLBACK")
-        else:
-            return
-
-
-_BUSY = 5  # https://www.sqlite.org/rescode.html
-
-
-def _autocommit(info: dict[Any, Any], driver: Any) -> Any:
-    """Return the attribute that sqlite3 has from Python 3.12 on; asked once for each connection."""
-    if _AUTOCOMMIT not in info:
-        # aiosqlite keeps the connection inside, in whose thread alone it may be asked.
-        inner = getattr(driver, "_conn", None)
-        info[_AUTOCOMMIT] = (
-            getattr(driver, "autocommit", None)
-            if inner is None
-            else await_only(driver._execute(getattr, inner, "autocommit", None))
-        )
-    return info[_AUTOCOMMIT]
 
 
 class _Wanted(NamedTuple):
@@ -185,7 +102,7 @@ def _begin(connection: Connection) -> None:
     wanted: _Wanted | None = connection.get_execution_options().get(_OPTION)
     if wanted is not None:
         _begin_scope(connection, wanted)
-    elif (config := _configs.get(root_of(connection.engine))) is not None:
+    elif (config := configs.get(root_of(connection.engine))) is not None:
         _begin_configured(connection, config)
 
 
@@ -199,7 +116,7 @@ def _begin_scope(connection: Connection, wanted: _Wanted) -> None:
     pooled = connection.connection
     seen: _Seen = pooled.info[_SEEN]
     driver: Any = pooled.driver_connection
-    autocommit = _autocommit(pooled.info, driver)
+    autocommit = autocommit_of(pooled.info, driver)
     if autocommit is True:
         raise OptionError(
             f"a scope was opened on {connection.engine!r}, whose driver commits each statement by itself and ignores "
@@ -234,7 +151,7 @@ def _begin_configured(connection: Connection, config: Config) -> None:
     level = connection.get_execution_options().get("isolation_level")
     level = level or getattr(connection.dialect, "_on_connect_isolation_level", None)
     driver: Any = connection.connection.driver_connection
-    autocommit = _autocommit(connection.connection.info, driver)
+    autocommit = autocommit_of(connection.connection.info, driver)
     if autocommit is True or str(level).upper() == "AUTOCOMMIT":
         return
     if autocommit is False:
@@ -452,7 +369,7 @@ def _with_code(base: type[Exception], code: str | None, message: str) -> Excepti
         if not isinstance(number, int):
             raise OptionError(f"{code!r} is no error of SQLite; it is a name such as 'SQLITE_BUSY'")
         error.sqlite_errorcode, error.sqlite_errorname = number, code
-    return error  # type: ignore[no-any-return]
+    return cast("Exception", error)
 
 
 DIALECT = Dialect(

@@ -73,7 +73,6 @@ class Unit:
         "readers",
         "request",
         "restrictions",
-        "retried",
         "rollback_only",
         "routes",
         "run",
@@ -106,7 +105,6 @@ class Unit:
         self.position: Position | None = None  # after its commit, in the log of the primary
         self.factory = factory
         self.run = run
-        self.retried = run is not None  # it is run again as a whole where that can help
         self.deadline: float | None = _earliest(
             None if run is None else run.deadline, *[unit.deadline for unit in enclosing]
         )
@@ -150,6 +148,11 @@ class Unit:
     def __str__(self) -> str:
         """What a message calls this unit's scope."""
         return "a scope" if self.request.name is None else f"the scope {self.request.name!r}"
+
+    @property
+    def retried(self) -> bool:
+        """Whether it is run again as a whole where that can help."""
+        return self.run is not None
 
     @property
     def preset(self) -> Preset:

@@ -83,18 +83,22 @@ class Ledger:
             await_only(trace(self._note))
 
     def _on_boundary(self, word: str, connection: Connection) -> None:
-        if connection.dialect.name != "sqlite":
+        if not _tells_itself(connection):
             self._note(word)
 
     def _on_statement(
         self, connection: Connection, cursor: object, statement: str, parameters: Any, context: object, many: bool
     ) -> None:
-        if connection.dialect.name == "sqlite":
+        if _tells_itself(connection):
             return
         if many:
             self._note(f"{statement}  -- {len(parameters)} times")
         else:
             self._note(_filled_in(statement, parameters, connection.dialect.paramstyle))
+
+
+def _tells_itself(connection: Connection) -> bool:
+    return hasattr(connection.connection.driver_connection, "set_trace_callback")
 
 
 # %(name)s and %s, or $1; and the cast that tells the server a value's type.
