@@ -3,9 +3,9 @@
     python -m benchmarks.presets [--url postgresql+psycopg://...] [--rounds 200] [--only TEXT] [--strict]
 
 On a SQLite file, and on PostgreSQL through psycopg, psycopg2 and asyncpg where `--url` names one. The round trips of each
-preset are counted by tests/contract/test_presets.py; here it is time, and the target allows for one more round trip of four.
-Exit status 1 if a target is missed and --strict is given. With --write the figures go to benchmarks/results/presets.json,
-and from there into docs/explanation/isolation.md.
+preset are counted by tests/contract/test_presets_on_the_wire.py; here it is time, and the target allows for one more round
+trip of four. Exit status 1 if a target is missed and --strict is given. With --write the figures go to
+benchmarks/results/presets.json, and from there into docs/explanation/isolation.md.
 """
 
 from __future__ import annotations

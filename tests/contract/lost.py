@@ -6,10 +6,12 @@ import gc
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pytest
 from sqlalchemy import text
 
-from sessionkit import commits
+from sessionkit import Retry, commits, on_commit, on_rollback
 from tests.support.faults import Fault, FaultProxy
+from tests.support.models import User
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,3 +95,24 @@ async def backend_is_gone(doors: Door, pid: int) -> None:
         ):
             return
     raise AssertionError(f"backend {pid} is still there")
+
+
+FAULTS = pytest.mark.parametrize("fault", LOST_COMMITS, ids=lambda fault: fault.name)
+
+RETRY = Retry(5, wait=0.001)
+
+
+class Log:
+    """A unit that writes one row for each of its runs, and notes what it is told."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.hooks: list[str] = []
+
+    async def body(self, session: Any) -> int:
+        self.runs += 1
+        run = self.runs
+        session.add(User(name=f"run {run}"))
+        on_commit(lambda: self.hooks.append(f"commit {run}"))
+        on_rollback(lambda: self.hooks.append(f"rollback {run}"))
+        return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
@@ -141,3 +142,11 @@ def error_code(error: DBAPIError) -> Any:
 READ_ONLY_VIOLATION = {"postgresql": "25006", "sqlite": 8}
 LOCK_NOT_AVAILABLE = {"postgresql": "55P03", "sqlite": 5}
 STATEMENT_TIMED_OUT = {"postgresql": "57014", "sqlite": 9}
+
+
+each_preset = pytest.mark.parametrize("preset", [pytest.param(preset, id=name) for name, preset in PRESETS.items()])
+
+
+async def without_preset(doors: Door, engine: Any) -> dict[str, Any]:
+    async with doors.enter(engine.connect()) as connection:
+        return await in_force(doors, connection)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,11 +12,12 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sessionkit import Retry, errors
 from tests.contract.breaking import failing_driver_call, kill_backend, names, take
 from tests.contract.lost import create_markers, markers, slow_down_commits, somebody_waits_for_a_lock
+from tests.contract.many import at_commit
 from tests.support.models import Account, Pledge, User
-from tests.support.wire import wire
+from tests.support.wire import Counted, counting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.support.doors import Door
 
@@ -27,39 +28,10 @@ OTHERS = pytest.mark.doors("postgresql-sync-psycopg2", "postgresql-async")
 COMMENT = " -- made by the test"
 
 
-@contextmanager
-def at_commit(engine: Any, fn: Callable[[Any], None]) -> Iterator[None]:
-    """Have an engine's listener do something when it is about to commit, after the listeners of the scope."""
-    event.listen(engine, "commit", fn)
-    try:
-        yield
-    finally:
-        event.remove(engine, "commit", fn)
-
-
-class Counted:
-    """One connection through a proxy that counts."""
-
-    def __init__(self, doors: Door, proxy: Any) -> None:
-        self.engine = doors.make_engine(pool_size=1, max_overflow=0, connect_args=proxy.connect_args(doors))
-        self._doors = doors
-        self._proxy = proxy
-        self._factory = doors.factory(self.engine)
-
-    async def scope(self, **options: Any) -> tuple[list[str], int]:
-        """Return what one scope sends and how often it waits, once its driver has prepared what it will."""
-        for _ in range(8):
-            self._proxy.take()
-            async with self._doors.scope(self._factory, **options) as session:
-                await session.execute(text("SELECT 1 AS mine"))
-        traffic = self._proxy.take()
-        return traffic.statements, traffic.round_trips
-
-
 @pytest.fixture
 def counted(doors: Door) -> Iterator[Counted]:
-    with wire(doors) as proxy:
-        yield Counted(doors, proxy)
+    with counting(doors) as made:
+        yield made
 
 
 @PSYCOPG

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import text
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -149,3 +151,29 @@ def wire(doors: Door) -> Iterator[Wire]:
         yield made
     finally:
         made.close()
+
+
+class Counted:
+    """Scopes on one connection through a proxy, run until the driver has prepared what it prepares; then counted."""
+
+    def __init__(self, doors: Door, proxy: Wire) -> None:
+        self._doors = doors
+        self._proxy = proxy
+        self.engine = doors.make_engine(pool_size=1, max_overflow=0, connect_args=proxy.connect_args(doors))
+        self.factory = doors.factory(self.engine)
+
+    async def scope(self, **options: Any) -> tuple[list[str], int]:
+        """Return what one scope with one SELECT sends, and how often it waits for the server."""
+        for _ in range(8):
+            self._proxy.take()
+            async with self._doors.scope(self.factory, **options) as session:
+                await session.execute(text("SELECT 1 AS mine"))
+        traffic = self._proxy.take()
+        return traffic.statements, traffic.round_trips
+
+
+@contextmanager
+def counting(doors: Door) -> Iterator[Counted]:
+    """Give what counts; the proxy goes before its engine does."""
+    with wire(doors) as proxy:
+        yield Counted(doors, proxy)
