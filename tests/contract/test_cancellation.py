@@ -23,6 +23,13 @@ MOST = 60
 """More awaits than a small scope has."""
 
 
+@pytest.fixture(autouse=True)
+def _collections_are_short() -> None:
+    """Have the collections of a test, one for each await, not go over what all the tests before it have left."""
+    gc.collect()
+    gc.freeze()
+
+
 async def cancelled_everywhere(doors: Door, body: Any, *, times: int) -> int:
     """Run `body(name, ran)` again and again, cancelled at one await later each time; return how often it was cut."""
     for number in range(MOST):
