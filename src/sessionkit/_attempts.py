@@ -11,39 +11,23 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._loops import Place, goes_back
 from ._observers import observers, tell_retried
 from ._waiting import pause
-from .errors import ScopeError, set_outcome
-from .retry import Attempt, Attempts, Retry, add_note
+from .errors import ScopeError, add_note, set_outcome
+from .retry import Attempt, Attempts, Retry, Run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from .scope import AsyncScope, Scope
 
-__all__ = ["AsyncAttempt", "Run", "SyncAttempt", "async_attempts", "async_call", "attempts", "call"]
+__all__ = ["AsyncAttempt", "SyncAttempt", "async_attempts", "async_call", "attempts", "call"]
 
 S = TypeVar("S")
 R = TypeVar("R")
-
-
-class Run(NamedTuple):
-    """What a unit has to know of the attempt that it is.
-
-    Attributes:
-        deadline: when the last attempt must be over, on the monotonic clock.
-        lock: whether its SELECTs of entities lock their rows.
-        number: which one, from 1.
-        memory: what the observers keep from one attempt to the next.
-    """
-
-    deadline: float | None
-    lock: bool
-    number: int
-    memory: dict[object, Any]
 
 
 class _Bound(Attempt, Generic[S]):
@@ -63,11 +47,7 @@ class _Bound(Attempt, Generic[S]):
         if self._entered:
             raise ScopeError("an attempt was entered twice; the `for` makes a new one for each run of its body")
         self._entered = True
-        attempts = self._attempts
-        if attempts is None:
-            return None
-        lock = attempts.policy.lock_on_retry and self.number > 1
-        return Run(attempts.deadline, lock, self.number, attempts.memory)
+        return None if self._attempts is None else self._attempts.run_of(self)
 
     def _goes_on(self, error: BaseException, place: Place) -> bool:
         """Decide whether `error` is swallowed, because the loop comes to its next attempt."""

@@ -13,12 +13,13 @@ from typing import Any, Literal, Protocol, TypedDict, get_args
 from ._schemas import OPTION as SCHEMAS
 from ._schemas import Schemas, as_schemas
 from .errors import OptionError, ScopeError, UnknownOptionError
-from .isolation import PRESET_FIELDS, Isolation, IsolationName, Preset, merge
+from .isolation import NOTHING_ASKED, PRESET_FIELDS, Isolation, IsolationName, Preset, merge
 from .retry import Retry, as_retry
 
 __all__ = ["NOTHING_ASKED", "Options", "Propagation", "Request", "Running", "Step", "plan", "plan_passed"]
 
 Propagation = Literal["join", "savepoint", "new", "require", "forbid"]
+ManualCommit = Literal["refuse", "savepoint"]
 
 
 class Options(TypedDict, total=False):
@@ -37,6 +38,8 @@ class Options(TypedDict, total=False):
     verify_commit: VerifyCommit
     commit_timeout: float | None
     schema_translate_map: Mapping[str | None, str | None] | None
+    manual_commit: ManualCommit
+    no_rollback_for: type[BaseException] | tuple[type[BaseException], ...]
 
 
 VerifyCommit = bool | Callable[[Any], bool | Awaitable[bool | None] | None]
@@ -59,19 +62,26 @@ class Request:
 
     propagation: Propagation = "join"
     name: str | None = None
-    preset: Preset = field(default_factory=Preset)
+    preset: Preset = NOTHING_ASKED
     retry: Retry | None = None
     verify_commit: VerifyCommit = False
     commit_timeout: float | None = None
     schemas: Schemas | None = None
+    manual_commit: ManualCommit = "refuse"
+    no_rollback_for: tuple[type[BaseException], ...] = ()
     # What was written on the scope itself: where it joins, a default accepts what runs, and what was asked for does not.
     given: frozenset[str] = frozenset()
-    given_preset: Preset = field(default_factory=Preset)
+    given_preset: Preset = NOTHING_ASKED
+    # Whether retry was asked for on the scope itself, and whether a unit needs a feature for what was asked: kept, since
+    # every entry asks.
+    retry_given: bool = field(init=False, default=False, compare=False)
+    special: bool = field(init=False, default=False, compare=False)
 
-    @property
-    def retry_given(self) -> bool:
-        """Whether retry was asked for on the scope itself."""
-        return "retry" in self.given and self.retry is not None
+    def __post_init__(self) -> None:
+        """Find out what every entry asks."""
+        special = self.verify_commit or self.commit_timeout or self.schemas or self.manual_commit != "refuse"
+        object.__setattr__(self, "retry_given", "retry" in self.given and self.retry is not None)
+        object.__setattr__(self, "special", bool(special))
 
     def but(self, options: Options | dict[str, Any], where: str, *, defaults: bool = False) -> Request:
         """Return this request with `options` put over it.
@@ -87,11 +97,16 @@ class Request:
             if option not in known:
                 raise UnknownOptionError(option, known, where)
         propagation = options.get("propagation", self.propagation)
-        if propagation not in get_args(Propagation):
-            raise OptionError(
-                f"propagation={propagation!r} was asked of {where}; "
-                f"it is one of {', '.join(map(repr, get_args(Propagation)))}"
-            )
+        manual_commit = options.get("manual_commit", self.manual_commit)
+        for option, value, allowed in (
+            ("propagation", propagation, get_args(Propagation)),
+            ("manual_commit", manual_commit, get_args(ManualCommit)),
+        ):
+            if value not in allowed:
+                raise OptionError(
+                    f"{option}={value!r} was asked of {where}; it is one of {', '.join(map(repr, allowed))}"
+                )
+        no_rollback_for = _exceptions(options.get("no_rollback_for", self.no_rollback_for), where)
         name: Any = options.get("name", self.name)
         if name is not None and not isinstance(name, str):
             raise OptionError(f"name={name!r} was given to {where}; it is a string or None")
@@ -124,9 +139,22 @@ class Request:
             verify,
             seconds,
             schemas,
+            manual_commit,
+            no_rollback_for,
             given,
             given_preset,
         )
+
+
+def _exceptions(given: object, where: str) -> tuple[type[BaseException], ...]:
+    classes: tuple[Any, ...] = given if isinstance(given, tuple) else (given,)
+    for each in classes:
+        if not isinstance(each, type) or not issubclass(each, BaseException):
+            raise OptionError(
+                f"no_rollback_for={given!r} was given to {where}; it is an exception class or a tuple of them, such as "
+                "(NoResultFound,)"
+            )
+    return classes
 
 
 def _is_time(seconds: object) -> bool:
@@ -225,7 +253,6 @@ def _check_schemas(runs: Request, asked: Request, running: Running) -> None:
         )
 
 
-NOTHING_ASKED = Preset()
 _WAY_OUT = "ask for it on the outermost scope, or for propagation='new'"
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from sqlalchemy.ext import asyncio as sa_asyncio
 
-from ._makers import Maker
+from ._factory_info import FactoryInfo
 from ._methods import AsyncScopeMethods
-from ._unit.readers import split_readers
+from ._core.features.readers import split_readers
 from .factory import ContextRegistry, Session, split_options
 
 if TYPE_CHECKING:
@@ -77,15 +77,15 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
         defaults = split_options(kw, "async_sessionmaker()")
         readers = split_readers(kw, bind, None, "async_sessionmaker()")
         super().__init__(bind, class_=class_, **kw)
-        self._sessionkit_maker = Maker(True, defaults, readers)
+        self._sessionkit_info = FactoryInfo(True, defaults, readers)
 
     def configure(self, **new_kw: Any) -> None:
         """Change the arguments of sessions and the defaults of scopes that are made from now on."""
-        maker = self._sessionkit_maker
+        info = self._sessionkit_info
         where = "async_sessionmaker.configure()"
-        defaults = split_options(new_kw, where, maker.defaults)
-        maker.readers = split_readers(new_kw, new_kw.get("bind", self.kw.get("bind")), maker.readers, where)
-        maker.defaults = defaults
+        defaults = split_options(new_kw, where, info.defaults)
+        info.readers = split_readers(new_kw, new_kw.get("bind", self.kw.get("bind")), info.readers, where)
+        info.defaults = defaults
         super().configure(**new_kw)
 
 

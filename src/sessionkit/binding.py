@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
-from ._makers import Maker
-from ._unit.claims import claim
-from ._unit.twophase import CLAIM_TIMEOUT, Gid, end_coordinator, end_prepared, identity_of, refuse_unable, two_phase_of
+from ._core.features.marker import claim
+from ._core.features.twophase import CLAIM_TIMEOUT, Gid, end_coordinator, end_prepared, identity_of, refuse_unable, two_phase_of
+from ._factory_info import FactoryInfo
 from .context import factory_key
 from .errors import OptionError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from ._unit.readers import Readers
+    from ._core.features.readers import Readers
     from .commits import Verdict
 
 __all__ = [
@@ -136,7 +136,7 @@ def use_commit_token(factory: object, token: str) -> None:
 
 
 def _readers_of(factory: object, asked: str) -> Readers:
-    readers = Maker.of(factory_key(factory), asked).readers
+    readers = FactoryInfo.of(factory_key(factory), asked).readers
     if readers is None or not readers.tracks:
         raise OptionError(
             f"{asked} was called with {factory!r}, which has no readers or has read_your_writes=False, so that nothing "

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
-from sqlalchemy import CHAR, Column, DateTime, MetaData, String, Table, delete, func, insert, select
+from sqlalchemy import CHAR, Column, DateTime, MetaData, String, Table, delete, func, insert, inspect, select
 from sqlalchemy.exc import DBAPIError
 
 from . import _dialects
@@ -123,6 +123,12 @@ def mark(connection: Connection, key: str, options: Mapping[str, Any] = MappingP
     except DBAPIError as error:
         explain(error)
         raise
+
+
+def is_there(connection: Connection) -> bool:
+    """Return whether the marker table is in the connection's database. SQL: a look into the catalogue."""
+    schemas: Mapping[Any, Any] = connection.get_execution_options().get("schema_translate_map") or {}
+    return inspect(connection).has_table(TABLE_NAME, schema=schemas.get(None))
 
 
 def explain(error: DBAPIError) -> None:

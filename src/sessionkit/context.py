@@ -1,16 +1,18 @@
-"""The ambient session: which scope this thread and this task are inside of.
+"""The ambient session: the scope that this thread and this task are inside of.
 
-One ``ContextVar`` holds the innermost `Entry`; entries are linked outwards. An entry is visible only to
-the thread and the asyncio task that made it: a child task inherits a copy of the context, but a session
-is no thing to share, so there the entry is passed over (see tests/contract/test_ownership.py). The exception
-is an entry that an integration has lent to the thread for which its owner waits (see Entry.lent).
+One ``ContextVar`` holds the innermost `Entry`; entries link outwards. Only the thread or the asyncio task that made an
+entry sees it: a child task inherits a copy of the context, but a session must not be shared, so the lookup passes the
+entry over there (see tests/contract/test_ownership.py). The exception is an entry that an integration has lent to the
+thread for which its owner waits (see Entry.lent).
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from contextvars import ContextVar
+from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .errors import NoCurrentSession, ScopeError
@@ -22,10 +24,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import async_scoped_session as sa_async_scoped_session
     from sqlalchemy.orm import Session, sessionmaker
     from sqlalchemy.orm import scoped_session as sa_scoped_session
-
-    from ._inner import Inner
-    from ._observers import Observation
-    from ._unit.unit import Unit
 
     S = TypeVar("S", bound=Session)
     AS = TypeVar("AS", bound=AsyncSession)
@@ -57,52 +55,71 @@ def describe(owner: object) -> str:
     return f"thread {owner}"
 
 
-class Entry:
-    """One entry into a scope: what its exit has to undo.
+class State(Enum):
+    """Where in its life an entry into a scope is."""
 
-    A scope is a value that many threads may enter at once, so nothing of an entry is kept in the scope.
+    OPEN = "its body runs"
+    ENDING = "it is ending: listeners and the last flush still run inside it"
+    COMMITTING = "it is committing"
+    COMMITTED = "it has committed"
+    ROLLED_BACK = "it was rolled back"
+    UNKNOWN = "it has ended, and whether it was committed is not known"
+    LEFT = "it has ended; it had joined a transaction, which goes on"
+    FORKED = "it belongs to the parent of this process"
+
+    # Enum's own goes by the name, in Python.
+    __hash__ = object.__hash__
+
+
+OPEN, ENDING = State.OPEN, State.ENDING
+
+
+class Entry:
+    """One entry into a scope, as the context remembers it.
+
+    A scope is a value that many threads may enter at once, so nothing of an entry is kept in the scope. What an entry
+    begins and ends is in its subclasses, `Unit` and `Joined`.
     """
 
     __slots__ = (
+        "__weakref__",
+        "factory",
         "handed",
-        "inner",
-        "key",
         "lent",
-        "live",
         "observations",
-        "opened",
         "outer",
         "owner",
         "rollback_only",
         "scope",
-        "unit",
+        "state",
     )
 
-    def __init__(
-        self,
-        scope: object,
-        key: object,
-        unit: Unit | None,
-        handed: Any,
-        outer: Entry | None,
-        owner: object,
-        opened: bool,
-        inner: Inner,
-    ) -> None:
+    opened = False  # whether this entry began the transaction, and so ends it
+
+    def __init__(self, scope: Any, handed: Any, owner: object) -> None:
         self.scope = scope
-        self.key = key  # the factory: a scope joins only the scopes of its own factory
-        self.unit = unit  # None: the session was passed in by the caller, who owns it
-        self.handed = handed  # what the body got: a Session, or an AsyncSession
-        self.outer = outer
+        self.factory = scope._factory  # a scope joins only the scopes of its own factory
+        self.handed = handed  # what the body got: a Session, or an AsyncSession; None once the entry has ended
         self.owner = owner
-        self.opened = opened  # whether this entry began the transaction, and so ends it
-        self.inner = inner  # what the end of an entry that did not begin the transaction has to end
+        self.state = OPEN
         self.rollback_only = False
-        self.live = True
-        self.observations: tuple[Observation, ...] = ()  # who is told when it is left
+        self.observations: tuple[Any, ...] = ()  # of those who look on: see _observers
         # Tells of a thread or task that inherited this context whether it works for the owner, who waits for it
         # meanwhile: a framework that runs a part of a request in a worker thread. Set by integrations only.
         self.lent: Callable[[object], bool] | None = None
+        # An entry that has ended is not linked to: a task that starts a task that starts a task would keep them all.
+        outer = _innermost.get()
+        while outer is not None and outer.handed is None:
+            outer = outer.outer
+        self.outer: Entry | None = outer
+
+    if TYPE_CHECKING:
+        unit: Any  # the unit of work that it takes part in; None on a session that the caller passed in
+
+    @property
+    def live(self) -> bool:
+        """Whether it is ambient: its body runs, or the flush at its end."""
+        return self.state is OPEN or self.state is ENDING
 
     def belongs_to(self, owner: object) -> bool:
         """Tell whether `owner` may see it."""
@@ -111,32 +128,59 @@ class Entry:
 
 _innermost: ContextVar[Entry | None] = ContextVar("sessionkit_innermost_scope", default=None)
 
+top = _innermost.get
+"""Return the innermost entry of this context, whoever owns it."""
 
-def top() -> Entry | None:
-    """Return the innermost entry of this context, whoever owns it."""
-    return _innermost.get()
-
-
-def push(entry: Entry) -> None:
-    """Make `entry` the innermost one."""
-    _innermost.set(entry)
+push = _innermost.set
+"""Make an entry the innermost one."""
 
 
 def pop(entry: Entry) -> None:
-    """End `entry`. In a context that never saw it (a teardown elsewhere) there is nothing to restore."""
-    entry.live = False
+    """Let go of an entry that has ended. In a context that never saw it (a teardown elsewhere) nothing is restored."""
+    if entry.state is OPEN or entry.state is ENDING:
+        entry.state = State.LEFT
+    entry.handed = None
     if _innermost.get() is entry:
-        _innermost.set(entry.outer)
+        outer = entry.outer
+        while outer is not None and outer.handed is None:  # scopes that were left out of order
+            outer = outer.outer
+        _innermost.set(outer)
 
 
-def innermost(key: object | None, owner: object) -> Entry | None:
-    """Return the innermost live entry of `owner`, of the factory `key` if one is given."""
+def innermost(factory: object | None, owner: object) -> Entry | None:
+    """Return the innermost live entry of `owner`, of one factory if that is given."""
     entry = _innermost.get()
     while entry is not None:
-        if entry.live and (key is None or entry.key is key) and entry.belongs_to(owner):
+        if entry.live and (factory is None or entry.factory is factory) and entry.belongs_to(owner):
             return entry
         entry = entry.outer
     return None
+
+
+# -- fork ---------------------------------------------------------------------------------------------------------
+
+forks: list[int] = []
+"""The process identifiers of the forks between the process that imported this and the one that runs; mostly empty."""
+
+_inherited: list[Entry] = []
+"""The parent's open entries in a forked child. They are kept, so that no destructor touches the parent's connections."""
+
+
+def _forked() -> None:
+    forks.append(os.getpid())
+    entry = _innermost.get()
+    while entry is not None:
+        entry.state = State.FORKED
+        _inherited.append(entry)
+        entry = entry.outer
+    _innermost.set(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+# -- asking for the ambient session ---------------------------------------------------------------------------------
 
 
 def factory_key(factory: object) -> object:
@@ -145,21 +189,20 @@ def factory_key(factory: object) -> object:
     return factory if inner is None else factory_key(inner)
 
 
-def require(key: object | None, asked: str) -> Entry:
-    """Return the innermost entry, or raise an error that tells why there is none."""
+def require(factory: object | None, asked: str) -> Entry:
+    """Return the innermost entry, or raise an error that says why there is none."""
     owner = here()
-    entry = innermost(key, owner)
+    entry = innermost(factory, owner)
     if entry is not None:
         return entry
-    which = "" if key is None else f" of {key!r}"
+    which = "" if factory is None else f" of {factory!r}"
     other = _innermost.get()
     while other is not None:
-        if other.live and (key is None or other.key is key):
+        if other.live and (factory is None or other.factory is factory):
             raise NoCurrentSession(
-                f"{asked} was called in {describe(owner)}, where no scope{which} is open; the one that is open "
-                f"belongs to "
-                f"{describe(other.owner)}, and a session is never shared between threads or tasks: "
-                "open a scope here, or pass plain values instead of the session"
+                f"{asked} was called in {describe(owner)}, where no scope{which} is open; the one that is open belongs "
+                f"to {describe(other.owner)}, and a session is never shared between threads or tasks: open a scope "
+                "here, or pass plain values instead of the session"
             )
         other = other.outer
     raise NoCurrentSession(
@@ -192,7 +235,7 @@ def current_session(factory: object | None = None) -> Any:
 
 
 def current_of(session: Any) -> Any:
-    """Return the session that a scoped session stands for, in the colour of both; anything else as it is."""
+    """Return the session that a scoped session stands for, sync or async; anything else as it is."""
     registry = getattr(session, "registry", None)
     return registry() if registry is not None and hasattr(session, "session_factory") else session
 
@@ -205,6 +248,7 @@ def sync_session_of(session: Any, asked: str) -> Session:
     """
     from sqlalchemy.orm import Session
 
+    # A scoped session holds an AsyncSession, which holds a Session.
     seen = session
     for _ in range(3):
         if isinstance(seen, Session):

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 from sqlalchemy import orm
 from sqlalchemy.util import ScopedRegistry
 
-from ._makers import Maker
+from ._factory_info import FactoryInfo
 from ._methods import ScopeMethods
 from ._plan import Options, Request
-from ._unit.readers import split_readers
-from ._unit.session import ScopeAware
+from ._core.features.readers import split_readers
+from ._core.session import ScopeAware
 from .context import factory_key, here, innermost
 from .errors import OptionError
 
@@ -101,15 +101,15 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
         defaults = split_options(kw, "sessionmaker()")
         readers = split_readers(kw, bind, None, "sessionmaker()")
         super().__init__(bind, class_=class_, **kw)
-        self._sessionkit_maker = Maker(False, defaults, readers)
+        self._sessionkit_info = FactoryInfo(False, defaults, readers)
 
     def configure(self, **new_kw: Any) -> None:
         """Change the arguments of sessions and the defaults of scopes that are made from now on."""
-        maker = self._sessionkit_maker
+        info = self._sessionkit_info
         where = "sessionmaker.configure()"
-        defaults = split_options(new_kw, where, maker.defaults)
-        maker.readers = split_readers(new_kw, new_kw.get("bind", self.kw.get("bind")), maker.readers, where)
-        maker.defaults = defaults
+        defaults = split_options(new_kw, where, info.defaults)
+        info.readers = split_readers(new_kw, new_kw.get("bind", self.kw.get("bind")), info.readers, where)
+        info.defaults = defaults
         super().configure(**new_kw)
 
 

@@ -8,125 +8,23 @@ committed, an on_rollback hook if that was undone.
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import event
 
-from ._unit.savepoints import Savepoints, connections
-from ._unit.session import unit_of
-from ._unit.watch import FailureLog, mark
+from ._core.connection import ScopeConnection
+from ._core.hooks import Hook, HookFunction, due, run
+from ._core.savepoints import Savepoints, connections
+from ._core.session import unit_of
 from .context import Entry, here, require, sync_session_of, top
-from .errors import HookError, Outcome, ScopeError, set_outcome, told
+from .errors import Outcome, ScopeError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
 __all__ = ["on_commit", "on_rollback", "set_rollback_only"]
 
-logger = logging.getLogger("sessionkit")
-
-HookFunction = Callable[[], object]
 F = TypeVar("F", bound=HookFunction)
-
-
-class Hook:
-    """A callable that waits for the outcome of the transaction."""
-
-    __slots__ = ("after", "fn", "level", "marked", "robust")
-
-    def __init__(self, fn: HookFunction, after: Outcome, level: SessionTransaction | None, robust: bool) -> None:
-        self.fn = fn
-        self.after = after
-        self.level = level
-        self.robust = robust
-        self.marked: list[FailureLog] = []
-
-    def survives(self, savepoints: Savepoints | None) -> bool:
-        """Tell whether no savepoint in which it was registered has been rolled back."""
-        return (savepoints is None or savepoints.survives(self.level)) and all(log.holds(self) for log in self.marked)
-
-    def __repr__(self) -> str:
-        name = getattr(self.fn, "__qualname__", None) or repr(self.fn)
-        return f"{'on_commit' if self.after == 'committed' else 'on_rollback'} hook {name}"
-
-
-def due(hooks: Iterable[Hook], outcome: Outcome, savepoints: Savepoints | None) -> list[Hook]:
-    """Return the hooks that run after `outcome`, in order. After an unknown outcome none does."""
-    if outcome == "unknown":
-        return []
-    undone: Outcome = "rolled back"
-    found = [hook for hook in hooks if hook.after == (outcome if hook.survives(savepoints) else undone)]
-    for capture in reversed(captures):
-        found = capture(found)
-    return found
-
-
-captures: list[Callable[[list[Hook]], list[Hook]]] = []
-"""While a test looks at hooks: each is given those that are due, and returns those that are to run; the last one first."""
-
-
-class Run:
-    """What a run of hooks collects: the shells of both colours call the hooks, this decides what their errors mean."""
-
-    __slots__ = ("errors", "logged", "outcome")
-
-    def __init__(self, outcome: Outcome, logged: bool = False) -> None:
-        self.outcome: Outcome = outcome
-        self.logged = logged  # every error, as if all hooks were robust
-        self.errors: list[BaseException] = []
-
-    def failed(self, hook: Hook, error: BaseException) -> None:
-        """Take note of a hook's error; the others run all the same."""
-        if (hook.robust or self.logged) and isinstance(error, Exception):
-            logger.error("%r failed; the data is %s", hook, self.outcome, exc_info=error)
-        else:
-            self.errors.append(error)
-
-    def report(self, first: BaseException | None) -> None:
-        """Raise what the hooks raised, unless `first`, the error that the user must see, is on its way already."""
-        if not self.errors:
-            return
-        if first is not None:
-            for error in self.errors:
-                logger.error("a hook failed; the data is %s", self.outcome, exc_info=error)
-                first.add_note(f"besides, a hook failed: {told(error)}")
-            return
-        for error in self.errors:
-            if not isinstance(error, Exception):  # KeyboardInterrupt, CancelledError: theirs is the right of way
-                raise error
-        error = HookError(self.errors, self.outcome)
-        set_outcome(error, self.outcome)
-        raise error
-
-
-def run(hooks: Iterable[Hook], outcome: Outcome, first: BaseException | None = None, *, logged: bool = False) -> None:
-    """Call the hooks of a sync unit, each one whatever the others do."""
-    state = Run(outcome, logged)
-    for hook in hooks:
-        try:
-            result = hook.fn()
-            if inspect.isawaitable(result):
-                if inspect.iscoroutine(result):
-                    result.close()
-                raise ScopeError(f"{hook!r} returned an awaitable, but its scope is sync and cannot await it")
-        except BaseException as error:  # noqa: BLE001 - Run decides what it means
-            state.failed(hook, error)
-    state.report(first)
-
-
-async def async_run(hooks: Iterable[Hook], outcome: Outcome, first: BaseException | None = None) -> None:
-    """Call the hooks of an async unit, awaiting those that are async, each one whatever the others do."""
-    state = Run(outcome)
-    for hook in hooks:
-        try:
-            result = hook.fn()
-            if inspect.isawaitable(result):
-                await cast("Awaitable[object]", result)
-        except BaseException as error:  # noqa: BLE001 - Run decides what it means
-            state.failed(hook, error)
-    state.report(first)
 
 
 class _PlainHooks:
@@ -157,8 +55,7 @@ class _PlainHooks:
 
 
 _PLAIN = "sessionkit_hooks"
-"""The key in ``Session.info`` under which a session that no scope owns keeps its hooks: they live as long as it "
-"does."""
+"""The key in ``Session.info`` under which a session that no scope owns keeps its hooks: they live as long as it does."""
 
 
 def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
@@ -182,7 +79,11 @@ def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
         nested = target.in_nested_transaction()
         level = unit.levels().current() if nested else None
         hook = Hook(fn, after, level, robust)
-        hook.marked = mark(connections(unit.transaction), hook)
+        # The session knows its own savepoints; those that were set on a connection by hand are known there only.
+        for connection in connections(unit.transaction):
+            if isinstance(connection, ScopeConnection) and connection.in_nested_transaction():
+                connection.log().mark(hook)
+                hook.marked.append(connection.log())
         unit.hooks.append(hook)
         return fn
     if not target.in_transaction():

@@ -157,6 +157,9 @@ class Preset:
         return merge(self, {f.name: value for f in fields(other) if (value := getattr(other, f.name)) is not None}, "|")
 
 
+NOTHING_ASKED = Preset()
+"""The preset of a scope that asks for nothing."""
+
 PRESET_FIELDS = frozenset(f.name for f in fields(Preset))
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.orm.exc import StaleDataError
 
-from .errors import KINDS, OptionError, classify, first_of, outcome_of
+from .errors import KINDS, OptionError, add_note, classify, first_of, outcome_of
 
 __all__ = ["Attempt", "Retry"]
 
@@ -162,10 +161,20 @@ def as_retry(retry: object, where: str) -> Retry:
     raise OptionError(f"retry={retry!r} was given to {where}; it is a Retry, or a number of attempts")
 
 
-def add_note(error: BaseException, note: str) -> None:
-    """Add a note to an exception; one that cannot be changed, such as a frozen dataclass, goes without."""
-    with suppress(AttributeError):
-        error.add_note(note)
+class Run(NamedTuple):
+    """What a unit has to know of the attempt that it is.
+
+    Attributes:
+        deadline: when the last attempt must be over, on the monotonic clock.
+        lock: whether its SELECTs of entities lock their rows.
+        number: which one, from 1.
+        memory: what the observers keep from one attempt to the next.
+    """
+
+    deadline: float | None
+    lock: bool
+    number: int
+    memory: dict[object, Any]
 
 
 class Attempts:
@@ -183,6 +192,10 @@ class Attempts:
     def next(self) -> Attempt:
         """Return the attempt that begins now."""
         return Attempt(len(self._errors) + 1, errors=self._errors)
+
+    def run_of(self, attempt: Attempt) -> Run:
+        """Return what the unit of an attempt has to know of it."""
+        return Run(self.deadline, self.policy.lock_on_retry and attempt.number > 1, attempt.number, self.memory)
 
     def failed(self, attempt: Attempt, error: BaseException, now: float) -> bool:
         """Decide whether there is another attempt; if so, ``attempt.delay`` says after which wait.

@@ -1,26 +1,29 @@
 """Scopes: begin, hand over a session, commit or roll back, close.
 
-`Scope` and `AsyncScope` stand side by side and differ in their colour words only: what to do is decided in ``_plan``,
-done in ``_unit``, remembered in ``context``.
+`Scope` and `AsyncScope` stand side by side and differ in what they await only: what to do is decided in ``_plan`` and
+done in ``_core``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, Unpack, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
 from sqlalchemy import orm
+from sqlalchemy.util import greenlet_spawn
 
-from . import hooks
-from ._base_scope import BaseScope
+from ._core import hooks
+from ._core.joined import Joined
+from ._core.session import ScopeAware, get_ident, get_running_loop, make_aware, unit_of
+from ._core.unit import Unit
 from ._decorate import INJECTED, form_of, wrap, wrap_async
-from ._inner import NO_INNER, begin_inner, finish_inner
-from ._makers import Maker
-from ._observers import tell_left
-from ._plan import Options, Step
+from ._factory_info import FactoryInfo
+from ._observers import observers, tell_entered, tell_left
+from ._plan import Options, Request, Step, plan, plan_passed
 from ._twins import to_completion
-from ._unit.unit import Unit
-from .context import Entry, current_of, factory_key, here, sync_session_of
-from .errors import ColourError, set_outcome
+from .context import Entry, State, current_of, factory_key, here, innermost, pop, push, sync_session_of, top
+from .errors import ColourError, OptionError, ScopeError, set_outcome
+from .isolation import NOTHING_ASKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext import asyncio as sa_asyncio
 
-    from ._attempts import Run
+    from .retry import Retry, Run
 
     AS = TypeVar("AS", bound=sa_asyncio.AsyncSession)
 else:
@@ -36,9 +39,119 @@ else:
 
 __all__ = ["INJECTED", "AsyncScope", "Scope", "session_scope"]
 
+H = TypeVar("H")  # what the body is handed
 S = TypeVar("S", bound=orm.Session)
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class BaseScope(Generic[H]):
+    """What sync and async scopes share: which factory, which options, and which entries are open. No I/O."""
+
+    __slots__ = ("_beginnings", "_entries", "_factory", "_fn", "_info", "_request")
+
+    def __init__(self, info: FactoryInfo, factory: Any, request: Request) -> None:
+        self._info = info
+        self._factory = factory
+        self._request = request
+        self._beginnings = info.plain if request.preset is NOTHING_ASKED else info.beginnings(request.preset)
+        self._fn: Callable[..., Any] | None = None  # what it decorates
+        self._entries: dict[Entry, None] = {}
+
+    def __repr__(self) -> str:
+        name = "" if self._request.name is None else f" {self._request.name!r}"
+        return f"<{type(self).__name__}{name} of {self._factory!r}>"
+
+    def _around(self, fn: Callable[..., Any]) -> Self:
+        """Return the scope for a decorated function, called as that is if it has no name."""
+        request = self._request
+        if request.name is None:
+            request = replace(request, name=getattr(fn, "__qualname__", None))
+        made = type(self)(self._info, self._factory, request)
+        made._fn = fn
+        return made
+
+    def _decide(self, owner: object) -> tuple[Step, Entry | None]:
+        outer = innermost(self._factory, owner)
+        if outer is None:
+            return plan(None, self._request), None
+        return (plan_passed(None, self._request) if outer.unit is None else plan(outer.unit, self._request)), outer
+
+    def _joins(self) -> bool:
+        """Return whether entering now would take part in what runs; an error if the options do not allow it."""
+        return self._decide(here())[0] is not Step.OPEN
+
+    def _policy(self) -> Retry | None:
+        return self._request.retry
+
+    def _refuse_retry(self) -> NoReturn:
+        raise OptionError(
+            "retry= was given to a plain `with`, whose body cannot be run again; decorate a function with it, or write "
+            "`for attempt in Session.attempts(retry=...): with attempt as session: ...`"
+        )
+
+    def _open(self, owner: object, run: Run | None) -> Unit:
+        """Make a session and begin. No I/O: the transaction reaches the database with the first statement."""
+        handed = self._factory()
+        session = handed.sync_session if self._info.asynchronous else handed
+        if not isinstance(session, ScopeAware):
+            make_aware(session)
+        try:
+            return Unit(self, handed, session, owner, run)
+        except BaseException:
+            session._sessionkit_unit = None  # it never was in use
+            session.close()
+            raise
+
+    def _entered(self, entry: Entry) -> Any:
+        """Make an entry the ambient one, and return what its body gets."""
+        if observers:
+            entry.observations = tell_entered(entry)
+        self._entries[entry] = None
+        push(entry)
+        return entry.handed
+
+    def _leave(self) -> Entry:
+        """Return the entry that ends now."""
+        entry = top()
+        if entry is None or entry.scope is not self or entry.handed is None:
+            entry = self._left_elsewhere()
+        del self._entries[entry]
+        return entry
+
+    def _left_elsewhere(self) -> Entry:
+        """Find the entry that is left in another context than it was entered in, as some frameworks do."""
+        found = list(self._entries)
+        if len(found) > 1:
+            owner = here()
+            found = [entry for entry in found if entry.owner == owner]
+        if len(found) == 1:
+            return found[0]
+        if not self._entries:
+            raise ScopeError(f"{self!r} was left without having been entered")
+        # To end a stranger's transaction would be worse than to say that it is not known which one is meant.
+        raise ScopeError(
+            f"{self!r} was left in another context than it was entered in, and more than one entry of it is open; "
+            "use a scope of its own for each"
+        )
+
+    def _plan_passed(self, session: object) -> tuple[Step, Unit | None, orm.Session]:
+        sync_session = sync_session_of(session, "a decorated function")
+        if isinstance(session, orm.Session) is self._info.asynchronous:
+            raise ColourError(f"{self!r} was given {session!r}; one of them is sync and the other async")
+        unit = unit_of(sync_session)
+        return plan_passed(unit, self._request), unit, sync_session
+
+
+def _settled(entry: Entry, *errors: BaseException | None) -> list[hooks.Hook]:
+    """Tell of an entry whose transaction is settled, and return the hooks that run now."""
+    unit: Unit = entry.unit
+    for error in errors:
+        if error is not None:
+            set_outcome(error, unit.outcome)
+    if entry.observations:
+        tell_left(entry, next((error for error in errors if error is not None), None))
+    return hooks.due(unit.hooks, unit.outcome, unit.savepoints) if unit.hooks else []
 
 
 class Scope(BaseScope[S]):
@@ -47,48 +160,49 @@ class Scope(BaseScope[S]):
     __slots__ = ()
 
     def __enter__(self) -> S:
-        self._refuse_retry()
+        if self._request.retry_given:
+            self._refuse_retry()
         return self._begin(None)
 
     def _begin(self, run: Run | None) -> S:
-        owner = here()
-        step, outer = self._decide(owner)
-        if step is Step.OPEN:
-            return self._open(owner, run)
-        assert outer is not None
-        inner = NO_INNER
+        owner = get_ident() if get_running_loop() is None else here()
+        step, outer = Step.OPEN, None
+        if top() is not None or self._request.propagation == "require":
+            step, outer = self._decide(owner)
+        if outer is None or step is Step.OPEN:
+            unit = self._open(owner, run)
+            for feature in unit.features:
+                if feature.asks:
+                    _enter_feature(unit, feature.entering)
+            handed: S = self._entered(unit)
+            return handed
+        entry = Joined(self, outer.handed, owner, outer.unit)
         if step is not Step.JOIN:
-            inner = begin_inner(sync_session_of(outer.handed, "a scope"), step, outer.unit)
-        self._enter(outer.unit, outer.handed, owner, False, inner)
-        handed: S = outer.handed
+            entry.begin(sync_session_of(outer.handed, "a scope"), step)
+        handed = self._entered(entry)
         return handed
 
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         entry = self._leave()
-        unit = entry.unit
-        if unit is None or not entry.opened:
-            session = None if entry.inner is NO_INNER else sync_session_of(entry.handed, "a scope")
-            (_finish_and_tell if entry.observations else finish_inner)(session, entry, error)
+        if not isinstance(entry, Unit):
+            _finish_joined(entry, error)
+            return
+        if entry.state is State.FORKED:
             return
         try:
             try:
-                unit.finish(error)
+                entry.finish(error)
             finally:
-                unit.remember()
+                pop(entry)
+                for feature in entry.features:
+                    feature.publish()
         except BaseException as failure:
-            set_outcome(failure, unit.outcome)
-            if entry.observations:
-                tell_left(entry, failure)
-            hooks.run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, failure)
+            hooks.run(_settled(entry, failure), entry.outcome, failure)
             raise
-        if error is not None:
-            set_outcome(error, unit.outcome)
-        if entry.observations:
-            tell_left(entry, error)
-        if unit.hooks:
-            hooks.run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, error)
+        if error is not None or entry.observations or entry.hooks:
+            hooks.run(_settled(entry, error), entry.outcome, error)
 
     @overload
     def __call__(self, fn: Callable[Concatenate[S, P], R], /) -> Callable[P, R]: ...
@@ -99,8 +213,8 @@ class Scope(BaseScope[S]):
         decorated: Callable[..., Any] = wrap(self._around(fn), fn, form_of(fn, False, "a scope"))
         return decorated
 
-    def _passed(self, session: object) -> Passed:
-        return Passed(self, current_of(session))
+    def _passed(self, session: object) -> CallerOwned:
+        return CallerOwned(self, current_of(session))
 
     if not TYPE_CHECKING:  # the type checkers refuse it by themselves
 
@@ -112,32 +226,31 @@ class Scope(BaseScope[S]):
         async def __aexit__(self, *exc_info: object) -> None: ...
 
 
-class Passed:
-    """The body of a sync function whose caller passed a session in: the caller owns it."""
-
-    __slots__ = ("scope", "session")
-
-    def __init__(self, scope: Scope[Any], session: object) -> None:
-        self.scope = scope
-        self.session = session
-
-    def __enter__(self) -> None:
-        step, unit, session = self.scope._plan_passed(self.session)
-        self.scope._enter(unit, self.session, here(), False, begin_inner(session, step, unit))
-
-    def __exit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
-        entry = self.scope._leave()
-        finish = _finish_and_tell if entry.observations else finish_inner
-        finish(sync_session_of(self.session, "a scope"), entry, error)
-
-
-def _finish_and_tell(session: orm.Session | None, entry: Entry, error: BaseException | None) -> None:
+def _enter_feature(unit: Unit, entering: Callable[[], None]) -> None:
     try:
-        finish_inner(session, entry, error)
+        entering()
     except BaseException as failure:
-        tell_left(entry, failure)
+        unit.finish(failure)
         raise
-    tell_left(entry, error)
+
+
+def _finish_joined(entry: Any, error: BaseException | None) -> None:
+    """End an entry that has joined."""
+    if entry.state is State.FORKED:
+        return
+    session = None if entry.only_joins else sync_session_of(entry.handed, "a scope")
+    try:
+        try:
+            entry.finish(session, error)
+        finally:
+            pop(entry)
+            entry.left()
+    except BaseException as failure:
+        if entry.observations:
+            tell_left(entry, failure)
+        raise
+    if entry.observations:
+        tell_left(entry, error)
 
 
 class AsyncScope(BaseScope[AS]):
@@ -146,49 +259,50 @@ class AsyncScope(BaseScope[AS]):
     __slots__ = ()
 
     async def __aenter__(self) -> AS:
-        self._refuse_retry()
+        if self._request.retry_given:
+            self._refuse_retry()
         return await self._begin(None)
 
     async def _begin(self, run: Run | None) -> AS:
         owner = here()
-        step, outer = self._decide(owner)
-        if step is Step.OPEN:
-            return self._open(owner, run)
-        assert outer is not None
-        inner = NO_INNER
+        step, outer = Step.OPEN, None
+        if top() is not None or self._request.propagation == "require":
+            step, outer = self._decide(owner)
+        if outer is None or step is Step.OPEN:
+            unit = self._open(owner, run)
+            for feature in unit.features:
+                if feature.asks:
+                    await greenlet_spawn(_enter_feature, unit, feature.entering)
+            handed: AS = self._entered(unit)
+            return handed
+        entry = Joined(self, outer.handed, owner, outer.unit)
         if step is not Step.JOIN:
-            inner = await outer.handed.run_sync(begin_inner, step, outer.unit)
-        self._enter(outer.unit, outer.handed, owner, False, inner)
-        handed: AS = outer.handed
+            await outer.handed.run_sync(entry.begin, step)
+        handed = self._entered(entry)
         return handed
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         entry = self._leave()
-        unit = entry.unit
-        if unit is None or not entry.opened:
-            await _async_finish_inner(entry, error)
+        if not isinstance(entry, Unit):
+            await _async_finish_joined(entry, error)
+            return
+        if entry.state is State.FORKED:
             return
         try:
             try:
-                _, cancelled = await to_completion(_async_finish(entry.handed, unit, error, here()))
+                _, cancelled = await to_completion(_async_finish(entry, error, here()))
             finally:
-                unit.remember()
+                pop(entry)
+                for feature in entry.features:
+                    feature.publish()
         except BaseException as failure:
-            set_outcome(failure, unit.outcome)
-            if entry.observations:
-                tell_left(entry, failure)
-            await hooks.async_run(hooks.due(unit.hooks, unit.outcome, unit.savepoints), unit.outcome, failure)
+            await hooks.async_run(_settled(entry, failure), entry.outcome, failure)
             raise
-        for leaving in (error, cancelled):
-            if leaving is not None:
-                set_outcome(leaving, unit.outcome)
-        if entry.observations:
-            tell_left(entry, error or cancelled)
-        if unit.hooks:
-            due = hooks.due(unit.hooks, unit.outcome, unit.savepoints)
-            await hooks.async_run(due, unit.outcome, error or cancelled)
+        leaving = error if error is not None else cancelled
+        if leaving is not None or entry.observations or entry.hooks:
+            await hooks.async_run(_settled(entry, error, cancelled), entry.outcome, leaving)
         if cancelled is not None:
             raise cancelled
 
@@ -203,8 +317,8 @@ class AsyncScope(BaseScope[AS]):
         decorated: Callable[..., Any] = wrap_async(self._around(fn), fn, form_of(fn, True, "a scope"))
         return decorated
 
-    def _passed(self, session: object) -> AsyncPassed:
-        return AsyncPassed(self, current_of(session))
+    def _passed(self, session: object) -> CallerOwned:
+        return CallerOwned(self, current_of(session))
 
     if not TYPE_CHECKING:  # the type checkers refuse it by themselves
 
@@ -216,37 +330,23 @@ class AsyncScope(BaseScope[AS]):
         def __exit__(self, *exc_info: object) -> None: ...
 
 
-class AsyncPassed:
-    """The body of an async function whose caller passed a session in: the caller owns it."""
-
-    __slots__ = ("scope", "session")
-
-    def __init__(self, scope: AsyncScope[Any], session: Any) -> None:
-        self.scope = scope
-        self.session = session
-
-    async def __aenter__(self) -> None:
-        step, unit, _ = self.scope._plan_passed(self.session)
-        self.scope._enter(unit, self.session, here(), False, await self.session.run_sync(begin_inner, step, unit))
-
-    async def __aexit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
-        await _async_finish_inner(self.scope._leave(), error)
+async def _async_finish(unit: Unit, error: BaseException | None, owner: object) -> None:
+    await unit.wait_until_free(owner)
+    await greenlet_spawn(unit.finish, error)
 
 
-async def _async_finish(
-    session: sa_asyncio.AsyncSession, unit: Unit, error: BaseException | None, owner: object
-) -> None:
-    await unit.quiet(owner)
-    await session.run_sync(lambda _: unit.finish(error))
-
-
-async def _async_finish_inner(entry: Entry, error: BaseException | None) -> None:
+async def _async_finish_joined(entry: Any, error: BaseException | None) -> None:
+    """End an entry that has joined."""
+    if entry.only_joins or entry.state is State.FORKED:
+        _finish_joined(entry, error)
+        return
     cancelled = None
     try:
-        if entry.inner is NO_INNER:
-            finish_inner(None, entry, error)
-        else:
-            _, cancelled = await to_completion(entry.handed.run_sync(finish_inner, entry, error))
+        try:
+            _, cancelled = await to_completion(_async_end_joined(entry, error))
+        finally:
+            pop(entry)
+            entry.left()
     except BaseException as failure:
         if entry.observations:
             tell_left(entry, failure)
@@ -257,6 +357,37 @@ async def _async_finish_inner(entry: Entry, error: BaseException | None) -> None
         raise cancelled
 
 
+async def _async_end_joined(entry: Any, error: BaseException | None) -> None:
+    entry.owner = here()  # the task that ends it: listeners of its flush are inside
+    await entry.handed.run_sync(entry.finish, error)
+
+
+class CallerOwned:
+    """The body of a function whose caller passed a session in: the caller owns it."""
+
+    __slots__ = ("scope", "session")
+
+    def __init__(self, scope: Any, session: Any) -> None:
+        self.scope = scope
+        self.session = session
+
+    def __enter__(self) -> None:
+        step, unit, session = self.scope._plan_passed(self.session)
+        self.scope._entered(Joined(self.scope, self.session, here(), unit).begin(session, step))
+
+    def __exit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
+        _finish_joined(self.scope._leave(), error)
+
+    async def __aenter__(self) -> None:
+        step, unit, _ = self.scope._plan_passed(self.session)
+        entry = Joined(self.scope, self.session, here(), unit)
+        await self.session.run_sync(entry.begin, step)
+        self.scope._entered(entry)
+
+    async def __aexit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
+        await _async_finish_joined(self.scope._leave(), error)
+
+
 @overload
 def session_scope(
     factory: sa_asyncio.async_sessionmaker[AS] | sa_asyncio.async_scoped_session[AS], **options: Unpack[Options]
@@ -264,7 +395,7 @@ def session_scope(
 @overload
 def session_scope(factory: orm.sessionmaker[S] | orm.scoped_session[S], **options: Unpack[Options]) -> Scope[S]: ...
 def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | AsyncScope[Any]:
-    """Begin, hand over a session, commit. A context manager and a decorator, in the colour of the factory.
+    """Begin, hand over a session, commit. A context manager and a decorator, sync or async as the factory is.
 
     On entering, a session is made by `factory` and a transaction begun; the body gets the session. Without an exception
     the scope commits, with one it rolls back and lets the exception pass; in any case the session is closed
@@ -292,6 +423,12 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
         schema_translate_map: the schema names that the unit's tables have in the database, such as
             ``{None: "tenant_1"}``; as SQLAlchemy's execution option, flushes and bulk calls included. It takes the
             place of the engine's own. A scope that joins must ask for the same, or for none.
+        manual_commit: what ``commit()``, ``rollback()`` and ``close()`` by hand do inside the scope. ``"refuse"``
+            (default): they raise ``ScopeError``. ``"savepoint"``: for applications that commit by hand; ``commit()``
+            flushes and keeps what was done since the last one in a savepoint, ``rollback()`` undoes it, and the
+            transaction commits once, at the end of the scope. Each call site gets a ``ManualCommit`` warning once.
+        no_rollback_for: an exception class or a tuple of them. Such an exception passes on, but does not keep the scope
+            from committing, nor the scope that it has joined, unless a statement or a flush has failed.
         name: what messages call this scope; default: the name of the decorated function.
 
     Returns:
@@ -305,16 +442,14 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
         CommitOutcomeUnknown: (when left) the connection was lost during COMMIT.
         HookError: (when left) a hook failed after the transaction had ended; it says how it ended.
 
-    What became of the transaction is told of any exception that leaves the scope by `errors.outcome_of`.
+    `errors.outcome_of` tells of any exception that leaves the scope how the transaction ended.
 
     SQL: ``BEGIN`` with the first statement (``BEGIN IMMEDIATE`` on SQLite), ``COMMIT`` or ``ROLLBACK``. Inside another
     scope: nothing, or ``SAVEPOINT`` with the first statement, ``RELEASE SAVEPOINT`` or ``ROLLBACK TO SAVEPOINT``.
     """
-    inner = factory_key(factory)
-    return make_scope(Maker.of(inner, "session_scope()"), inner, options)
-
-
-def make_scope(maker: Maker, factory: Any, options: Options) -> Scope[Any] | AsyncScope[Any]:
-    """Make the scope of a known factory."""
-    request = maker.defaults.but(options, "a scope") if options else maker.defaults
-    return AsyncScope(maker, factory, request) if maker.asynchronous else Scope(maker, factory, request)
+    info = getattr(factory, "_sessionkit_info", None)
+    if info is None:
+        factory = factory_key(factory)
+        info = FactoryInfo.of(factory, "session_scope()")
+    request = info.defaults.but(options, "a scope") if options else info.defaults
+    return (AsyncScope if info.asynchronous else Scope)(info, factory, request)

@@ -14,7 +14,7 @@ from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
 from sessionkit import READ_ONLY, REPORT, SNAPSHOT, binding, errors
-from sessionkit._unit import readers as _readers
+from sessionkit._core.features import readers as _readers
 from tests.contract.many import at_commit, at_statement, cut
 from tests.contract.settings import READ_ONLY_VIOLATION, error_code
 from tests.support.clusters import Cluster, Node

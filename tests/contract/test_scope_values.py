@@ -146,8 +146,9 @@ async def test_one_value_entered_twice_elsewhere_never_ends_a_strangers_transact
 
 
 def end_by_force(session: Any) -> None:
-    session._end_rollback()
-    session._end_close()
+    session._sessionkit_unit = None
+    session.rollback()
+    session.close()
 
 
 async def test_a_scope_that_is_left_before_what_joined_it_does_not_lose_the_others_work(doors: Door) -> None:

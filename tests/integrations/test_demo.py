@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Column, MetaData, Table, Text, create_engine, inspect, orm
+from sqlalchemy import Column, MetaData, Table, Text, create_engine, inspect
+from sqlalchemy.engine.default import DefaultDialect
 
 from sessionkit.cli import demo, main
 from sessionkit.cli._load import Memory, Reading
@@ -177,7 +178,7 @@ def test_a_commit_that_lies_is_seen_by_the_tour(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The checks have teeth: where a scope's work is not committed, the step says so."""
-    monkeypatch.setattr(orm.Session, "commit", orm.Session.rollback)
+    monkeypatch.setattr(DefaultDialect, "do_commit", DefaultDialect.do_rollback)
     assert main(["demo", "--plain"]) == 1
     assert "the database holds {}, but it should hold {'ann': 100, 'bob': 0}" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessionkit._unit.watch import FailureLog
+from sessionkit._core.connection import FailureLog
 
 
 class Step(NamedTuple):
@@ -60,18 +60,13 @@ def run(happened: list[Step]) -> tuple[Model, FailureLog]:
     model, log = Model(), FailureLog()
     for number, (what, place) in enumerate(happened):
         if what == "set":
-            log.set()
-            log.named(model.set())
+            log.set(model.set())
         elif what == "fail":
             error = LookupError(number)
             model.levels[-1].append(error)
             log.failed(error)
         elif what == "fail to set":
-            # The event of SAVEPOINT comes first; then it fails, and the innermost savepoint is the one before.
-            error = LookupError(number)
-            log.set()
-            if model.names:
-                log.named(model.names[-1])
+            error = LookupError(number)  # the innermost savepoint is the one before
             model.levels[-1].append(error)
             log.failed(error)
         elif model.names:
@@ -131,17 +126,10 @@ def test_one_error_that_is_seen_twice_is_one_failure() -> None:
     log = FailureLog()
     error = LookupError()
     log.failed(error)
-    log.set()
-    log.named("sp1")
+    log.set("sp1")
     log.failed(error)
     log.rolled_back_to("sp1")
     assert error_of(log) is error
-
-
-def test_a_savepoint_without_a_name_yet_counts() -> None:
-    log = FailureLog()
-    log.set()
-    assert log.depth == 1
 
 
 def test_failures_of_several_logs_have_one_order() -> None:

@@ -306,24 +306,31 @@ def test_a_dialect_is_one_entry_in_the_table(table: None) -> None:
 
 @pytest.mark.parametrize("level", list(Isolation))
 @pytest.mark.parametrize("dialect", ["mysql", "mariadb", "cockroachdb", "nobody_knows"])
-def test_a_level_reaches_the_engine_by_sqlalchemys_option(dialect: str, level: Isolation) -> None:
+def test_a_level_reaches_the_connection_by_sqlalchemys_option(dialect: str, level: Isolation) -> None:
+    asked: dict[str, object] = {}
+
+    class Connection:
+        def execution_options(self, **options: object) -> None:
+            asked.update(options)
+
     engine = never_connected(dialect)
-    derived = of(engine).engine_for(engine, Preset(level))
-    assert derived.get_execution_options()["isolation_level"] == ("SERIALIZABLE" if dialect == "cockroachdb" else level)
-    assert derived.pool is engine.pool
+    before = of(engine).beginning(engine, Preset(level)).before
+    assert before is not None
+    before(Connection())
+    assert asked == {"isolation_level": "SERIALIZABLE" if dialect == "cockroachdb" else level}
     assert "isolation_level" not in engine.get_execution_options()
 
 
 @pytest.mark.parametrize("dialect", ["mysql", "mariadb", "cockroachdb", "nobody_knows", "postgresql"])
-def test_an_engine_that_nothing_is_asked_of_is_used_as_it_is(dialect: str) -> None:
+def test_where_nothing_is_asked_nothing_comes_before_the_begin(dialect: str) -> None:
     engine = never_connected(dialect)
-    assert of(engine).engine_for(engine, Preset()) is engine
+    assert of(engine).beginning(engine, Preset()).before is None
 
 
 @pytest.mark.parametrize("dialect", ["mysql", "mariadb", "cockroachdb"])
 def test_read_only_can_be_asked_for_outside_of_the_matrix_too(dialect: str) -> None:
     engine = never_connected(dialect)
-    assert of(engine).engine_for(engine, READ_ONLY) is not engine
+    assert of(engine).beginning(engine, READ_ONLY).before is not None
 
 
 @pytest.mark.parametrize("option", TIMEOUTS)
@@ -331,20 +338,20 @@ def test_read_only_can_be_asked_for_outside_of_the_matrix_too(dialect: str) -> N
 def test_a_timeout_that_a_dialect_cannot_keep_is_refused(dialect: str, option: str) -> None:
     engine = never_connected(dialect)
     with pytest.raises(errors.OptionError, match=rf"{option}=5.*{dialect}"):
-        of(engine).engine_for(engine, Preset(**{option: 5}))  # type: ignore[arg-type]
+        of(engine).beginning(engine, Preset(**{option: 5}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dialect", ["mysql", "mariadb", "cockroachdb", "nobody_knows"])
 def test_so_is_deferrable(dialect: str) -> None:
     engine = never_connected(dialect)
     with pytest.raises(errors.OptionError, match=rf"(deferrable|read_only)=True.*{dialect}"):
-        of(engine).engine_for(engine, REPORT)
+        of(engine).beginning(engine, REPORT)
 
 
 def test_read_only_on_a_dialect_without_an_entry_is_refused() -> None:
     engine = never_connected("nobody_knows")
     with pytest.raises(errors.OptionError, match=r"read_only=True.*nobody_knows"):
-        of(engine).engine_for(engine, READ_ONLY)
+        of(engine).beginning(engine, READ_ONLY)
 
 
 def test_a_scope_refuses_what_the_dialect_cannot_keep_before_it_connects() -> None:

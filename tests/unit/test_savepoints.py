@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.orm import Session, SessionTransaction
 
-from sessionkit._unit.savepoints import Savepoints, within
+from sessionkit._core.savepoints import Savepoints, within
 
 What = Literal["begin", "commit", "rollback", "note"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import cockroachdb, mysql, postgresql, sqlite
-from ._base import Asked, Dialect, deadline, root_of
+from ._base import Asked, Beginning, Dialect, deadline, is_autocommit, refuse_autocommit, root_of
 from ._json import dumps_of
 from ._replication import Position, Replication, Standing
 from ._two_phase import TwoPhase
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Asked",
+    "Beginning",
     "Dialect",
     "Position",
     "Replication",
@@ -22,8 +23,10 @@ __all__ = [
     "TwoPhase",
     "deadline",
     "dumps_of",
+    "is_autocommit",
     "of",
     "of_name",
+    "refuse_autocommit",
     "register",
     "root_of",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from ..errors import OptionError
 from ._bulk import Bulk
@@ -61,10 +62,73 @@ def root_of(engine: Engine) -> Engine:
     return engine
 
 
-def _sqlalchemys_own(engine: Engine, asked: Asked) -> Engine:
+class Beginning(NamedTuple):
+    """How the transactions of an engine begin for units with one preset.
+
+    Attributes:
+        dialect: the table entry.
+        before: called with the connection before SQLAlchemy tells its listeners of BEGIN.
+        after: called after that.
+    """
+
+    dialect: Dialect
+    before: Callable[[Any], None] | None = None
+    after: Callable[[Any], None] | None = None
+
+
+def at_level(level: str) -> Callable[[Any], None]:
+    """Return what has a connection run its transaction at a level, as SQLAlchemy does it."""
+
+    def run_at(connection: Any) -> None:
+        connection.execution_options(isolation_level=level)
+
+    return run_at
+
+
+def _sqlalchemys_own(engine: Engine, asked: Asked) -> Beginning:
     """Serve a dialect that has no entry of its own: SQLAlchemy's isolation_level, and nothing else."""
-    refuse(engine.dialect.name, asked, "read_only", "deferrable", "statement_timeout", "lock_timeout", "idle_timeout")
-    return engine if asked.isolation is None else engine.execution_options(isolation_level=str(asked.isolation))
+    name = engine.dialect.name
+    refuse(name, asked, "read_only", "deferrable", "statement_timeout", "lock_timeout", "idle_timeout")
+    return Beginning(Dialect(name), None if asked.isolation is None else at_level(str(asked.isolation)))
+
+
+def is_autocommit(bind: Any) -> bool:
+    """Return whether each statement on an engine or connection commits by itself, by what SQLAlchemy was told."""
+    level: object = bind.get_execution_options().get("isolation_level")
+    return str(level or getattr(bind.dialect, "_on_connect_isolation_level", None)).upper() == "AUTOCOMMIT"
+
+
+def refuse_autocommit(engine: Engine) -> None:
+    """Refuse an engine on which a scope could take nothing back.
+
+    Raises:
+        OptionError: its isolation_level is AUTOCOMMIT.
+    """
+    if is_autocommit(engine):
+        raise OptionError(
+            f"a scope was opened on {engine!r}, whose isolation_level is AUTOCOMMIT: each statement commits by itself, "
+            "and the scope could not take one back; use an engine without it, such as "
+            "engine.execution_options(isolation_level='READ COMMITTED')"
+        )
+
+
+def undo_at_checkin(connection: Any, undo: Callable[[Any], None]) -> None:
+    """Have something done to the driver's connection when its pool gets it back, also from a unit that nobody ended."""
+    # SQLAlchemy's own way to reset what an execution option has changed; an event of the pool would be paid by all.
+    connection.connection._connection_record.finalize_callback.append(undo)
+
+
+def undo_at_end(connection: Any, undo: Callable[[Any], None]) -> None:
+    """Have something done before COMMIT or ROLLBACK: a pool's one connection may go back much later."""
+    steps: list[Callable[[Any], None]] = connection.at_end
+    if not steps:
+        undo_at_checkin(connection, partial(_undo_all, steps))
+    steps.append(undo)
+
+
+def _undo_all(steps: list[Callable[[Any], None]], dbapi_connection: Any) -> None:
+    while steps:
+        steps.pop()(dbapi_connection)
 
 
 def refuse(name: str, asked: Asked, *options: str) -> None:
@@ -78,11 +142,7 @@ def refuse(name: str, asked: Asked, *options: str) -> None:
             )
 
 
-def _not_followed(connection: Connection) -> None:
-    """Do nothing: the driver tells by itself what `lost` asks."""
-
-
-def _nothing(connection: Connection, driver_connection: Any) -> str | None:
+def _nothing(connection: Connection) -> str | None:
     return None
 
 
@@ -94,7 +154,15 @@ def _unrestricted(connection: Connection) -> None:
 
 
 def _cannot_cut(connection: Connection) -> None:
-    """Do nothing: nobody knows how to interrupt this driver from outside."""
+    """Do nothing: how to interrupt this driver from outside is not known."""
+
+
+def _ended(connection: Connection) -> None:
+    """Do nothing: a COMMIT that failed has ended the transaction."""
+
+
+def _never(_: Any) -> bool:
+    return False
 
 
 def _unbounded(connection: Connection, seconds: float | None) -> None:
@@ -144,21 +212,21 @@ class Dialect:
         levels: what it gives for each level that can be asked for; a level without an entry is refused.
         anomalies: what can still happen at each level that it gives.
         default_level: what it gives where nothing was asked for, if the engine does not know better.
-        engine_for: derives from the user's engine the one whose transactions are what was asked for, and raises
-        OptionError
-            for what it cannot keep. One and the same engine for equal arguments is the caller's care.
-        follow: begins to look for what `lost` will be asked, when a scope's transaction begins.
+        beginning: returns how transactions of an engine begin as asked; OptionError for what it cannot keep.
         aborts: a statement that fails aborts the transaction, and its COMMIT is then a silent ROLLBACK.
-        lost: tells, from what the driver knows without a round trip, that the transaction cannot be committed
-            any more, and why; None where all is well or the driver cannot tell.
+        lost: tells, from what the driver knows without a round trip, that the transaction of a unit's connection cannot
+            be committed any more, and why; None where all is well or the driver cannot tell.
+        commit_failed: ends a transaction that a failed COMMIT has left open.
+        driver_in_transaction: tells of a driver's connection whether it is in a transaction.
+        lives_in_memory: tells of an engine whether its database is in the memory of its one connection.
         restrict: has the database refuse writes on a connection from now on, inside a savepoint.
         lift: ends that where the rollback of the savepoint does not.
         conflict: tells why a new transaction on an engine could only wait for the one that a connection of the same
             thread or task holds; None where it need not.
         insert_or_wait: an INSERT that does nothing where the row is there already, and waits for a transaction that has inserted
             it and is still open.
-        with_commit: returns what sends one statement together with the COMMIT of a connection; None where each costs a round trip
-            of its own, or where there are none.
+        with_commit: returns a cursor that holds one statement back and sends it together with COMMIT; None where the
+            driver cannot.
         cut: ends whatever a connection is waiting for, from another thread or task: who waits gets the driver's error.
         connect_within: connects within so many seconds, or raises the driver's OperationalError; None where that cannot
             hang, or nobody has looked.
@@ -182,10 +250,12 @@ class Dialect:
     levels: Mapping[str, str] = field(default_factory=lambda: {level: level for level in LEVELS})
     anomalies: Mapping[str, frozenset[str]] = field(default_factory=dict)
     default_level: str = "READ COMMITTED"
-    engine_for: Callable[[Engine, Asked], Engine] = _sqlalchemys_own
-    follow: Callable[[Connection], None] = _not_followed
+    beginning: Callable[[Engine, Asked], Beginning] = _sqlalchemys_own
     aborts: bool = False
-    lost: Callable[[Connection, Any], str | None] = _nothing
+    lost: Callable[[Any], str | None] = _nothing
+    commit_failed: Callable[[Any], None] = _ended
+    driver_in_transaction: Callable[[Any], bool] = _never
+    lives_in_memory: Callable[[Any], bool] = _never
     restrict: Callable[[Connection], None] = _unrestricted
     lift: Callable[[Connection], None] = _unrestricted
     conflict: Callable[[Connection, Engine, Asked], str | None] = _no_conflict

@@ -7,37 +7,30 @@ https://www.cockroachlabs.com/docs/stable/read-committed.)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event, text
+from sqlalchemy import text
 
-from ._base import LEVELS, Asked, Dialect, all_of, refuse, root_of
+from ._base import LEVELS, Asked, Beginning, Dialect, all_of, at_level, refuse
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.engine import Engine
 
-_OPTION = "sessionkit_cockroachdb_read_only"
-_listening: WeakSet[Engine] = WeakSet()
+_READ_ONLY = text("SET TRANSACTION READ ONLY")
 
 
-def _engine_for(engine: Engine, asked: Asked) -> Engine:
+def _beginning(engine: Engine, asked: Asked) -> Beginning:
     refuse("cockroachdb", asked, "deferrable", "statement_timeout", "lock_timeout", "idle_timeout")
-    options: dict[str, object] = {}
-    if asked.isolation is not None:
-        options["isolation_level"] = DIALECT.given(str(asked.isolation))
-    if asked.read_only:
-        root = root_of(engine)
-        if root not in _listening:
-            _listening.add(root)
-            event.listen(root, "begin", _begin)
-        options[_OPTION] = True
-    return engine.execution_options(**options) if options else engine
+    level = None if asked.isolation is None else at_level(DIALECT.given(str(asked.isolation)))
+    if not asked.read_only:
+        return Beginning(DIALECT, level)
 
+    def before(connection: Any) -> None:
+        if level is not None:
+            level(connection)
+        connection.execute(_READ_ONLY)
 
-def _begin(connection: Connection) -> None:
-    if connection.get_execution_options().get(_OPTION):
-        connection.execute(text("SET TRANSACTION READ ONLY"))
+    return Beginning(DIALECT, before)
 
 
 DIALECT = Dialect(
@@ -45,6 +38,6 @@ DIALECT = Dialect(
     levels=dict.fromkeys(LEVELS, "SERIALIZABLE"),
     anomalies={"SERIALIZABLE": all_of()},
     default_level="SERIALIZABLE",
-    engine_for=_engine_for,
+    beginning=_beginning,
     aborts=True,
 )

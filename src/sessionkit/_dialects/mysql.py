@@ -6,18 +6,16 @@ refused.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event, text
+from sqlalchemy import text
 
-from ._base import Asked, Dialect, all_of, refuse, root_of
+from ._base import Asked, Beginning, Dialect, all_of, at_level, refuse
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.engine import Engine
 
-_OPTION = "sessionkit_mysql_read_only"
-_listening: WeakSet[Engine] = WeakSet()
+_READ_ONLY = text("SET TRANSACTION READ ONLY")  # MySQL: for the next transaction, which begins after it
 
 # Hermitage, mysql.md: REPEATABLE READ stops PMP and G-single for read-only transactions only, and lost updates not at
 # all.
@@ -29,25 +27,20 @@ _ANOMALIES = {
 }
 
 
-def _engine_for(engine: Engine, asked: Asked) -> Engine:
+def _beginning(engine: Engine, asked: Asked) -> Beginning:
     refuse(engine.dialect.name, asked, "deferrable", "statement_timeout", "lock_timeout", "idle_timeout")
-    options: dict[str, object] = {}
-    if asked.isolation is not None:
-        options["isolation_level"] = str(asked.isolation)
-    if asked.read_only:
-        root = root_of(engine)
-        if root not in _listening:
-            _listening.add(root)
-            event.listen(root, "begin", _begin)
-        options[_OPTION] = True
-    return engine.execution_options(**options) if options else engine
+    level = None if asked.isolation is None else at_level(str(asked.isolation))
+    if not asked.read_only:
+        return Beginning(DIALECTS[engine.dialect.name], level)
+
+    def before(connection: Any) -> None:
+        if level is not None:
+            level(connection)
+        connection.execute(_READ_ONLY)
+
+    return Beginning(DIALECTS[engine.dialect.name], before)
 
 
-def _begin(connection: Connection) -> None:
-    if connection.get_execution_options().get(_OPTION):
-        # For the next transaction only, which begins with the statement after it.
-        connection.execute(text("SET TRANSACTION READ ONLY"))
-
-
-MYSQL = Dialect("mysql", anomalies=_ANOMALIES, default_level="REPEATABLE READ", engine_for=_engine_for)
-MARIADB = Dialect("mariadb", anomalies=_ANOMALIES, default_level="REPEATABLE READ", engine_for=_engine_for)
+MYSQL = Dialect("mysql", anomalies=_ANOMALIES, default_level="REPEATABLE READ", beginning=_beginning)
+MARIADB = Dialect("mariadb", anomalies=_ANOMALIES, default_level="REPEATABLE READ", beginning=_beginning)
+DIALECTS = {entry.name: entry for entry in (MYSQL, MARIADB)}

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from weakref import WeakSet
 
-from sqlalchemy import event, func, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from ..errors import OptionError
 from . import _asyncpg, _template
-from ._base import Asked, Dialect, all_of, root_of
+from ._base import Asked, Beginning, Dialect, all_of, undo_at_checkin
 from ._bulk_postgresql import BULK
 from ._connect import connect_within
 from ._replication_postgresql import REPLICATION
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Executable
     from sqlalchemy.engine import Connection, Engine
-
-_OPTION = "sessionkit_postgresql"
-_BEFORE = "sessionkit_modes_before"
-_listening: WeakSet[Engine] = WeakSet()
 
 # Hermitage, postgresql.md; each cell is proved by tests/concurrency/test_anomalies.py.
 _ANOMALIES = {
@@ -138,19 +134,20 @@ _SETTINGS = {
 }
 
 
-def _engine_for(engine: Engine, asked: Asked) -> Engine:
+def _beginning(engine: Engine, asked: Asked) -> Beginning:
     wanted = _wanted(asked)
-    if wanted is None:
-        return engine
-    root = root_of(engine)
-    if root not in _listening:
-        _listening.add(root)
-        event.listen(root, "checkin", _checkin)
-    derived = engine.execution_options(**{_OPTION: wanted})
-    # On the derived engine, whose listeners come before those of the engine it is derived from: what a listener of the
-    # user's says to the database when a transaction begins is said under the preset.
-    event.listen(derived, "begin", _begin)
-    return derived
+    follows = _asyncpg.follow if engine.dialect.driver == "asyncpg" else None
+
+    def after(connection: Any) -> None:
+        if getattr(connection._dbapi_connection.dbapi_connection, "autocommit", False):
+            raise OptionError(
+                f"a scope was opened on {connection.engine!r}, but its driver's connections are in autocommit mode, "
+                "where no transaction begins; leave autocommit out of connect_args"
+            )
+        if follows is not None:
+            follows(connection)
+
+    return Beginning(DIALECT, None if wanted is None else partial(_begin, wanted), after)
 
 
 class _Wanted(NamedTuple):
@@ -179,38 +176,43 @@ def _set_config(asked: Asked) -> Executable | None:
     return text(f"SELECT {calls}").bindparams(**values)
 
 
-def _begin(connection: Connection) -> None:
-    for statement in _tell_driver(connection):
-        connection.execute(statement)
-
-
-def _tell_driver(connection: Connection) -> list[Executable]:
-    """Have the driver put the modes into its next BEGIN; return what has to be said by statements after it."""
-    options = connection.get_execution_options()
-    wanted: _Wanted = options[_OPTION]
-    pooled = connection.connection
-    said: list[Executable] = []
+# Before the listeners of the user's: what one of them says to the database when a transaction begins is said under the
+# preset.
+def _begin(wanted: _Wanted, connection: Connection) -> None:
     if wanted[:3] != (None, None, None):
         driver = _DRIVERS.get(connection.dialect.driver)
-        # A listener of the class Engine comes before ours, and may have spoken.
+        pooled = connection.connection
         if driver is None or driver.begun(pooled.driver_connection):
-            said.append(_set_transaction(_modes(wanted)))
+            connection.execute(_set_transaction(_modes(wanted)))
         else:
-            before = driver.get(pooled.dbapi_connection)
-            # What SQLAlchemy was told by its own options it takes back itself, and before the event of the checkin.
-            pooled.info[_BEFORE] = driver, before, tuple(option not in options for option in _SQLALCHEMYS)
-            modes = _Modes(
-                before.isolation if wanted.isolation is None else driver.level(wanted.isolation),
-                before.read_only if wanted.read_only is None else wanted.read_only,
-                before.deferrable if wanted.deferrable is None else wanted.deferrable,
-            )
-            driver.set(pooled.dbapi_connection, modes)
+            _tell_driver(driver, wanted, connection)
             unsaid = driver.unsaid(pooled.driver_connection, wanted)
             if unsaid:
-                said.append(_set_transaction(unsaid))
+                connection.execute(_set_transaction(unsaid))
     if wanted.settings is not None:
-        said.append(wanted.settings)
-    return said
+        connection.execute(wanted.settings)
+
+
+def _tell_driver(driver: _Driver, wanted: _Wanted, connection: Connection) -> None:
+    """Have the driver put the modes into its next BEGIN, and take them back when the pool gets the connection."""
+    options, adapted = connection.get_execution_options(), connection.connection.dbapi_connection
+    before = driver.get(adapted)
+    # What SQLAlchemy was told by its own options it takes back itself.
+    ours = tuple(option not in options for option in _SQLALCHEMYS)
+    undo_at_checkin(connection, partial(_take_back, driver, before, ours))
+    driver.set(
+        adapted,
+        _Modes(
+            before.isolation if wanted.isolation is None else driver.level(wanted.isolation),
+            before.read_only if wanted.read_only is None else wanted.read_only,
+            before.deferrable if wanted.deferrable is None else wanted.deferrable,
+        ),
+    )
+
+
+def _take_back(driver: _Driver, before: _Modes, ours: tuple[bool, ...], dbapi_connection: Any) -> None:
+    now = driver.get(dbapi_connection)
+    driver.set(dbapi_connection, _Modes(*(b if mine else n for b, n, mine in zip(before, now, ours, strict=True))))
 
 
 _SQLALCHEMYS = ("isolation_level", "postgresql_readonly", "postgresql_deferrable")
@@ -228,30 +230,13 @@ def _set_transaction(modes: list[str]) -> Executable:
     return text(f"SET TRANSACTION {', '.join(modes)}")
 
 
-def _checkin(dbapi_connection: Any, record: Any) -> None:
-    kept = record.info.pop(_BEFORE, None)
-    if kept is not None and dbapi_connection is not None:
-        driver, before, ours = kept
-        now = driver.get(dbapi_connection)
-        driver.set(dbapi_connection, _Modes(*(b if mine else n for b, n, mine in zip(before, now, ours, strict=True))))
-
-
-def _follow(connection: Connection) -> None:
-    if getattr(connection.connection.dbapi_connection, "autocommit", False):
-        raise OptionError(
-            f"a scope was opened on {connection.engine!r}, but its driver's connections are in autocommit mode, where "
-            "no transaction begins; leave autocommit out of connect_args"
-        )
-    if connection.dialect.driver == "asyncpg":
-        _asyncpg.follow(connection)
-
-
-def _lost(connection: Connection, driver_connection: Any) -> str | None:
+def _lost(connection: Any) -> str | None:
     # psycopg and psycopg2 know the state from the protocol's ReadyForQuery; asyncpg does not tell it, there the
     # log of failed statements has to do.
     if connection.dialect.driver == "asyncpg":
         return _asyncpg.lost(connection)
-    info = getattr(driver_connection, "info", None)
+    adapted = connection._dbapi_connection.dbapi_connection
+    info = getattr(getattr(adapted, "_connection", adapted), "info", None)
     status = getattr(info, "transaction_status", None)
     if status == _INERROR:
         return "a statement sent through the driver's own cursor failed, so the server has aborted the transaction"
@@ -326,6 +311,12 @@ def _name_transaction(connection: Connection, name: str) -> None:
     connection.execute(_APPLICATION, {"name": shown})
 
 
+def _driver_in_transaction(driver_connection: Any) -> bool:
+    if hasattr(driver_connection, "is_in_transaction"):  # asyncpg
+        return bool(driver_connection.is_in_transaction())
+    return hasattr(driver_connection, "info") and _libpq_begun(driver_connection)
+
+
 DIALECT = Dialect(
     "postgresql",
     # PostgreSQL manual 13.2: READ UNCOMMITTED behaves like READ COMMITTED.
@@ -336,10 +327,10 @@ DIALECT = Dialect(
         "SERIALIZABLE": "SERIALIZABLE",
     },
     anomalies=_ANOMALIES,
-    engine_for=_engine_for,
-    follow=_follow,
+    beginning=_beginning,
     aborts=True,
     lost=_lost,
+    driver_in_transaction=_driver_in_transaction,
     restrict=_restrict,
     lift=_lift,
     insert_or_wait=lambda table: insert(table).on_conflict_do_nothing(),

@@ -11,36 +11,43 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import SingletonThreadPool, StaticPool
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from ..errors import OptionError, ScopeError
+from ..errors import OptionError
 from . import _template
-from ._base import LEVELS, Asked, Dialect, all_of, deadline, refuse, root_of
+from ._base import (
+    LEVELS,
+    Asked,
+    Beginning,
+    Dialect,
+    all_of,
+    deadline,
+    is_autocommit,
+    refuse,
+    root_of,
+    undo_at_checkin,
+    undo_at_end,
+)
 from ._bulk_sqlite import BULK
 from ._sqlite_config import Config, autocommit_of, config_of, configs, set_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from sqlalchemy.engine import Connection, Engine
 
 __all__ = ["DIALECT", "Config", "config_of", "configure"]
 
-_OPTION = "sessionkit_sqlite"
-_UNDO = "sessionkit_undo"
-_UNDO_AT_END = "sessionkit_undo_at_end"
-_SEEN = "sessionkit_seen"
-_COMMITTING = "sessionkit_committing"
-_listening: WeakSet[Engine] = WeakSet()
-_undoing: WeakSet[Engine] = WeakSet()
+_WANTED = "wanted"
+_CHANGES = "changes"
 
 
 def configure(engine: Engine, config: Config) -> None:
@@ -48,8 +55,9 @@ def configure(engine: Engine, config: Config) -> None:
     root = root_of(engine)
     if root not in configs:
         event.listen(root, "checkout", lambda connection, record, _: set_up(configs[root], connection, record))
+        # After the listeners of the user's, one of which may say BEGIN.
+        event.listen(root, "begin", _begin_configured)
     configs[root] = config
-    _listen(root)
 
 
 class _Wanted(NamedTuple):
@@ -60,99 +68,86 @@ class _Wanted(NamedTuple):
     statement_timeout: float | None
 
 
-def _listen(root: Engine) -> None:
-    if root not in _listening:
-        _listening.add(root)
-        # After the listeners of the user's, one of which may say BEGIN.
-        event.listen(root, "begin", _begin)
-        event.listen(root, "checkin", _checkin)
-
-
-def _engine_for(engine: Engine, asked: Asked) -> Engine:
+def _beginning(engine: Engine, asked: Asked) -> Beginning:
     refuse("SQLite", asked, "idle_timeout")
-    root = root_of(engine)
-    _listen(root)
-    if root not in _undoing:
-        _undoing.add(root)
-        event.listen(root, "commit", _before_commit)
-        event.listen(root, "rollback", _before_end)
     wanted = _Wanted(bool(asked.read_only), asked.lock_timeout, asked.statement_timeout)
-    derived = engine.execution_options(**{_OPTION: wanted})
-    # Listeners of the derived engine come before those of the engine that it is derived from.
-    event.listen(derived, "begin", _look)
-    if wanted.statement_timeout is not None:
-        event.listen(derived, "before_cursor_execute", _start_of_statement)
-    return derived
+    if wanted == _NOTHING:
+        return _PLAIN
+    return Beginning(DIALECT, _look, partial(_begin, wanted))
 
 
-class _Seen(NamedTuple):
-    """How a scope found its connection."""
-
-    in_transaction: bool
-    changes: int
-
-
-def _look(connection: Connection) -> None:
-    pooled = connection.connection
-    driver: Any = pooled.driver_connection
-    pooled.info[_SEEN] = _Seen(driver.in_transaction, driver.total_changes)
+def _driver(connection: Any) -> Any:
+    """Return the driver's connection, without the calls that this costs through SQLAlchemy's properties."""
+    adapted = connection._dbapi_connection.dbapi_connection
+    return getattr(adapted, "_connection", adapted)
 
 
-def _begin(connection: Connection) -> None:
-    wanted: _Wanted | None = connection.get_execution_options().get(_OPTION)
-    if wanted is not None:
-        _begin_scope(connection, wanted)
-    elif (config := configs.get(root_of(connection.engine))) is not None:
-        _begin_configured(connection, config)
+def _look(connection: Any) -> None:
+    """Look how the connection is found, before the listeners of the user's, one of which may say BEGIN."""
+    driver = _driver(connection)
+    if driver.in_transaction and autocommit_of(connection.connection.info, driver) is not False:
+        # A COMMIT of whoever had the connection before was BUSY and left its transaction open, of which SQLAlchemy does
+        # not know: it would be committed with ours. (What is in a transaction on a pool's one connection is refused
+        # before it comes to this.)
+        _say(connection, driver, "ROLLBACK")
+    connection.notes[_CHANGES] = driver.total_changes
 
 
 def _takes_lock(engine: Engine, wanted: _Wanted) -> bool:
     # Asked for each transaction: the engine may be configured anew after its first scope.
-    config = config_of(engine)
-    return not wanted.query_only and (config is None or config.begin == "immediate")
+    return not wanted.query_only and (not configs or (config := config_of(engine)) is None or config.begin == "immediate")
 
 
-def _begin_scope(connection: Connection, wanted: _Wanted) -> None:
-    pooled = connection.connection
-    seen: _Seen = pooled.info[_SEEN]
-    driver: Any = pooled.driver_connection
-    autocommit = autocommit_of(pooled.info, driver)
+def _begin(wanted: _Wanted, connection: Any) -> None:
+    driver = _driver(connection)
+    # aiosqlite may be asked in its own thread only, so its answer is kept with the connection.
+    autocommit = (
+        autocommit_of(connection.connection.info, driver)
+        if connection.dialect.is_async
+        else getattr(driver, "autocommit", None)
+    )
     if autocommit is True:
         raise OptionError(
             f"a scope was opened on {connection.engine!r}, whose driver commits each statement by itself and ignores "
             "commit() and rollback(); leave autocommit=True out of connect_args"
         )
-    if seen.in_transaction and autocommit is not False:
-        raise ScopeError(
-            f"a scope was opened on {connection.engine!r}, whose one connection is in a transaction of somebody else's "
-            "at this moment, and would be committed or rolled back with it; end that first, or use a database file"
-        )
+    connection.notes[_WANTED] = wanted
     begun = driver.in_transaction
     # sqlite3.connect(autocommit=False), Python 3.12: the driver always keeps a deferred transaction open. And a
     # listener of the user's may have said BEGIN, as SQLAlchemy's documentation has it: with nothing written yet that
     # holds no lock, and two writers could not queue for it.
     immediate = _takes_lock(connection.engine, wanted)
-    if begun and (autocommit is False or (immediate and driver.total_changes == seen.changes)):
+    if begun and (autocommit is False or (immediate and driver.total_changes == connection.notes[_CHANGES])):
         _say(connection, driver, "ROLLBACK")
         begun = False
-    if wanted.lock_timeout is not None or wanted.statement_timeout is not None or deadline.get() is not None:
-        _limit_waiting(connection, driver, wanted)
-    if wanted.query_only:
-        _undo_at_end(connection, "PRAGMA query_only=OFF")
-        _say(connection, driver, "PRAGMA query_only=ON")
-    if wanted.statement_timeout is not None:
-        _set_progress_handler(connection, driver, _Deadline(wanted.statement_timeout))
+    if wanted is not _NOTHING or deadline.get() is not None:
+        _set_limits(connection, driver, wanted)
     if not begun:
         _say(connection, driver, "BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
-def _begin_configured(connection: Connection, config: Config) -> None:
+def _set_limits(connection: Any, driver: Any, wanted: _Wanted) -> None:
+    if wanted.lock_timeout is not None or wanted.statement_timeout is not None or deadline.get() is not None:
+        _limit_waiting(connection, driver, wanted)
+    if wanted.query_only:
+        undo_at_end(connection, partial(_execute, "PRAGMA query_only=OFF"))
+        _say(connection, driver, "PRAGMA query_only=ON")
+    if wanted.statement_timeout is not None:
+        limit = _Deadline(wanted.statement_timeout)
+        undo_at_end(connection, _clear_progress_handler)
+        _progress_handler(connection.dialect.is_async, driver, limit)
+        event.listen(connection, "before_cursor_execute", lambda *_: limit.start())
+        limit.start()
+
+
+def _begin_configured(connection: Connection) -> None:
     """Begin outside of scopes."""
-    level = connection.get_execution_options().get("isolation_level")
-    level = level or getattr(connection.dialect, "_on_connect_isolation_level", None)
+    config = config_of(connection.engine)
+    if config is None or getattr(connection, "beginning", None) is not None or is_autocommit(connection):
+        return
     driver: Any = connection.connection.driver_connection
     autocommit = autocommit_of(connection.connection.info, driver)
-    if autocommit is True or str(level).upper() == "AUTOCOMMIT":
+    if autocommit is True:
         return
     if autocommit is False:
         _say(connection, driver, "ROLLBACK")
@@ -161,17 +156,18 @@ def _begin_configured(connection: Connection, config: Config) -> None:
     _say(connection, driver, "BEGIN" if config.begin == "deferred" else "BEGIN IMMEDIATE")
 
 
-def _say(connection: Connection, driver: Any, statement: str) -> Any:
+def _say(connection: Any, driver: Any, statement: str) -> Any:
     # Straight to the driver: SQLAlchemy's execution of a string costs 20 us and, on aiosqlite, two more thread
     # switches.
     try:
         if connection.dialect.is_async:
             return await_only(driver.execute(statement))
         return driver.execute(statement)
-    except connection.dialect.loaded_dbapi.Error as error:
-        raise DBAPIError.instance(
-            statement, None, error, connection.dialect.loaded_dbapi.Error, dialect=connection.dialect
-        ) from error
+    except BaseException as error:
+        # What was interrupted may still run in the driver's thread, and hold a lock: SQLAlchemy invalidates such a
+        # connection, which is not fit to go back to the pool.
+        connection._handle_dbapi_exception(error, statement, None, None, None)
+        raise
 
 
 def _first_value(connection: Connection, driver: Any, statement: str) -> Any:
@@ -180,48 +176,18 @@ def _first_value(connection: Connection, driver: Any, statement: str) -> Any:
     return row[0]
 
 
-def _undo_later(connection: Connection, undo: str) -> None:
-    """Have the connection say `undo` when the pool gets it back."""
-    connection.connection.info.setdefault(_UNDO, []).append(undo)
+def _execute(statement: str, dbapi_connection: Any) -> None:
+    cursor = dbapi_connection.cursor()
+    cursor.execute(statement)
+    cursor.close()
 
 
-def _undo_at_end(connection: Connection, undo: str | Callable[[Any], None]) -> None:
-    """Have `undo` done before COMMIT or ROLLBACK: the one connection of an in-memory database may go back much later."""
-    connection.connection.info.setdefault(_UNDO_AT_END, []).append(undo)
-
-
-def _before_commit(connection: Connection) -> None:
-    # Not for a COMMIT that is refused: whoever refuses it was there before us.
-    connection.connection.info[_COMMITTING] = True
-    _before_end(connection)
-
-
-def _before_end(connection: Connection) -> None:
-    if not connection.invalidated:
-        pooled = connection.connection
-        _undo(pooled.dbapi_connection, pooled.info.pop(_UNDO_AT_END, ()))
-
-
-def _checkin(dbapi_connection: Any, record: Any) -> None:
-    undo = [*record.info.pop(_UNDO, ()), *record.info.pop(_UNDO_AT_END, ())]
-    committing = record.info.pop(_COMMITTING, False)
-    if dbapi_connection is None:
-        return
+def _commit_failed(connection: Any) -> None:
     # A COMMIT that had to wait for a reader too long has failed and left the transaction open. SQLAlchemy takes it for
     # ended and does not roll it back: it would be committed with the next one, or keep its lock.
-    if committing and getattr(dbapi_connection, "driver_connection", dbapi_connection).in_transaction:
-        dbapi_connection.rollback()
-    _undo(dbapi_connection, undo)
-
-
-def _undo(dbapi_connection: Any, steps: Sequence[str | Callable[[Any], None]]) -> None:
-    for step in reversed(steps):
-        if callable(step):
-            step(dbapi_connection)
-        else:
-            cursor = dbapi_connection.cursor()
-            cursor.execute(step)
-            cursor.close()
+    if connection._dbapi_connection is not None and _driver(connection).in_transaction:
+        with suppress(Exception):
+            connection._dbapi_connection.dbapi_connection.rollback()
 
 
 def _limit_waiting(connection: Connection, driver: Any, wanted: _Wanted) -> None:
@@ -233,7 +199,7 @@ def _limit_waiting(connection: Connection, driver: Any, wanted: _Wanted) -> None
     if (ends := deadline.get()) is not None:
         waiting = min(waiting, max(0, round((ends - time.monotonic()) * 1000)))
     if waiting != before:
-        _undo_later(connection, f"PRAGMA busy_timeout={before}")
+        undo_at_checkin(connection, partial(_execute, f"PRAGMA busy_timeout={before}"))
         _say(connection, driver, f"PRAGMA busy_timeout={waiting}")
 
 
@@ -255,13 +221,6 @@ class _Deadline:
 
 
 _INSTRUCTIONS = 1000  # of SQLite's virtual machine between two calls: some 10 us
-_DEADLINE = "sessionkit_deadline"
-
-
-def _set_progress_handler(connection: Connection, driver: Any, deadline: _Deadline) -> None:
-    connection.connection.info[_DEADLINE] = deadline
-    _undo_at_end(connection, _clear_progress_handler)
-    _progress_handler(connection.dialect.is_async, driver, deadline)
 
 
 def _clear_progress_handler(dbapi_connection: Any) -> None:
@@ -275,14 +234,8 @@ def _progress_handler(asynchronous: bool, driver: Any, handler: _Deadline | None
         await_only(result)
 
 
-def _start_of_statement(connection: Connection, *_: Any) -> None:
-    # A listener of the user's may say BEGIN before the transaction has its limit.
-    if (limit := connection.connection.info.get(_DEADLINE)) is not None:
-        limit.start()
-
-
-def _lost(connection: Connection, driver_connection: Any) -> str | None:
-    if connection.get_execution_options().get(_OPTION) and getattr(driver_connection, "in_transaction", True) is False:
+def _lost(connection: Any) -> str | None:
+    if _WANTED in connection.notes and _driver(connection).in_transaction is False:
         return "SQLite has ended the transaction by itself, as it does when the disk is full or on ON CONFLICT ROLLBACK"
     return None
 
@@ -303,7 +256,7 @@ def _bound_commit(connection: Connection, seconds: float | None) -> None:
         driver = connection.connection.driver_connection
         before = _first_value(connection, driver, "PRAGMA busy_timeout")
         if int(before) > seconds * 1000:
-            _undo_later(connection, f"PRAGMA busy_timeout={int(before)}")
+            undo_at_checkin(connection, partial(_execute, f"PRAGMA busy_timeout={int(before)}"))
             _say(connection, driver, f"PRAGMA busy_timeout={round(seconds * 1000)}")
 
 
@@ -311,17 +264,17 @@ def _lift(connection: Connection) -> None:
     _say(connection, connection.connection.driver_connection, "PRAGMA query_only=OFF")
 
 
-def _conflict(held: Connection, wanted: Engine, asked: Asked) -> str | None:
-    if held.engine.pool is wanted.pool and type(wanted.pool).__name__ in ("SingletonThreadPool", "StaticPool"):
+def _conflict(held: Any, wanted: Engine, asked: Asked) -> str | None:
+    if held.engine.pool is wanted.pool and isinstance(wanted.pool, StaticPool | SingletonThreadPool):
         return "this database has one connection only, and the transaction around already uses it"
     ours, theirs = held.engine.url.database, wanted.url.database
     if not ours or not theirs or os.path.realpath(ours) != os.path.realpath(theirs):
         return None
-    options: _Wanted | None = held.get_execution_options().get(_OPTION)
+    options: _Wanted | None = getattr(held, "notes", {}).get(_WANTED)
     if options is None or asked.read_only or held.closed or held.invalidated:
         return None
     driver: Any = held.connection.driver_connection
-    if _takes_lock(held.engine, options) or driver.total_changes != held.connection.info[_SEEN].changes:
+    if _takes_lock(held.engine, options) or driver.total_changes != held.notes[_CHANGES]:
         return (
             "the transaction around holds SQLite's write lock on the same file, so this one could only wait for itself"
         )
@@ -372,14 +325,22 @@ def _with_code(base: type[Exception], code: str | None, message: str) -> Excepti
     return cast("Exception", error)
 
 
+def _lives_in_memory(engine: Engine) -> bool:
+    # Of aiosqlite the thread is gone in a forked process, memory or not.
+    return not engine.dialect.is_async and engine.url.database in {None, "", ":memory:"}
+
+
 DIALECT = Dialect(
     "sqlite",
     # One writer at a time, readers on a snapshot: everything is serializable, once there is a real BEGIN.
     levels=dict.fromkeys(LEVELS, "SERIALIZABLE"),
     anomalies={"SERIALIZABLE": all_of()},
     default_level="SERIALIZABLE",
-    engine_for=_engine_for,
+    beginning=_beginning,
     lost=_lost,
+    commit_failed=_commit_failed,
+    driver_in_transaction=lambda driver: bool(driver.in_transaction),
+    lives_in_memory=_lives_in_memory,
     restrict=_restrict,
     lift=_lift,
     insert_or_wait=lambda table: insert(table).on_conflict_do_nothing(),
@@ -395,3 +356,6 @@ DIALECT = Dialect(
     check_deferred=_check_deferred,
     with_code=_with_code,
 )
+
+_NOTHING = _Wanted(False, None, None)
+_PLAIN = Beginning(DIALECT, _look, partial(_begin, _NOTHING))

@@ -12,7 +12,7 @@ from sqlalchemy import table as sa_table
 from sqlalchemy import types as sqltypes
 from sqlalchemy.types import UserDefinedType
 
-from .._unit import watch
+from .._core.connection import has_two_phases
 from ._packer import CopyData, Field, column_packer, fields_of, row_packer
 from ._plan import OMIT
 from ._result import Outcome, Unfit
@@ -49,7 +49,7 @@ def refusal(call: Call, page: Page, method: str) -> str | None:
         return f"the binary form of {fields!r} is not certain"
     if method == "unnest" and any(field.array for field in fields):
         return "arrays of arrays have no form that unnest could take apart; 'temp' can"
-    if method == "temp" and watch.has_two_phases(call.connection):
+    if method == "temp" and has_two_phases(call.connection):
         return (
             "PostgreSQL cannot prepare a transaction that has used a temporary table, and this one may be committed in "
             "two phases; 'unnest' can be used there"

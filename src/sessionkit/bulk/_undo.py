@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from .._unit import watch
+from .._core.connection import failures_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -95,5 +95,6 @@ class Beginning:
 
     def _again(self) -> None:
         self._connection.dialect.do_rollback(self._connection.connection)
-        watch.begun_again(self._connection)
+        if (failures := failures_of(self._connection)) is not None:
+            failures.forget()
         self._dialect.begin(self._connection)

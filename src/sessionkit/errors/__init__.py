@@ -31,6 +31,7 @@ from types import FunctionType
 # `X as X`: for the package's other rooms, and not for users.
 from ._base import DOCUMENTATION as DOCUMENTATION
 from ._base import SessionKitError
+from ._base import add_note as add_note
 from ._base import address_of as address_of
 from ._base import message_of as message_of
 from ._base import told as told
@@ -56,6 +57,7 @@ from ._runtime import (
 from ._usage import (
     ColourError,
     ConcurrentUse,
+    ManualCommit,
     NoCurrentSession,
     OptionError,
     ScopeError,
@@ -72,6 +74,7 @@ __all__ = [
     "ConcurrentUse",
     "HookError",
     "MalformedETag",
+    "ManualCommit",
     "NoCurrentSession",
     "NoReader",
     "OptionError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, ClassVar
 
 DOCUMENTATION = "https://sessionkit.readthedocs.io/"
@@ -59,3 +60,9 @@ def message_of(error: BaseException) -> str:
 def told(error: BaseException) -> str:
     """Return an exception as a traceback's last line has it, for a message that quotes it."""
     return f"{type(error).__name__}: {message_of(error)}"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception; one that cannot be changed, such as a frozen dataclass, goes without."""
+    with suppress(AttributeError):
+        error.add_note(note)

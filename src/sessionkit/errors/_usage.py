@@ -50,3 +50,10 @@ class UnknownOptionError(OptionError, TypeError):
 
 class VersionError(SessionKitError):
     """A version was asked for what it cannot do: of a class that has none, on a backend that cannot check it, ..."""
+
+
+class ManualCommit(UserWarning):
+    """Code inside a scope with ``manual_commit="savepoint"`` has called ``commit()``: it is durable at the scope's end.
+
+    Each call site is told once. When the calls are gone, the option can go as well.
+    """

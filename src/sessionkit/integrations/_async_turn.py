@@ -16,16 +16,14 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from .. import _waiting
-from .._twins import to_completion
-from ..context import Entry, factory_key, here, top
+from .._spi import Entry, factory_key, here, pause, to_completion, top
 from ..scope import AsyncScope
 from ._web import Request, Turn, triple
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-    from .._plan import Options
+    from .._spi import Options
 
     Connection = MutableMapping[str, Any]
 
@@ -143,7 +141,7 @@ class AsyncTurn(Turn):
         result, seconds = self.request.next()
         if inspect.isawaitable(result):
             await result
-        await asyncio.sleep(_waiting.pause(seconds))
+        await asyncio.sleep(pause(seconds))
 
 
 async def _leave(scope: Any, error: BaseException | None) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from .._spi import Joined
 from ..errors import UnexpectedRollback, classify, first_of
 
 if TYPE_CHECKING:
-    from .._attempts import Run
-    from ..context import Entry
+    from .._spi import Entry, Run
 
 __all__ = [
     "Kind",
@@ -61,7 +61,7 @@ def kind_of(entry: Entry) -> Kind:
     """Return what the entry does to the database."""
     if entry.opened:
         return "unit"
-    if entry.inner.savepoint is not None:
+    if isinstance(entry, Joined) and entry.savepoint is not None:
         return "savepoint"
     return "passed" if entry.unit is None else "join"
 

@@ -9,8 +9,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import event, orm
 from sqlalchemy.engine import Connection, Engine
 
-from .._dialects import root_of
-from ..context import sync_session_of, top
+from .._spi import root_of, sync_session_of, top
 from ..errors import OptionError
 from ._observed import name_of
 

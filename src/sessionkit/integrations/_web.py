@@ -13,15 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import _waiting
-from .._attempts import Run
-from .._observers import observers, tell_retried
-from .._unit.savepoints import connections
-from .._unit.session import unit_of
-from ..context import sync_session_of
+from .._spi import Attempts, Run, as_retry, connections, observers, pause, sync_session_of, tell_retried, unit_of
 from ..errors import ColourError, HookError, MalformedETag, OptionError, classify, first_of
 from ..hooks import set_rollback_only
-from ..retry import Attempt, Attempts, Retry, as_retry
+from ..retry import Attempt, Retry
 from ..scope import AsyncScope, session_scope
 from ._observed import RequestName
 
@@ -29,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import orm
     from sqlalchemy.ext import asyncio as sa_asyncio
 
-    from .._plan import Options
+    from .._spi import Options
     from ..scope import Scope
 
     SyncFactory = orm.sessionmaker[Any] | orm.scoped_session[Any]
@@ -207,8 +202,7 @@ class Request:
         attempts, attempt = self._attempts, self._attempt
         if attempts is None or attempt is None or not self.replayable:
             return None
-        lock = attempts.policy.lock_on_retry and attempt.number > 1
-        return Run(attempts.deadline, lock, attempt.number, attempts.memory)
+        return attempts.run_of(attempt)
 
     def again(self, error: BaseException) -> bool:
         """Decide whether another turn follows on one that has failed with `error` and is rolled back."""
@@ -365,4 +359,4 @@ class SyncTurn(Turn):
             raise ColourError(
                 "before_retry is async, but WSGI is sync and cannot await it; give retry= a plain function"
             )
-        time.sleep(_waiting.pause(seconds))
+        time.sleep(pause(seconds))

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import event, orm
 
-from .._dialects import of, root_of
+from .._spi import _dialects, root_of
 from ..errors import OptionError
 from ._senders import root_engine
 
@@ -48,7 +48,7 @@ def name_transactions(engine: E, *, prefix: str = "") -> E:
     SQL, at the begin of each such transaction: ``SELECT set_config('application_name', ..., true)``.
     """
     root = root_engine(engine, "name_transactions()")
-    if of(root).name_transaction is None:
+    if _dialects.of(root).name_transaction is None:
         raise OptionError(
             f"name_transactions() was called for {root!r}, but {root.dialect.name} has no application_name; "
             "comment_statements() puts the scope's name into the statements of any database"
@@ -69,6 +69,6 @@ def _after_begin(session: orm.Session, transaction: orm.SessionTransaction, conn
     if name is None or transaction.parent is not None or connection is session.bind:
         return
     prefix = _named.get(root_of(connection.engine))
-    give_name = of(connection).name_transaction
+    give_name = _dialects.of(connection).name_transaction
     if prefix is not None and give_name is not None:
         give_name(connection, prefix + name)

@@ -26,8 +26,9 @@ import fastapi
 from fastapi import Depends, FastAPI, Response
 from fastapi.requests import HTTPConnection
 
+from .._spi import as_retry
 from ..errors import OptionError, ScopeError
-from ..retry import Retry, as_retry
+from ..retry import Retry
 from ..scope import session_scope
 from ._async_turn import AsyncTurn
 from ._web import CONFLICT, IDEMPOTENT, PRECONDITION_FAILED, TRY_AGAIN, RollbackOn, Rules, on_error_status
@@ -36,7 +37,7 @@ from .asgi import EXCHANGE, Exchange, SessionKitMiddleware, request_of
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .._plan import Options
+    from .._spi import Options
     from ._web import AsyncFactory, SyncFactory
 
 __all__ = ["SessionDepends", "install"]

@@ -15,12 +15,12 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .._observers import observers
+from .._spi import observers
 from ..errors import OptionError, UnexpectedRollback
 from ._observed import conflicts_in, error_type, name_of, outcome_of, run_of
 
 if TYPE_CHECKING:
-    from ..context import Entry
+    from .._spi import Entry
     from ..retry import Attempt
 
 __all__ = ["log_scopes", "stop_logging"]

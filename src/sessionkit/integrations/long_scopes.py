@@ -26,9 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self
 
 from sqlalchemy import event, orm
 
-from .._observers import observers
-from .._unit.session import tell_made
-from ..context import describe, here
+from .._spi import describe, here, observers, tell_made
 from ..errors import OptionError
 from ._observed import name_of
 from ._place import place
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from ..context import Entry
+    from .._spi import Entry
     from ..retry import Attempt
 
 __all__ = ["Found", "LongScopes"]

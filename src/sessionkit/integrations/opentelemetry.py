@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import context, metrics, trace
 from opentelemetry.trace import Link, Status, StatusCode
 
-from .._observers import observers
-from .._unit.routes import bound_engines
-from ..isolation import PRESET_FIELDS
+from .._spi import PRESET_FIELDS, bound_engines, observers
 from ._observed import conflicts_in, error_type, group_of, kind_of, name_of, outcome_of, run_of
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-    from ..context import Entry
+    from .._spi import Entry
     from ..retry import Attempt
 
 __all__ = ["instrument", "uninstrument"]

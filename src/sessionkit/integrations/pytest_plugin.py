@@ -247,7 +247,7 @@ def lose_connection_during_commit(sessionkit_isolation: Isolation) -> LoseConnec
 @pytest.fixture
 def retry_without_waiting() -> Generator[list[float], None, None]:
     """Have no waits between attempts. Its value is the list of the waits that were skipped, in seconds."""
-    from .._waiting import skipping
+    from .._spi import skipping
 
     skipped: list[float] = []
     skipping.append(skipped)

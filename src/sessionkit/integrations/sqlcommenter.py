@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import event
 
-from .._dialects import root_of
+from .._spi import root_of
 from ..errors import OptionError
 from ._observed import group_of
 from ._senders import follow_sessions, name_of_sender, root_engine

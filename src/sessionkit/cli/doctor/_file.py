@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from sqlalchemy.util import await_only
 
-from sessionkit._dialects import sqlite as _sqlite
+from sessionkit._spi import sqlite_dialect as _sqlite
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine

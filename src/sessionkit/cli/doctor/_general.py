@@ -9,6 +9,7 @@ from sqlalchemy import __version__ as sqlalchemy_version
 from sqlalchemy.exc import DBAPIError
 
 from sessionkit import isolation
+from sessionkit._spi import connect
 from sessionkit.errors import OptionError, message_of
 
 from ._finding import Finding, fail, ok, warn
@@ -87,11 +88,10 @@ def _preset(
 ) -> Finding:
     check, entry = f"isolation.{name.replace(' ', '_')}", patient.entry
     try:
-        engine = entry.engine_for(patient.engine, preset)
+        beginning = entry.beginning(patient.engine, preset)
         given = None if preset.isolation is None else isolation.Isolation(entry.given(preset.isolation))
-        with engine.connect() as connection:
+        with connect(patient.engine, beginning) as connection:
             connection.begin()
-            entry.follow(connection)
             found = isolation.Isolation(connection.get_isolation_level())
             read_only, deferrable = modes(connection) if modes is not None else (None, None)
     except OptionError as error:

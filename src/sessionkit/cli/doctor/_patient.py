@@ -19,7 +19,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from sessionkit import _dialects
+from sessionkit._spi import _dialects, engine_that_begins
 from sessionkit.errors import OptionError
 from sessionkit.isolation import Preset
 
@@ -141,7 +141,7 @@ class Patient:
         asked = Preset(read_only=True, statement_timeout=limit, lock_timeout=limit)
         for preset in (asked, Preset(read_only=True)):
             try:
-                return entry.engine_for(engine, preset)
+                return engine_that_begins(engine, entry.beginning(engine, preset))
             except OptionError:
                 continue
         return engine  # of a dialect that sessionkit does not know; it is only asked for its version and level

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from sessionkit._dialects import Position
+    from sessionkit._spi import Position
 
     from ._patient import Patient
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
-from ... import _dialects
+from ..._spi import _dialects
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -63,7 +63,7 @@ class Faults:
         error = database_error(connection, None, "the loss of the connection during COMMIT was asked for")
         if savepoint is None:
             if fault.committed:
-                connection.dialect.do_commit(connection.connection)
+                connection.send_commit()
             connection.invalidate(error)
         elif fault.committed:
             # Given up before the savepoint is rolled back to: there is nothing to go back to any more.

@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ... import hooks
+from ..._spi import captures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+
+    from ..._spi import Hook
 
 __all__ = ["capture_on_commit"]
 
@@ -18,12 +20,12 @@ def capture_on_commit(*, run: bool = False) -> Generator[list[Callable[[], objec
     """Collect the on_commit hooks that are due, and hold them back unless `run`."""
     found: list[Callable[[], object]] = []
 
-    def capture(due: list[hooks.Hook]) -> list[hooks.Hook]:
+    def capture(due: list[Hook]) -> list[Hook]:
         found.extend(hook.fn for hook in due if hook.after == "committed")
         return due if run else [hook for hook in due if hook.after != "committed"]
 
-    hooks.captures.append(capture)
+    captures.append(capture)
     try:
         yield found
     finally:
-        hooks.captures.remove(capture)
+        captures.remove(capture)

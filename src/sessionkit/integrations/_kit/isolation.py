@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from ... import _dialects
-from ..._makers import Maker
-from ..._unit.standins import in_force
-from ..._unit.watch import watch
-from ...context import factory_key, pop, top
+from ..._spi import FactoryInfo, _dialects, answer_by_overrides, factory_key, pop, seams, top
 from ...errors import OptionError
 from .._place import place
 from .event_loops import EventLoops
@@ -66,7 +62,7 @@ class Isolation:
             )
         keys = [factory_key(each) for each in factories]
         self._plain = [each for each in keys if is_plain(each)]
-        self._makers = [maker for each in keys if isinstance(maker := getattr(each, "_sessionkit_maker", None), Maker)]
+        self._infos = [info for each in keys if isinstance(info := getattr(each, "_sessionkit_info", None), FactoryInfo)]
         self._release = release
         self.problems: list[Problem] = []
         self._faults = Faults()
@@ -99,22 +95,24 @@ class Isolation:
                 )
             _isolated[engine] = self.name
             self._undo.callback(_isolated.pop, engine)
-            watch(engine)
             if self.mode == "template":
                 shared: SharedConnection | OwnDatabase = OwnDatabase(engine, self._faults.at_commit)
             else:
                 shared = SharedConnection(engine, self.problems, self._faults.at_commit, release=self._release)
-                in_force[engine] = shared
-                self._undo.callback(in_force.pop, engine)
+                seams.overrides[engine] = shared
+                self._undo.callback(seams.overrides.pop, engine)
             self._shared.append(shared)
             # dispose() puts another pool into its place, with the same listeners.
             for name, listener in (("checkout", partial(self._on_checkout, shared)), ("checkin", self._on_checkin)):
                 event.listen(engine.pool, name, listener)
                 self._undo.callback(event.remove, engine.pool, name, listener)
-        for maker in self._makers:
+        if seams.overrides:
+            answer_by_overrides(True)
+            self._undo.callback(lambda: answer_by_overrides(bool(seams.overrides)))
+        for info in self._infos:
             # A replica has neither what is rolled back nor what is in the copy.
-            self._undo.callback(setattr, maker, "readers", maker.readers)
-            maker.readers = None
+            self._undo.callback(setattr, info, "readers", info.readers)
+            info.readers = None
         if self.mode == "rollback":
             for factory in self._plain:
                 self._undo.enter_context(led(factory))

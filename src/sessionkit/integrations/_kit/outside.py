@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from sqlalchemy import event
 
-from ... import _dialects
+from ..._spi import _dialects, is_autocommit
 from ...errors import ScopeError, classify
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Outside:
         if _COMMITS.match(statement):
             self._commit(connection)
         elif not reads(statement):
-            if _autocommits(connection):
+            if is_autocommit(connection):
                 self._refuse("was to be written")
             self._written.add(connection)
 
@@ -118,9 +118,3 @@ class Outside:
                 "in rollback mode the test's transaction stays open and keeps its locks until the test ends, and this "
                 'connection is another one; mark the test with sessionkit(mode="template")'
             )
-
-
-def _autocommits(connection: Connection) -> bool:
-    level: object = connection.get_execution_options().get("isolation_level")
-    level = level or getattr(connection.dialect, "_on_connect_isolation_level", None)
-    return str(level).upper() == "AUTOCOMMIT"

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import NullPool, create_engine, event
 from sqlalchemy.util import greenlet_spawn
 
-from ... import _dialects
-from ..._unit.watch import committing
+from ..._spi import _dialects, root_of, seams
 from ...errors import OptionError
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class OwnDatabase:
         event.listen(engine, "do_connect", self._connect, insert=True)
         self._pool = engine.pool  # dispose() puts another one into its place, with the same listeners
         event.listen(self._pool, "checkout", self._check)
-        event.listen(engine, "commit", self._commit)
+        seams.at_commit.append(self._commit)
 
     def _connect(self, dialect: Any, _record: Any, cargs: Any, cparams: dict[str, Any]) -> Any:
         self._led = True
@@ -69,7 +68,7 @@ class OwnDatabase:
             )
 
     def _commit(self, connection: Connection) -> None:
-        if committing.get() is not None:
+        if root_of(connection.engine) is self._engine:
             self._at_commit(connection, None)
 
     def checked_out(self, dbapi_connection: Any) -> None:
@@ -100,7 +99,7 @@ class OwnDatabase:
         """Drop the copy."""
         event.remove(self._engine, "do_connect", self._connect)
         event.remove(self._pool, "checkout", self._check)
-        event.remove(self._engine, "commit", self._commit)
+        seams.at_commit.remove(self._commit)
         self._template.drop(self._engine.dialect, self._copy, self._say)
 
     def _say(self, url: URL, statement: str | Executable) -> Sequence[Any]:

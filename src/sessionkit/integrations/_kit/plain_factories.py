@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import orm
 
-from ..._unit.session import ScopeAware, aware_class
+from ..._spi import ScopeAware, aware_class
 
 if TYPE_CHECKING:
     from collections.abc import Generator

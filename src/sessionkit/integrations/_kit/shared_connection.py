@@ -14,16 +14,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 from sqlalchemy.util import greenlet_spawn
 
-from ... import _dialects
-from ..._unit.routes import Routes
-from ..._unit.watch import committing
-from ..._waiting import sleep
-from ...context import describe, here
+from ..._spi import ScopeConnection, _dialects, connect, describe, here, seams, sleep
 from ...errors import ScopeError
 from ...isolation import Preset
 from .._place import place
@@ -32,7 +27,7 @@ from .outside import Outside, reads
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.engine import Connection, RootTransaction
+    from sqlalchemy.engine import Connection, Engine, RootTransaction
     from sqlalchemy.orm import SessionTransaction
 
 __all__ = ["Problem", "SharedConnection"]
@@ -86,10 +81,8 @@ class SharedConnection:
         self._only_one = isinstance(engine.pool, StaticPool | SingletonThreadPool)
         self._release = release and not self._only_one
         self._at_commit = at_commit
-        scoped = Routes(Preset())(engine)
-        assert isinstance(scoped, Engine)
-        self._engine = scoped
-        self._connection: Connection | None = None
+        self._beginning = _dialects.of(engine).beginning(engine, Preset())
+        self._connection: ScopeConnection | None = None
         self._transaction: RootTransaction | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.asynchronous = engine.dialect.is_async
@@ -107,16 +100,16 @@ class SharedConnection:
             event.listen(Session, name, listener)
         self._follows: dict[str, Any] = {
             "before_cursor_execute": self._on_execute,
-            "release_savepoint": self._on_release,
             "rollback_savepoint": self._on_rollback,
             "set_connection_execution_options": self._on_options,
         }
         for name, listener in self._follows.items():
-            event.listen(self._engine, name, listener)
+            event.listen(engine, name, listener)
+        seams.at_release.append(self._on_release)
 
     # -- its turn -------------------------------------------------------------------------------------------------
 
-    def lend(self, session: Session) -> Connection:
+    def connection_for(self, session: Session) -> Connection:
         """Return the connection, when it is the session's turn.
 
         Raises:
@@ -140,7 +133,7 @@ class SharedConnection:
             session.begin()
         return connection
 
-    def borrow(self) -> Connection:
+    def side_connection(self) -> Connection:
         """Return the connection to a scope that asks what has become of its COMMIT."""
         return self._open()
 
@@ -179,7 +172,8 @@ class SharedConnection:
             )
         connection = self._connection
         if connection is None:
-            connection = self._engine.connect()
+            connection = connect(self._given, self._beginning)
+            connection.shared = True
             try:
                 self._transaction = connection.begin()
             except BaseException:
@@ -243,11 +237,9 @@ class SharedConnection:
             connection.dialect.do_savepoint(connection, name)
             user.loses = None
 
-    def _on_release(self, connection: Connection, name: str, _: None) -> None:
-        sent = committing.get()
-        if sent is None or connection is not self._connection or not self._users:
+    def _on_release(self, connection: Connection, name: str) -> None:
+        if connection is not self._connection or not self._users:
             return
-        sent.append(connection)
         try:
             if self._users[-1].read_only:
                 # Nothing was written; it takes PostgreSQL's local setting back.
@@ -332,7 +324,8 @@ class SharedConnection:
         """Stop to listen."""
         self._outside.detach()
         for name, listener in self._follows.items():
-            event.remove(self._engine, name, listener)
+            event.remove(self._given, name, listener)
+        seams.at_release.remove(self._on_release)
         for name, listener in self._listeners.items():
             event.remove(Session, name, listener)
 

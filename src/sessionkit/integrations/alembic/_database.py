@@ -12,7 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from ..._waiting import sleep
+from ..._spi import sleep
 from ...errors import OptionError, classify, set_outcome
 from ...retry import Attempts, Retry
 from . import _servers

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, bindparam, text
 from sqlalchemy.exc import DBAPIError
 
-from ..._waiting import sleep
+from ..._spi import sleep
 from ...errors import OptionError, classify
 from ._errors import Blocker, MigrationBlocked, MigrationError
 

@@ -10,25 +10,26 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from .. import _dialects, commits
-from ..errors import OptionError, is_lost
-from .claims import claim
-from .savepoints import core_transactions, settle
-from .watch import note_two_phases
+from ... import _dialects, commits
+from ...context import State
+from ...errors import OptionError, ScopeError, is_lost
+from .. import seams
+from ..savepoints import core_transactions, settle
+from .base import Feature
+from .marker import claim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from sqlalchemy.engine import Engine, Transaction
+    from sqlalchemy.orm import SessionTransaction
 
-    from sqlalchemy.engine import Connection, Engine, Transaction
-    from sqlalchemy.orm import Session, SessionTransaction
-
-    from .._dialects import TwoPhase
-    from ..errors import Outcome
+    from ..._dialects import TwoPhase
+    from ...errors import Outcome
 
 logger = logging.getLogger("sessionkit")
 
@@ -85,7 +86,7 @@ def refuse_unable(connection: Connection) -> None:
     Raises:
         OptionError: it cannot.
     """
-    engine = _dialects.root_of(connection.engine)
+    engine = seams.root_of(connection.engine)
     if engine in _able:
         return
     why = two_phase_of(connection).refusal(connection)
@@ -94,19 +95,79 @@ def refuse_unable(connection: Connection) -> None:
     _able.add(engine)
 
 
-def admit_begun(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    """Do as `refuse_unable`, as a listener of ``after_begin``, and note what is to come."""
-    refuse_unable(connection)
-    note_two_phases(connection)
-
-
 def identity_of(connection: Connection) -> str:
     """Return what names the database of a connection. Asks once for each engine."""
-    engine = _dialects.root_of(connection.engine)
+    engine = seams.root_of(connection.engine)
     known = _identities.get(engine)
     if known is None:
         known = _identities[engine] = two_phase_of(connection).identity(connection)
     return known
+
+
+def refuse_inside_two_phases(unit: Any) -> None:
+    """Refuse a unit inside one whose databases commit as one, unless it is to commit by itself.
+
+    Raises:
+        ScopeError: it would take no part in that.
+    """
+    for outer in unit.enclosing:
+        if unit.request.propagation != "new" and any(feature.two_phases for feature in outer.features):
+            raise ScopeError(
+                f"a scope of another factory was opened inside {outer}, whose databases commit as one, but this one "
+                "would not take part: have one factory with binds= for all of them, or ask for propagation='new' "
+                "if it is to commit by itself"
+            )
+
+
+class TwoPhaseCommit(Feature):
+    """Has what the unit did in several databases commit as one."""
+
+    def __init__(self, unit: Any) -> None:
+        super().__init__(unit)
+        # The transactions begin as any others; whether they are prepared is decided when it is known how many they are.
+        unit.session.twophase = False
+        self.two_phases = True
+        self._ballot: Ballot | None = None
+
+    @property
+    def state(self) -> State | None:  # type: ignore[override]
+        """How the ballot ended, if there was one."""
+        return None if self._ballot is None else _STATES[self._ballot.outcome]
+
+    def check(self, engine: Engine) -> None:
+        two_phase_of(engine)
+
+    def route(self, bind: Any) -> Any:
+        if seams.overrides and (seams.override_of(bind) is not None or getattr(bind, "shared", False)):
+            self.two_phases = False  # a savepoint cannot be prepared
+            return bind
+        two_phase_of(bind)
+        if isinstance(bind, Connection):
+            raise OptionError(
+                f"twophase=True was asked for, but the session is bound to {bind!r}, whose transaction is not the "
+                "scope's to prepare; bind the factory to an engine"
+            )
+        return bind
+
+    def connected(self, connection: Any) -> None:
+        if self.two_phases:
+            refuse_unable(connection)
+            connection.prepares = True
+
+    def commit(self, held: list[Connection]) -> bool:
+        # One database commits as one by itself, and what has only read has nothing to tear.
+        unit = self.unit
+        if not self.two_phases or len(held) < 2 or unit.preset.read_only:
+            return False
+        self.key = commits.new_key()
+        ballot = self._ballot = Ballot(unit.transaction, self.key, unit.asynchronous)
+        if unit.request.verify_commit:
+            unit.question = ballot.find_out
+        ballot.commit()
+        return True
+
+
+_STATES = {"committed": State.COMMITTED, "rolled back": State.ROLLED_BACK, "unknown": State.UNKNOWN}
 
 
 class _Participant(NamedTuple):
@@ -120,25 +181,21 @@ class Ballot:
 
     Args:
         transaction: the unit's, flushed.
-        given: returns the user's engine for a connection's.
         key: of the unit's commit marker.
-        asynchronous: the colour of the unit.
+        asynchronous: whether the unit is async.
 
     Attributes:
-        outcome: what became of the unit.
+        outcome: how the unit has ended.
     """
 
-    def __init__(
-        self, transaction: SessionTransaction, given: Callable[[Engine], Engine], key: str, asynchronous: bool
-    ) -> None:
+    def __init__(self, transaction: SessionTransaction, key: str, asynchronous: bool) -> None:
         self.outcome: Outcome = "rolled back"
         self._transaction = transaction
         self._asynchronous = asynchronous
         held = core_transactions(transaction)
         coordinator = identity_of(held[0][0])
         self._participants = [_Participant(*each, Gid(key, i, coordinator)) for i, each in enumerate(held)]
-        # Those that the user gave: what is sent on them is no part of a scope's transaction.
-        self._engines = [given(participant.connection.engine) for participant in self._participants]
+        self._engines = [participant.connection.engine for participant in self._participants]
 
     def commit(self) -> None:
         """Prepare all, commit the coordinator, commit the others; an error of those is recovery's to mend.
@@ -219,15 +276,13 @@ class Ballot:
             if not two_phase.gone(error):  # recovery was faster, and goes by the same decision
                 logger.warning("%s is left prepared; recover_prepared() ends it", participant.gid, exc_info=True)
 
-    def ask(self, seconds: float) -> commits.Verdict:
-        """Commit the coordinator once more, after its answer was lost; return what became of it."""
-        return end_coordinator(self._engines[0], self._participants[0].gid, True, seconds, self._asynchronous)
-
-    def finish(self, verdict: commits.Verdict) -> None:
-        """End the others as the coordinator was, on new connections."""
+    def find_out(self, seconds: float) -> commits.Verdict:
+        """Commit the coordinator once more, after its answer was lost, and end the others as it was; return how."""
+        verdict = end_coordinator(self._engines[0], self._participants[0].gid, True, seconds, self._asynchronous)
         self.outcome = verdict
         for participant in self._participants[1:]:
             self._end_anew(participant, verdict == "committed")
+        return verdict
 
     def _end_anew(self, participant: _Participant, commit: bool) -> None:
         try:

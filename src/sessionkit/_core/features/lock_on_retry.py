@@ -1,19 +1,29 @@
-"""SELECTs that lock what they read: for a unit that has failed once, and shall not fail again for the same reason."""
+"""SELECTs that lock what they read: for a unit that has failed once and is run again."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Alias, Join, Select, Table
+from sqlalchemy import Alias, Join, Select, Table, event
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.util import AliasedInsp
+
+from .base import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sqlalchemy.orm import ORMExecuteState
     from sqlalchemy.sql import FromClause
+
+
+class LocksOnRetry(Feature):
+    """Has the unit's SELECTs of entities lock their rows."""
+
+    def __init__(self, unit: Any) -> None:
+        super().__init__(unit)
+        event.listen(unit.session, "do_orm_execute", lock_entities)
 
 
 def lock_entities(state: ORMExecuteState) -> None:

@@ -1,4 +1,4 @@
-"""What a scope has to know of a factory: its colour, its defaults, and the engines its sessions talk to."""
+"""What a scope has to know of a factory: sync or async, its defaults, and how transactions on its engines begin."""
 
 from __future__ import annotations
 
@@ -9,43 +9,45 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import orm
 
 from ._plan import Request
-from ._unit.routes import Routes
 from .errors import ScopeError
+from .isolation import NOTHING_ASKED
 
 if TYPE_CHECKING:
-    from ._unit.readers import Readers
+    from sqlalchemy.engine import Engine
+
+    from ._core.features.readers import Readers
+    from ._dialects import Beginning
     from .isolation import Preset
 
 
-class Maker:
+class FactoryInfo:
     """A factory as its scopes see it, one record per factory. It does not keep the factory alive."""
 
-    __slots__ = ("_routes", "asynchronous", "defaults", "readers")
+    __slots__ = ("_beginnings", "asynchronous", "defaults", "plain", "readers", "with_markers")
 
-    _of_others: ClassVar[WeakKeyDictionary[Any, Maker]] = WeakKeyDictionary()
+    _of_others: ClassVar[WeakKeyDictionary[Any, FactoryInfo]] = WeakKeyDictionary()
 
     def __init__(self, asynchronous: bool, defaults: Request | None = None, readers: Readers | None = None) -> None:
         self.asynchronous = asynchronous
         self.defaults = defaults or Request()
         self.readers = readers
-        self._routes: dict[Preset, Routes] = {}
+        self.plain: dict[Engine, Beginning] = {}  # of scopes that ask for nothing
+        self._beginnings: dict[Preset, dict[Engine, Beginning]] = {NOTHING_ASKED: self.plain}
+        self.with_markers: set[Engine] = set()  # in whose databases the table of the commit markers was seen
 
-    def routes(self, preset: Preset) -> Routes:
-        """Return the engines that scopes with `preset` talk to."""
-        routes = self._routes.get(preset)
-        if routes is None:
-            routes = self._routes[preset] = Routes(preset)
-        return routes
+    def beginnings(self, preset: Preset) -> dict[Engine, Beginning]:
+        """Return how transactions with `preset` begin on the engines that have been used with it."""
+        return self._beginnings.setdefault(preset, {})
 
     @classmethod
-    def of(cls, factory: Any, asked: str) -> Maker:
+    def of(cls, factory: Any, asked: str) -> FactoryInfo:
         """Return the record of a factory, also of a plain SQLAlchemy one.
 
         Raises:
             ScopeError: it is no factory.
         """
-        own = getattr(factory, "_sessionkit_maker", None)
-        if isinstance(own, Maker):
+        own = getattr(factory, "_sessionkit_info", None)
+        if isinstance(own, FactoryInfo):
             return own
         asyncio_part = sys.modules.get("sqlalchemy.ext.asyncio")
         if isinstance(factory, orm.sessionmaker):
@@ -63,8 +65,7 @@ class Maker:
 def _not_a_factory(given: object, asked: str, asyncio_part: Any) -> str:
     if isinstance(given, orm.Session) or (asyncio_part is not None and isinstance(given, asyncio_part.AsyncSession)):
         return (
-            f"{asked} takes a factory, because a scope makes the session that it closes, but got the session "
-            f"{given!r}; "
+            f"{asked} takes a factory, because a scope makes the session that it closes, but got the session {given!r}; "
             "pass the sessionmaker that made it"
         )
     if hasattr(given, "connect") and hasattr(given, "dialect"):

@@ -13,17 +13,20 @@ from contextvars import ContextVar
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from sqlalchemy import Engine, event
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
 
-from .. import _dialects
-from .._dialects import Position, Replication
-from .._waiting import sleep
-from ..errors import CommitTokenError, NoReader, OptionError
+from ... import _dialects
+from ..._dialects import Position, Replication
+from ..._waiting import sleep
+from ...context import State
+from ...errors import CommitTokenError, NoReader, OptionError
+from .. import seams
+from ..savepoints import connections
+from .base import Feature
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import ExceptionContext
-
-    from .._dialects import Standing
+    from ..._dialects import Standing
 
 logger = logging.getLogger("sessionkit")
 
@@ -60,11 +63,6 @@ class _Reader:
         self.looked = float("-inf")
         self.skip_until = float("-inf")
         self.seen_recovering = False
-        event.listen(engine, "handle_error", self._on_error)
-
-    def _on_error(self, context: ExceptionContext) -> None:
-        if context.is_disconnect:
-            self._skip()
 
     def _skip(self) -> None:
         self.skip_until = time.monotonic() + PENALTY
@@ -147,6 +145,12 @@ class Readers:
     def tracks(self) -> bool:
         """Whether the places of commits are wanted."""
         return self.settings.read_your_writes
+
+    def gone(self, engine: Engine) -> None:
+        """Leave a reader alone for a while whose connection was lost."""
+        for reader in self._readers:
+            if reader.engine is engine:
+                reader.fail("its connection was lost")
 
     def choose(self, asynchronous: bool) -> Engine | None:
         """Return the engine of a reader that has replayed what this context must see, or None for the primary.
@@ -282,3 +286,68 @@ def split_readers(kw: dict[str, Any], bind: Any, before: Readers | None, where: 
     if settings.no_reader not in get_args(NoReaderPolicy):
         raise OptionError(f"no_reader={settings.no_reader!r} was given to {where}; it is 'primary' or 'error'")
     return Readers(settings)
+
+
+# -- what a unit has of it ------------------------------------------------------------------------------------------
+
+
+class TracksCommits(Feature):
+    """Remembers where in the primary's log the unit's commit is."""
+
+    position: Position | None = None
+
+    def ended(self) -> None:
+        # Asked when the connection was given back. While the place is not known, no reader will do.
+        unit = self.unit
+        readers = unit.info.readers
+        if readers is None or unit.state not in (State.COMMITTED, State.UNKNOWN) or not readers.tracks:
+            return
+        primary = unit.session.bind
+        if isinstance(primary, Engine) and any(c.engine is primary for c in connections(unit.transaction)):
+            self.position = NEVER  # should what follows be interrupted
+            if unit.state is State.COMMITTED:
+                self.position = readers.after_commit(primary)
+
+    def publish(self) -> None:
+        readers = self.unit.info.readers
+        if self.position is not None and readers is not None:
+            readers.position.set(self.position)
+
+
+class ReadsFromReaders(Feature):
+    """Has a read-only unit talk to one reader in the place of the primary, chosen at its first statement."""
+
+    def __init__(self, unit: Any) -> None:
+        super().__init__(unit)
+        self._primary: Any = unit.session.bind
+        self._reader: Any = None
+        self._two_phases = unit.session.twophase
+
+    def route(self, bind: Any) -> Any:
+        unit = self.unit
+        readers = unit.info.readers
+        if bind is not self._primary or readers is None or self._two_phases or seams.override_of(bind) is not None:
+            return bind
+        if self._reader is None:
+            asked = unit.preset.isolation
+            refused = asked is not None and asked in replication_of(bind.engine).refused
+            self._reader = bind if refused else readers.choose(unit.asynchronous) or bind.engine
+            # From here on the session itself is bound to it, so that each savepoint finds its connection.
+            unit.session.bind = self._reader
+        return self._reader
+
+    def connect_failed(self, bind: Any, error: Exception) -> bool:
+        if bind is not self._reader or bind is self._primary or not isinstance(error, DBAPIError | OSError):
+            return False
+        self._give_up()  # the next one that can serve does, or the primary
+        return True
+
+    def _give_up(self) -> None:
+        self.unit.info.readers.gone(self._reader)
+        self.unit.session.bind = self._primary
+        self._reader = None
+
+    def ending(self) -> None:
+        lost = (each for each in connections(self.unit.transaction) if each.engine is self._reader and each.invalidated)
+        if self._reader is not self._primary and any(True for _ in lost) and self.unit.info.readers is not None:
+            self._give_up()

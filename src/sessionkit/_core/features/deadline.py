@@ -1,4 +1,4 @@
-"""A limit on time that nobody can outwait: when it is over, the connections are cut.
+"""A limit on time that holds even where a server hangs: when it is over, the connections are cut.
 
 A server that hangs, or a network that swallows everything, keeps a thread inside the driver for as long as TCP likes.
 What ends the wait is to cut the connection under it: whoever waits gets the driver's error of a lost connection.
@@ -15,7 +15,10 @@ from weakref import WeakSet
 
 from sqlalchemy import event
 
-from .. import _dialects
+from ... import _dialects
+from ...errors import UnexpectedRollback
+from ..savepoints import connections
+from .base import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +30,59 @@ logger = logging.getLogger("sessionkit")
 
 AGAIN = 0.1
 """How long after a cut the next one comes, in seconds: the first may have found no connection yet."""
+
+
+def earliest(unit: Any) -> float | None:
+    """Return when a unit must be done, on the monotonic clock: those that wait for it must be done then too."""
+    own = None if unit.run is None else unit.run.deadline
+    found = (deadline.ends for outer in unit.enclosing if (deadline := outer.feature(Deadline)) is not None)
+    return min((each for each in (own, *found) if each is not None), default=None)
+
+
+class Deadline(Feature):
+    """Cuts the unit's connections when its time is over, and keeps connecting and waiting for locks within it."""
+
+    def __init__(self, unit: Any, ends: float) -> None:
+        super().__init__(unit)
+        self.ends = ends
+        self._before = _dialects.deadline.get()
+        _dialects.deadline.set(ends)
+        transaction = unit.transaction
+        self._watchdog = Watchdog(ends - time.monotonic(), lambda: connections(transaction), unit.asynchronous)
+        self._watchdog.__enter__()
+
+    def route(self, bind: Any) -> Any:
+        bound_connecting(bind.engine)
+        return bind
+
+    def permitted(self, held: list[Connection]) -> None:
+        if self._watchdog.fired:
+            raise UnexpectedRollback(f"nothing of {self.unit} was committed: its body ended when its time was over")
+
+    def ending(self) -> None:
+        self._watchdog.__exit__(None, None, None)
+        _dialects.deadline.set(self._before)
+
+    def publish(self) -> None:
+        if _dialects.deadline.get() == self.ends:  # in the context that entered the scope, where another one ended it
+            _dialects.deadline.set(self._before)
+
+
+class CommitTimeout(Feature):
+    """Cuts the connections when COMMIT takes too long."""
+
+    _watchdog: Watchdog | None = None
+
+    def permitted(self, held: list[Connection]) -> None:
+        seconds = self.unit.request.commit_timeout
+        for connection in held:
+            _dialects.of(connection).bound_commit(connection, seconds)
+        self._watchdog = Watchdog(seconds, lambda: held, self.unit.asynchronous)
+        self._watchdog.__enter__()
+
+    def ending(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.__exit__(None, None, None)
 
 
 class Watchdog:

@@ -1,0 +1,452 @@
+"""The connection of a unit: SQLAlchemy's ``Connection``, which begins as asked and knows what failed on it.
+
+PostgreSQL refuses everything after a failed statement and answers COMMIT with ROLLBACK, silently; SQLite goes on and
+commits the rest. So that both behave the same, a connection notes what failed in its transaction and which savepoint
+undid it, and the unit looks before it commits. A subclass sees this without engine events: one listener of that family
+would cost every statement of the engine some twenty Python calls (tests/contract/test_call_counts.py).
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from weakref import WeakSet
+
+from sqlalchemy.engine import Connection, TwoPhaseTransaction
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import SingletonThreadPool, StaticPool
+
+from .. import _dialects
+from ..commits import explain
+from ..context import State, forks
+from ..errors import ScopeError, UnexpectedRollback, told
+from . import seams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from sqlalchemy.engine import Engine, RootTransaction
+    from sqlalchemy.pool import Pool
+
+    from .._dialects import Beginning
+
+_order = count()
+
+WITH_COMMIT = "sessionkit_with_commit"
+"""The execution option of the statement that goes in one message with COMMIT."""
+
+ONE = (StaticPool, SingletonThreadPool)
+"""The pools that hand one connection to everybody, or to everybody in a thread."""
+
+HELD = "sessionkit_unit"
+"""Where the pool's record of its one connection tells which unit has it."""
+
+
+class Failure(NamedTuple):
+    """Something went wrong: the error, and its place in the order of all failures of the process."""
+
+    order: int
+    error: BaseException
+
+    @classmethod
+    def now(cls, error: BaseException) -> Failure:
+        return cls(next(_order), error)
+
+
+class FailureLog:
+    """The failures of one transaction that no savepoint has undone. Pure: names and errors go in."""
+
+    __slots__ = ("_failures", "_marks", "_savepoints")
+
+    def __init__(self) -> None:
+        self._savepoints: list[str] = []
+        self._failures: list[tuple[int, Failure]] = []  # (how many savepoints enclosed it, what)
+        self._marks: list[tuple[int, object]] = []
+
+    def failed(self, error: BaseException) -> None:
+        """Note that a statement failed where the transaction stands now."""
+        if not self._failures or self._failures[-1][1].error is not error:
+            self._failures.append((len(self._savepoints), Failure.now(error)))
+
+    def mark(self, what: object) -> None:
+        """Note `what` where the transaction stands now: it `holds` until a savepoint around it is rolled back."""
+        self._marks.append((len(self._savepoints), what))
+
+    def holds(self, what: object) -> bool:
+        """Return whether `what`, which was marked, was not rolled back."""
+        return any(each is what for _, each in self._marks)
+
+    def set(self, name: str) -> None:
+        """SAVEPOINT `name`."""
+        self._savepoints.append(name)
+
+    def rolled_back_to(self, name: str) -> None:
+        """ROLLBACK TO SAVEPOINT `name`: what failed since it was set is undone."""
+        depth = self._depth(name)
+        if depth is not None:
+            self._failures = [f for f in self._failures if f[0] <= depth]
+            self._marks = [m for m in self._marks if m[0] <= depth]
+            del self._savepoints[depth:]
+
+    def released(self, name: str) -> None:
+        """RELEASE SAVEPOINT `name`: what failed since it was set now belongs to what encloses it."""
+        depth = self._depth(name)
+        if depth is not None:
+            self._failures = [(min(f[0], depth), f[1]) for f in self._failures]
+            self._marks = [(min(m[0], depth), m[1]) for m in self._marks]
+            del self._savepoints[depth:]
+
+    def forget(self) -> None:
+        """Drop the failures: the driver has undone all of the transaction, before anything else was sent in it."""
+        self._failures.clear()
+
+    def _depth(self, name: str) -> int | None:
+        # The innermost one counts where a name was used twice, as in SQL.
+        for depth in range(len(self._savepoints) - 1, -1, -1):
+            if self._savepoints[depth] == name:
+                return depth
+        return None
+
+    def first(self, depth: int = 0) -> Failure | None:
+        """Return the first failure that lies inside at least `depth` savepoints."""
+        return next((f for d, f in self._failures if d >= depth), None)
+
+    @property
+    def depth(self) -> int:
+        """How many savepoints are set."""
+        return len(self._savepoints)
+
+
+# Not those that work on savepoints or on prepared transactions.
+_ends_transaction = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(COMMIT|END|ABORT|ROLLBACK|PREPARE\s+TRANSACTION)\b"
+    r"(?!\s+(?:PREPARED|(?:(?:WORK|TRANSACTION)\s+)?TO)\b)",
+    re.IGNORECASE | re.DOTALL,
+).match
+
+
+class ScopeConnection(Connection):
+    """A connection whose transaction a unit follows.
+
+    SQLAlchemy makes it, by ``engine.connect()``, whoever has wrapped that; then its class is changed, which reaches
+    also the connection that a user has bound a session to.
+    """
+
+    # What belongs to a unit for as long as it runs. On the class are the values of a connection that no unit has.
+    unit: Any = None  # whose transaction it is; None: the user's own, which the scope only follows
+    borrower: Any = None  # the unit that runs on a connection of the user's own
+    shared = False  # by the units of a test, in turns: the release of a savepoint is their COMMIT
+    beginning: Beginning | None = None  # how its transactions begin
+    failures: FailureLog | None = None  # None where nothing ever went wrong and no savepoint was set
+    notes: dict[str, Any]  # of the dialect
+    at_end: list[Callable[[Any], None]]  # what the dialect undoes before COMMIT or ROLLBACK
+    marker: Any = None  # the statement that is sent in one message with COMMIT
+    sent = False  # COMMIT was sent
+    committed = False  # and answered
+    held: dict[Any, Any] | None = None  # where it is noted that a unit has the one connection of a pool
+    prepares = False  # its transaction may come to be prepared
+
+    def log(self) -> FailureLog:
+        """Return the log of its transaction."""
+        failures = self.failures
+        if failures is None:
+            failures = self.failures = FailureLog()
+        return failures
+
+    # -- begin ------------------------------------------------------------------------------------------------------
+
+    def _begin_impl(self, transaction: RootTransaction) -> None:
+        self.failures = None
+        beginning = self.beginning
+        if beginning is None:
+            super()._begin_impl(transaction)
+            return
+        if beginning.before is not None:
+            # What is executed here is said under this BEGIN; without the mark SQLAlchemy would begin once more for it.
+            self._Connection__in_begin = True
+            try:
+                beginning.before(self)
+            finally:
+                self._Connection__in_begin = False
+        super()._begin_impl(transaction)
+        if beginning.after is not None:
+            beginning.after(self)
+
+    # -- what is sent -----------------------------------------------------------------------------------------------
+
+    def _exec_single_context(self, dialect: Any, context: Any, statement: Any, parameters: Any) -> Any:
+        # A two-phase commit is sent as SQL by some of SQLAlchemy's dialects.
+        if (
+            (found := _ends_transaction(context.statement)) is not None
+            and (unit := self.unit or (self.borrower if self.shared else None)) is not None
+            and unit.state is not State.COMMITTING
+        ):
+            raise ScopeError(
+                f"{found[1].upper()} was sent as SQL inside a scope, which decides when its transaction ends; to have "
+                "nothing committed, raise an exception or call set_rollback_only(session)"
+            )
+        if self.marker is not None and context.execution_options.get(WITH_COMMIT):
+            # A cursor that holds back what it executes: every listener hears of it, and it goes with COMMIT.
+            context.cursor.close()
+            context.cursor = self.marker
+        return super()._exec_single_context(dialect, context, statement, parameters)
+
+    def _handle_dbapi_exception(
+        self, e: BaseException, statement: Any, parameters: Any, cursor: Any, context: Any, is_sub_exec: bool = False
+    ) -> NoReturn:
+        try:
+            super()._handle_dbapi_exception(e, statement, parameters, cursor, context, is_sub_exec)
+        except BaseException as error:
+            # Without an execution context the statement was refused on the client's side (a value that a type cannot
+            # bind, say) and nothing was sent: the transaction is as good as before. A lost connection has none either.
+            if context is not None or self.invalidated:
+                self.log().failed(error)
+            raise
+
+    def fail(self, error: BaseException, statement: str) -> NoReturn:
+        """Raise what the driver raised for a statement that went straight to it.
+
+        A statement that was interrupted leaves a connection that is not fit for the pool: SQLAlchemy invalidates it.
+        """
+        self._handle_dbapi_exception(error, statement, None, None, None)
+
+    # -- savepoints -------------------------------------------------------------------------------------------------
+
+    def _savepoint_impl(self, name: str | None = None) -> str:
+        name = super()._savepoint_impl(name)
+        self.log().set(name)
+        return name
+
+    def _rollback_to_savepoint_impl(self, name: str) -> None:
+        if self.failures is not None:
+            self.failures.rolled_back_to(name)
+        super()._rollback_to_savepoint_impl(name)
+
+    def _release_savepoint_impl(self, name: str) -> None:
+        if self.failures is not None:
+            self.failures.released(name)
+        if (unit := self.borrower) is not None and unit.state is State.COMMITTING:
+            self._commit_by_release(name)
+        else:
+            super()._release_savepoint_impl(name)
+
+    def _commit_by_release(self, name: str) -> None:
+        # On a connection of the user's own, or a test's, the release of a savepoint is a unit's COMMIT.
+        self.sent = True
+        for commit in tuple(seams.at_release):
+            commit(self, name)
+        super()._release_savepoint_impl(name)
+        self.committed = True
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def _commit_impl(self) -> None:
+        unit = self.unit or (self.borrower if self.shared else None)
+        if unit is None:
+            super()._commit_impl()
+            return
+        if unit.state is not State.COMMITTING:
+            raise ScopeError(
+                "COMMIT was asked for on a connection or transaction inside a scope, which decides when its transaction "
+                "ends: it commits when its block ends; for a transaction of your own, open a scope with "
+                "propagation='new'"
+            )
+        # As SQLAlchemy's own does, with a look between the listeners and COMMIT: one of them may have swallowed a
+        # failure, and PostgreSQL would answer COMMIT with a silent ROLLBACK.
+        if self._has_events or self.engine._has_events:
+            self._tell_listeners(unit)
+        if self._echo:
+            self._log_info("COMMIT")
+        if self.at_end:
+            self.undo()
+        self.sent = True
+        for commit in seams.at_commit:
+            commit(self)
+        try:
+            self.send_commit()
+        except BaseException as error:
+            if self.beginning is not None:
+                self.beginning.dialect.commit_failed(self)
+            try:
+                self._handle_dbapi_exception(error, None, None, None, None)
+            except DBAPIError as wrapped:
+                if self.marker is not None and self.marker.refused:
+                    explain(wrapped)
+                raise
+        self.committed = True
+
+    def send_commit(self) -> None:
+        """Send COMMIT, and the marker with it, if there is one."""
+        if self.marker is None:
+            self.dialect.do_commit(cast("Any", self.connection))
+        else:
+            self.marker.commit(self)
+
+    def _tell_listeners(self, unit: Any) -> None:
+        """Call the listeners of the engine's commit event, and look what they have made of the transaction."""
+        before = None if self.failures is None else self.failures.first()
+        try:
+            self.dispatch.commit(self)
+        except BaseException:
+            entry = None if self.beginning is None else self.beginning.dialect
+            pooled = self._dbapi_connection
+            if entry is not None and pooled is not None and not entry.driver_in_transaction(pooled.driver_connection):
+                self.sent = True  # one of them has ended it
+                if self.marker is not None:
+                    unit.question = None  # and the marker did not go with it, so it can tell nothing
+            raise
+        failure = None if self.failures is None else self.failures.first()
+        if failure is not None and failure is not before:
+            raise UnexpectedRollback(
+                f"nothing of {unit} was committed: a listener of the engine's commit event swallowed "
+                f"{told(failure.error)}"
+            ) from failure.error
+
+    def _rollback_impl(self) -> None:
+        if self.at_end and not self.invalidated:
+            self.undo()
+        super()._rollback_impl()
+
+    def undo(self) -> None:
+        """Take back what the dialect set for the transaction."""
+        steps, self.at_end[:] = self.at_end[::-1], []
+        adapted = cast("Any", self.connection).dbapi_connection
+        for step in steps:
+            step(adapted)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            if self.held is not None:
+                self.held.pop(HELD, None)
+            if self.unit is not None:
+                self.unit = self.failures = self.beginning = self.marker = None
+
+
+_classes: dict[type[Connection], type[ScopeConnection]] = {Connection: ScopeConnection}
+
+
+def follow(connection: Connection) -> ScopeConnection:
+    """Make a ScopeConnection of a connection, and return it. Its own class, where that is a user's, stays in force."""
+    kind = type(connection)
+    if not issubclass(kind, ScopeConnection):
+        ours = _classes.get(kind)
+        if ours is None:
+            ours = _classes[kind] = type(kind.__name__, (ScopeConnection, kind), {"__module__": kind.__module__})
+        connection.__class__ = ours
+        scoped = cast("ScopeConnection", connection)
+        scoped.notes = {}
+        scoped.at_end = []
+        return scoped
+    return cast("ScopeConnection", connection)
+
+
+def engine_that_begins(engine: Engine, beginning: Beginning) -> Engine:
+    """Return an engine on the same pool, all of whose transactions begin as asked; for code that wants an engine."""
+
+    class Connection_(ScopeConnection):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.beginning, self.notes, self.at_end = beginning, {}, []
+            super().__init__(*args, **kwargs)
+
+    derived = engine.execution_options()
+    derived._connection_cls = Connection_
+    return derived
+
+
+def unfollow(connection: Connection) -> None:
+    """Give a connection of the user's own its class back."""
+    kind = type(connection)
+    for given, ours in _classes.items():
+        if ours is kind:
+            connection.__class__ = given
+            for name in ("borrower", "failures", "notes", "at_end", "sent", "committed", "prepares"):
+                connection.__dict__.pop(name, None)
+            return
+
+
+def has_two_phases(connection: Connection) -> bool:
+    """Return whether a transaction may come to be prepared, by a scope or by SQLAlchemy."""
+    prepares = isinstance(connection, ScopeConnection) and connection.prepares
+    return prepares or isinstance(connection.get_transaction(), TwoPhaseTransaction)
+
+
+def failures_of(connection: Connection) -> FailureLog | None:
+    """Return the log of a connection's transaction; None where none is kept, or nothing ever went wrong."""
+    return connection.failures if isinstance(connection, ScopeConnection) else None
+
+
+# -- one connection is one transaction ------------------------------------------------------------------------------
+
+# A pool may hand one connection to several units (StaticPool, SingletonThreadPool), and a forked process has copies of
+# its parent's sockets. The second unit is refused before it touches anything: to give the connection back would already
+# roll the first one back.
+
+def _held_by(pool: Any) -> Any:
+    """Return what the pool knows of the one connection that it would hand out now; None if it has none yet."""
+    if isinstance(pool, StaticPool):
+        return pool.__dict__.get("connection")
+    current: Any = getattr(pool._conn, "current", None)  # per thread, and weak
+    return None if current is None else current()
+
+
+def refuse_shared(engine: Engine, unit: Any) -> None:
+    """Refuse to begin on the one connection of a pool while somebody is in a transaction on it.
+
+    Raises:
+        ScopeError: another unit or session is.
+    """
+    record = _held_by(engine.pool)
+    if record is None:
+        return
+    holder = record.info.get(HELD)
+    if holder is not None:
+        raise ScopeError(
+            f"{unit} was opened on {engine!r}, whose pool has one connection only, and {holder} is in a transaction on "
+            "it: the two would be committed or rolled back together; end that first, or use an engine with a pool of "
+            "several connections (for SQLite a database file)"
+        )
+    driver = None if record.dbapi_connection is None else record.driver_connection
+    if driver is not None and _dialects.of(engine).driver_in_transaction(driver):
+        raise ScopeError(
+            f"{unit} was opened on {engine!r}, whose one connection is in a transaction that belongs to no scope, and "
+            "would be committed or rolled back with it; end that first, or use an engine with a pool of several "
+            "connections (for SQLite a database file)"
+        )
+
+
+_made_here: WeakSet[Pool] = WeakSet()
+
+
+def leave_parents_pool(engine: Engine) -> None:
+    """Give an engine a new pool in a forked process, once: the connections in the old one are the parent's."""
+    if engine.pool not in _made_here:
+        if not (isinstance(engine.pool, ONE) and _dialects.of(engine).lives_in_memory(engine)):
+            engine.dispose(close=False)
+        _made_here.add(engine.pool)
+
+
+def connect(engine: Engine, beginning: Beginning, unit: Any = None) -> ScopeConnection:
+    """Return a connection of an engine that begins as asked, and whose transaction belongs to `unit`.
+
+    Raises:
+        ScopeError: the pool's one connection is in somebody else's transaction.
+    """
+    if forks:
+        leave_parents_pool(engine)
+    one = unit is not None and isinstance(engine.pool, ONE)
+    if one:
+        refuse_shared(engine, unit)
+    connection = engine.connect()
+    if connection._transaction is not None:
+        connection.rollback()  # a listener of engine_connect asked something, before anything was begun as asked
+    scoped = follow(connection)
+    scoped.beginning = beginning
+    scoped.unit = unit
+    if one:
+        scoped.held = scoped.connection.info
+        scoped.held[HELD] = str(unit)
+    return scoped

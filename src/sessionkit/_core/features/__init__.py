@@ -1,0 +1,54 @@
+"""What a unit has only because it was asked for: each feature is a file, and a unit without it does not know it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Feature
+
+__all__ = ["Feature", "features_of"]
+
+Unit = Any  # unit.Unit, which stands on this
+
+
+def features_of(unit: Unit) -> tuple[Feature, ...]:
+    """Return the features of a unit that begins."""
+    request, run, session = unit.request, unit.run, unit.session
+    found: list[Feature] = []
+    if request.schemas is not None:
+        from .schemas import TranslatedSchemas
+
+        found.append(TranslatedSchemas(unit))
+    if (run is not None and run.deadline is not None) or any(outer.features for outer in unit.enclosing):
+        from .deadline import Deadline, earliest
+
+        ends = earliest(unit)
+        if ends is not None:
+            found.append(Deadline(unit, ends))
+    if unit.info.readers is not None:
+        from .readers import ReadsFromReaders, TracksCommits
+
+        found.append(ReadsFromReaders(unit) if request.preset.read_only else TracksCommits(unit))
+    if run is not None and run.lock and not request.preset.read_only:
+        from .lock_on_retry import LocksOnRetry
+
+        found.append(LocksOnRetry(unit))
+    if request.commit_timeout is not None:
+        from .deadline import CommitTimeout
+
+        found.append(CommitTimeout(unit))
+    if session.twophase or any(feature.two_phases for outer in unit.enclosing for feature in outer.features):
+        from .twophase import TwoPhaseCommit, refuse_inside_two_phases
+
+        refuse_inside_two_phases(unit)
+        if session.twophase:
+            found.append(TwoPhaseCommit(unit))
+    if request.verify_commit:
+        from .marker import VerifiedByApplication, VerifiedByMarker
+
+        found.append(VerifiedByMarker(unit) if request.verify_commit is True else VerifiedByApplication(unit))
+    if request.manual_commit == "savepoint":
+        from .manual_commit import ManualCommit
+
+        found.append(ManualCommit(unit))
+    return tuple(found)

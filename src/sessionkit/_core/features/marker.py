@@ -1,0 +1,135 @@
+"""``verify_commit``: how a COMMIT whose answer was lost is found out. See `commits` for the facts.
+
+By a marker, a row that is there if and only if the unit was committed; or by a function of the application's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.util import await_only
+
+from ... import _dialects, commits
+from ..._schemas import translate
+from ...errors import OptionError, ScopeError
+from ...isolation import Preset
+from .. import seams
+from ..connection import ONE, WITH_COMMIT, connect
+from ..savepoints import connections, is_committed
+from .base import Feature
+from .deadline import Watchdog
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.orm import Session
+
+class _Verified(Feature):
+    """What both ways share."""
+
+    def _concerns(self, held: list[Connection]) -> bool:
+        if self.unit.preset.read_only or not held or any(feature.two_phases for feature in self.unit.features):
+            return False  # of several databases that commit as one, the coordinator's marker tells
+        if len(held) > 1:
+            raise ScopeError(
+                f"verify_commit= was asked for, but {self.unit} has written to {len(held)} databases, which do not "
+                "commit as one; use twophase=True, or a unit for each"
+            )
+        return True
+
+
+class VerifiedByMarker(_Verified):
+    """Writes the unit's marker in its own transaction, in one message with COMMIT where the driver can."""
+
+    def __init__(self, unit: Any) -> None:
+        super().__init__(unit)
+        engine = unit.session.bind
+        # Once for each engine of a factory. Not where there is one connection: to give it back would end a transaction
+        # that somebody is in.
+        self.asks = (
+            not unit.preset.read_only
+            and isinstance(engine, Engine)
+            and engine not in unit.info.with_markers
+            and not isinstance(engine.pool, ONE)
+            and not seams.overrides
+        )
+
+    def entering(self) -> None:
+        engine = self.unit.session.bind
+        with engine.connect() as connection:
+            if not commits.is_there(connection):
+                raise OptionError(
+                    f"verify_commit=True was asked for, but {engine!r} has no table {commits.TABLE_NAME} for the commit "
+                    "markers; make it with sessionkit.commits.create_table(engine), or in a migration"
+                )
+        self.unit.info.with_markers.add(engine)
+
+    def permitted(self, held: list[Connection]) -> None:
+        if not self._concerns(held):
+            return
+        connection: Any = held[0]
+        unit, key = self.unit, commits.new_key()
+        self.key = key
+        engine, asynchronous = connection.engine, unit.asynchronous
+        unit.question = lambda seconds: claim(engine, key, seconds, asynchronous)
+        if getattr(connection, "unit", None) is unit and is_committed(unit.transaction, connection):
+            connection.marker = _dialects.of(connection).with_commit(connection)
+        commits.mark(connection, key, {} if connection.marker is None else {WITH_COMMIT: True})
+
+
+class VerifiedByApplication(_Verified):
+    """Asks a function of the application's."""
+
+    def permitted(self, held: list[Connection]) -> None:
+        if self._concerns(held):
+            self.unit.question = self._ask
+
+    def _ask(self, seconds: float) -> commits.Verdict | None:
+        unit = self.unit
+        session = unit.factory()
+        sync_session: Session = session.sync_session if unit.asynchronous else session
+        if unit.request.schemas is not None:
+            translate(sync_session, unit.request.schemas)
+
+        def held() -> list[Connection]:
+            transaction = sync_session.get_transaction()
+            return [] if transaction is None else connections(transaction)
+
+        try:
+            with Watchdog(seconds, held, unit.asynchronous):
+                answer = unit.request.verify_commit(session)
+                if inspect.isawaitable(answer):
+                    answer = await_only(answer)
+        finally:
+            sync_session.close()
+        if answer is not None and not isinstance(answer, bool):
+            raise OptionError(
+                f"the function of verify_commit= returned {answer!r}; it returns True (committed), False, or None"
+            )
+        return None if answer is None else "committed" if answer else "rolled back"
+
+
+def claim(engine: Engine, key: str, seconds: float, asynchronous: bool) -> commits.Verdict:
+    """Find out on a new connection how the unit with the marker `key` ended, and make sure that it stays so.
+
+    Raises:
+        DBAPIError: no answer could be had within `seconds`; a unit that is still open keeps it from being had.
+    """
+    override = seams.override_of(engine)
+    if override is not None:
+        # Within what the test takes back; on another connection the claim would wait for it, and stay.
+        return commits.claim(override.side_connection(), key)
+    beginning = _dialects.of(engine).beginning(engine, Preset(lock_timeout=seconds))
+    with (
+        connect(engine, beginning) as connection,
+        Watchdog(seconds + 0.5, lambda: [connection], asynchronous),  # should the server not keep its own time
+    ):
+        transaction = connection.begin()
+        verdict = commits.claim(connection, key)
+        if verdict == "rolled back":  # "committed" is read, and needs no COMMIT of ours, which could be lost as well
+            transaction.commit()
+        return verdict
+
+
+__all__ = ["VerifiedByApplication", "VerifiedByMarker", "claim"]

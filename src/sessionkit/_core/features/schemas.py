@@ -1,0 +1,22 @@
+"""``schema_translate_map``: the unit's tables have other schemas in the database.
+
+Not by an engine per map: there may be thousands of tenants, and a factory would keep an engine for each of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..._schemas import OPTION, translate
+from .base import Feature
+
+
+class TranslatedSchemas(Feature):
+    """Has whatever the session sends name its tables' schemas as the unit was asked, flushes included."""
+
+    def __init__(self, unit: Any) -> None:
+        super().__init__(unit)
+        translate(unit.session, unit.request.schemas)
+
+
+__all__ = ["OPTION", "TranslatedSchemas"]

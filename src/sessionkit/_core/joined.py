@@ -1,0 +1,262 @@
+"""Inner scopes: an entry that does not begin the transaction. It joins, sets a savepoint, or has writes refused.
+
+Synchronous; the async shell runs it through the session's greenlet bridge where it does I/O. A read-only scope inside a
+read-write one: PostgreSQL has ``SET LOCAL transaction_read_only``, in a savepoint that is rolled back to, since a
+transaction that was made read-only cannot be made read-write again otherwise. SQLite has ``PRAGMA query_only``, and a
+savepoint as well, so that both behave the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import UnboundExecutionError
+
+from .. import _dialects
+from .._plan import Step
+from ..context import ENDING, Entry, State
+from ..errors import ScopeError, UnexpectedRollback, told
+from .commit import RollbackAsked, first_failure, flush_error, swallowed
+from .connection import ScopeConnection, failures_of, follow, unfollow
+from .savepoints import connections
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, NestedTransaction
+    from sqlalchemy.orm import Session, SessionTransaction
+
+    from .._plan import Request
+    from .unit import Unit
+
+logger = logging.getLogger("sessionkit")
+
+
+class Joined(Entry):
+    """An entry into the transaction of a unit, or of a session that the caller passed in (then `unit` is None)."""
+
+    __slots__ = ("_followed", "request", "restriction", "savepoint", "unit")
+
+    def __init__(self, scope: Any, handed: Any, owner: object, unit: Unit | None) -> None:
+        Entry.__init__(self, scope, handed, owner)
+        self.unit: Unit | None = unit
+        self.request: Request = scope._request
+        self.savepoint: SessionTransaction | None = None
+        self.restriction: Restriction | None = None
+        self._followed: list[Connection] = []
+
+    @property
+    def only_joins(self) -> bool:
+        """Whether it has set nothing that its end has to end."""
+        return self.savepoint is None and self.restriction is None
+
+    def begin(self, session: Session, step: Step) -> Joined:
+        """Set what the step asks for. I/O, except where the step is to join."""
+        if step in (Step.SAVEPOINT, Step.SAVEPOINT_READ_ONLY):
+            self.savepoint = self._set_savepoint(session)
+        if step in (Step.JOIN_READ_ONLY, Step.SAVEPOINT_READ_ONLY):
+            assert self.unit is not None
+            try:
+                self.restriction = Restriction(self.unit)
+            except BaseException:
+                if self.savepoint is not None:
+                    self.savepoint.rollback()
+                raise
+        return self
+
+    def _set_savepoint(self, session: Session) -> SessionTransaction:
+        """SAVEPOINT, when the first statement needs it; flushes what is pending, which belongs to what is outside."""
+        savepoint = session.begin_nested()
+        for feature in () if self.unit is None else self.unit.features:
+            feature.savepoint_set()
+        if self.unit is None:
+            # The connections of a plain session are followed as long as the savepoint lasts, so that a failure that is
+            # swallowed in it is seen.
+            session.connection()
+            for connection in connections(savepoint):
+                if not isinstance(connection, ScopeConnection):
+                    nested = connection.get_nested_transaction()
+                    log = follow(connection).log()
+                    if nested is not None:
+                        log.set(nested._savepoint)
+                    self._followed.append(connection)
+        return savepoint
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def finish(self, session: Session | None, error: BaseException | None) -> None:
+        """End what this entry has begun. I/O, except where it has only joined: then the session is not needed."""
+        unit = self.unit
+        if unit is not None and unit.over:
+            if error is None:
+                raise ScopeError(
+                    f"a scope that had joined {unit} was left after that had ended: what it did since then is in no "
+                    "transaction; leave the inner scope first"
+                )
+            return
+        self.state = ENDING
+        try:
+            if self.restriction is not None:
+                self.restriction.finish(error)
+        except BaseException as failure:
+            self._finish(session, failure)
+            raise
+        self._finish(session, error)
+
+    def _finish(self, session: Session | None, error: BaseException | None) -> None:
+        if error is not None and self._passes(error):
+            error = None
+        if self.savepoint is not None:
+            assert session is not None
+            try:
+                self._finish_savepoint(session, self.savepoint, error)
+            finally:
+                for connection in self._followed:
+                    unfollow(connection)
+        elif self.unit is not None and (error is not None or self.rollback_only):
+            if error is None:
+                error = RollbackAsked("a scope that had joined it called set_rollback_only()")
+            self.unit.must_roll_back(error, self.unit.levels().current())
+
+    def _passes(self, error: BaseException) -> bool:
+        """Return whether an exception leaves the scope without keeping it from being committed: nothing has failed."""
+        allowed = self.request.no_rollback_for
+        where = self.savepoint or (None if self.unit is None else self.unit.transaction)
+        return (
+            bool(allowed)
+            and isinstance(error, allowed)
+            and where is not None
+            and where.is_active
+            and first_failure(where, self.unit) is None
+        )
+
+    def _finish_savepoint(self, session: Session, savepoint: SessionTransaction, error: BaseException | None) -> None:
+        """RELEASE SAVEPOINT if all is well inside it, else ROLLBACK TO SAVEPOINT.
+
+        Raises:
+            UnexpectedRollback: the body raised nothing, but what it did could not be kept.
+        """
+        try:
+            if error is None and not self.rollback_only:
+                self._release(session, savepoint)
+                return
+        except BaseException as failure:
+            self._undo(session, savepoint, failure)
+            raise
+        self._undo(session, savepoint, error)
+
+    def _release(self, session: Session, savepoint: SessionTransaction) -> None:
+        label = "a session that was passed in" if self.unit is None else str(self.unit)
+        while (inner := session.get_nested_transaction()) not in (savepoint, None):
+            assert inner is not None
+            if not inner.is_active:
+                failure = flush_error(inner)
+                why = "one inside it was rolled back" if failure is None else swallowed(failure)
+                raise UnexpectedRollback(f"a savepoint of {label} was rolled back: {why}") from failure
+            getattr(inner, "keep", inner.commit)()  # a savepoint for commits by hand ends without events
+        if session.get_nested_transaction() is not savepoint:
+            raise UnexpectedRollback(f"a savepoint of {label} was ended by hand inside its scope")
+        if savepoint.is_active:
+            session.flush()
+        failure = first_failure(savepoint, self.unit)
+        if failure is not None or not savepoint.is_active:
+            why = "it was rolled back inside" if failure is None else swallowed(failure)
+            raise UnexpectedRollback(f"a savepoint of {label} was rolled back: {why}") from failure
+        savepoint.commit()
+
+    def _undo(self, session: Session, savepoint: SessionTransaction, error: BaseException | None) -> None:
+        try:
+            if _is_open(savepoint, session):
+                savepoint.rollback()
+                return
+            error = error or UnexpectedRollback("a savepoint was ended by hand inside its scope")
+        except Exception as failure:
+            logger.warning(
+                "ROLLBACK TO SAVEPOINT failed in %s", self.unit or "a session that was passed in", exc_info=True
+            )
+            error = failure
+        # What was done in the scope cannot be taken back alone any more: the whole unit has to be.
+        if self.unit is not None:
+            parent = savepoint.parent
+            self.unit.must_roll_back(error, parent if parent is not None and parent.nested else None)
+
+    def left(self) -> None:
+        """Let go of what it had: a copied context may hold this record for long."""
+        self.state = State.LEFT
+        self.savepoint = self.restriction = None
+        self._followed.clear()
+
+
+def _is_open(savepoint: SessionTransaction, session: Session) -> bool:
+    current = session.get_nested_transaction()
+    while current is not None and current is not savepoint:
+        current = current.parent
+    return current is savepoint
+
+
+class Restriction:
+    """Writes are refused on the connections of a unit, from when this is made until `finish`."""
+
+    __slots__ = ("_held", "_unit")
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+        self._held: list[tuple[Connection, NestedTransaction]] = []
+        session = unit.session
+        session.flush()  # what is pending was written outside
+        # With binds= only, the connections that the unit has are restricted, and it gets no others meanwhile.
+        with suppress(UnboundExecutionError):
+            session.connection()
+        held = connections(unit.transaction)
+        for connection in held:
+            # The session sets its own savepoint on a connection at its first use inside; it must enclose ours.
+            ours = isinstance(connection, ScopeConnection) and connection.unit is not None
+            session.connection(bind_arguments={"bind": connection.engine if ours else connection})
+        try:
+            for connection in held:
+                # Not session.begin_nested(): its rollback would expire objects and drop hooks, and nothing is undone
+                # here.
+                self._held.append((connection, connection.begin_nested()))
+                _dialects.of(connection).restrict(connection)
+        except BaseException:
+            self._lift()
+            raise
+        unit.restrictions += 1
+
+    def finish(self, error: BaseException | None) -> None:
+        """Let the database accept writes again.
+
+        Raises:
+            Exception: what the database says to a write that was still pending.
+            UnexpectedRollback: a write was refused before, and that was swallowed.
+        """
+        try:
+            if error is None:
+                self._unit.session.flush()
+                for connection, _ in self._held:
+                    log = failures_of(connection)
+                    failure = None if log is None else log.first(depth=log.depth)
+                    if failure is not None:
+                        raise UnexpectedRollback(
+                            f"something failed inside a read-only scope in {self._unit} and was swallowed; the first "
+                            f"error was {told(failure.error)}"
+                        ) from failure.error
+                for connection, savepoint in self._held:
+                    # Nothing is undone by its rollback: what was registered inside (a hook, say) stays.
+                    log = failures_of(connection)
+                    if log is not None:
+                        log.released(savepoint._savepoint)
+        finally:
+            self._unit.restrictions -= 1
+            self._lift()
+
+    def _lift(self) -> None:
+        for connection, savepoint in reversed(self._held):
+            try:
+                if not connection.invalidated and not connection.closed:
+                    _dialects.of(connection).lift(connection)
+                    if savepoint.is_active:
+                        savepoint.rollback()
+            except Exception:
+                # The connection is gone, and with it the transaction: the unit's own end finds it out.
+                logger.warning("ending a read-only scope failed in %s", self._unit, exc_info=True)

@@ -1,0 +1,295 @@
+"""The session as a unit sees it: one user at a time, and only the scope ends its transaction.
+
+`ScopeAware` sits in front of SQLAlchemy's Session in the MRO. Outside a scope it passes everything on.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import orm
+from sqlalchemy.orm.session import SessionTransactionState
+from sqlalchemy.util.concurrency import in_greenlet
+
+from ..context import OPEN, State, describe, here
+from ..context import _get_ident as get_ident
+from ..context import _get_running_loop as get_running_loop
+from ..errors import ScopeError, UnexpectedRollback, told
+from . import seams
+from .commit import prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Connection, Engine
+
+    _Base = orm.Session  # whose overloads the type checkers are to see
+else:
+    from ..version import VersionAware as _Base
+
+Unit = Any  # unit.Unit, which stands on this file
+
+logger = logging.getLogger("sessionkit")
+
+_ACTIVE = SessionTransactionState.ACTIVE
+
+USER = "user"
+"""The key in `Unit.inside` under which whoever is inside the session stands."""
+
+
+def unit_of(session: orm.Session) -> Unit | None:
+    """Return the unit that owns a session, or None if no scope does.
+
+    Raises:
+        ScopeError: its scope has ended.
+    """
+    unit: Unit | None = getattr(session, "_sessionkit_unit", None)
+    if unit is not None and unit.over:
+        raise ScopeError(_ended(unit))
+    return unit
+
+
+def _ended(unit: Unit) -> str:
+    if unit.state is State.FORKED:
+        return (
+            f"the session is that of {unit} that the parent of this process has opened, and is not the child's; open a "
+            "scope in the child"
+        )
+    return f"the session is that of {unit} that has ended; do it inside the scope, or open another one"
+
+
+def _one_at_a_time(name: str, finish: Callable[[Any], Any] | None = None) -> Callable[..., Any]:
+    """Return a method that lets one thread or task at a time into the session of a unit.
+
+    What reaches the database goes through these methods: a lazy load, get(), refresh(), merge() and the legacy Query
+    go through execute().
+    """
+
+    def method(self: ScopeAware, *args: Any, **kwargs: Any) -> Any:
+        inherited = getattr(super(ScopeAware, self), name)
+        unit: Any = self._sessionkit_unit
+        if unit is None:
+            return inherited(*args, **kwargs)
+        owner = get_ident() if get_running_loop() is None else here()
+        inside = unit.inside
+        if inside.get(USER) == owner:  # the session calls itself: a flush before a query, a query of a lazy load
+            return inherited(*args, **kwargs)
+        # Atomic, and no lock: an interrupt may arrive between any two lines, and nothing may wait for ever then.
+        if unit.state is not OPEN or inside.setdefault(USER, owner) != owner:
+            unit.refuse(owner, name)
+        try:
+            result = inherited(*args, **kwargs)
+        finally:
+            inside.pop(USER, None)
+            if unit.when_free is not None:
+                unit.when_free()
+        return result if finish is None else finish(result)
+
+    method.__name__ = name
+    return method
+
+
+class ScopeAware(_Base):
+    """Makes a Session refuse, inside a scope, what would break the scope's promise."""
+
+    _sessionkit_unit: Unit | None = None
+
+    if not TYPE_CHECKING:  # out of the type checkers' sight, to keep SQLAlchemy's overloads
+        begin_nested = _one_at_a_time("begin_nested", lambda transaction: _savepoint(transaction))
+        bulk_insert_mappings = _one_at_a_time("bulk_insert_mappings")
+        bulk_save_objects = _one_at_a_time("bulk_save_objects")
+        bulk_update_mappings = _one_at_a_time("bulk_update_mappings")
+        connection = _one_at_a_time("connection")
+        execute = _one_at_a_time("execute")
+        flush = _one_at_a_time("flush")
+        scalar = _one_at_a_time("scalar")
+        scalars = _one_at_a_time("scalars")
+
+    def _autobegin_t(self, begin: bool = False) -> orm.SessionTransaction:
+        # SQLAlchemy asks for a transaction before it sends anything or takes an object in. On the session of a scope
+        # that has ended it would be one that nothing commits, on a connection that nothing gives back.
+        unit = self._sessionkit_unit
+        if unit is not None and unit.over:
+            raise ScopeError(_ended(unit))
+        return super()._autobegin_t(begin)
+
+    # By hand these are refused, or stand for a savepoint; the scope itself calls them too, so that overrides see its end.
+
+    def commit(self) -> None:
+        unit = self._sessionkit_unit
+        if (
+            unit is None
+            or unit.session is None
+            or (
+                unit.state is not OPEN
+                and unit.inside.get(USER) == (get_ident() if get_running_loop() is None else here())
+            )
+        ):
+            super().commit()
+        else:
+            unit.by_hand("commit", "it commits when its block ends")
+
+    def rollback(self) -> None:
+        unit = self._sessionkit_unit
+        if (
+            unit is None
+            or unit.session is None
+            or (
+                unit.state is not OPEN
+                and unit.inside.get(USER) == (get_ident() if get_running_loop() is None else here())
+            )
+        ):
+            super().rollback()
+        else:
+            unit.by_hand("rollback", "to have nothing committed, raise an exception or call set_rollback_only(session)")
+
+    def close(self) -> None:
+        unit = self._sessionkit_unit
+        if (
+            unit is None
+            or unit.session is None
+            or (
+                unit.state is not OPEN
+                and unit.inside.get(USER) == (get_ident() if get_running_loop() is None else here())
+            )
+        ):
+            super().close()
+        else:
+            unit.by_hand("close", "it closes its session when its block ends")
+
+    def reset(self) -> None:
+        unit = self._sessionkit_unit
+        if (
+            unit is None
+            or unit.session is None
+            or (
+                unit.state is not OPEN
+                and unit.inside.get(USER) == (get_ident() if get_running_loop() is None else here())
+            )
+        ):
+            super().reset()
+        else:
+            unit.by_hand("reset", "it closes its session when its block ends")
+
+
+class UnitTransaction(orm.SessionTransaction):
+    """The root transaction of a unit: it connects as the unit asks, and commits only what the unit permits."""
+
+    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
+        held = self._connections.get(bind)
+        if held is not None and self._state is _ACTIVE and not execution_options:
+            return held[0]
+        unit: Any = self.session._sessionkit_unit
+        if held is not None or self._state is not _ACTIVE:
+            return super()._connection_for_bind(bind, execution_options)
+        return unit.connect(super()._connection_for_bind, bind, execution_options)
+
+    def _prepare_impl(self) -> None:
+        unit: Any = self.session._sessionkit_unit
+        if unit.state is OPEN:
+            raise ScopeError(
+                f"commit() was called on the transaction of {unit}, which decides when its transaction ends: it commits "
+                "when its block ends; for a transaction of your own, open a scope with propagation='new'"
+            )
+        prepare(unit, super()._prepare_impl)
+
+
+class Savepoint(orm.SessionTransaction):
+    """A savepoint inside a scope whose block does not end in silence with its work gone.
+
+    A flush that fails rolls its savepoint back. If the error is swallowed inside the block, SQLAlchemy leaves the
+    block without a word, and what was done in it before is lost.
+    """
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        failure: BaseException | None = self._rollback_exception
+        closed = getattr(self, "session", None) is None  # by a rollback by hand, which heals
+        lost = failure if kind is None and not closed and not self.is_active else None
+        super().__exit__(kind, error, traceback)
+        if lost is not None:
+            raise UnexpectedRollback(
+                f"a savepoint was rolled back: an error was swallowed inside its block: {told(lost)}"
+            ) from lost
+
+
+def _savepoint(transaction: orm.SessionTransaction) -> orm.SessionTransaction:
+    transaction.__class__ = Savepoint
+    return transaction
+
+
+# -- sessions of other factories ------------------------------------------------------------------------------------
+
+_aware_classes: WeakKeyDictionary[type, type] = WeakKeyDictionary()
+
+
+def make_aware(session: orm.Session) -> ScopeAware:
+    """Return `session` as a ScopeAware one.
+
+    A session of another factory than ours changes its class to one derived from its own: an instance's methods
+    cannot be guarded otherwise, and its own overrides stay in force behind ours.
+    """
+    if isinstance(session, ScopeAware):
+        return session
+    session.__class__ = aware_class(type(session))
+    assert isinstance(session, ScopeAware)
+    return session
+
+
+def aware_class(kind: type[orm.Session]) -> type[orm.Session]:
+    """Return the ScopeAware class derived from that of a session, one and the same for each."""
+    if issubclass(kind, ScopeAware):
+        return kind
+    aware = _aware_classes.get(kind)
+    if aware is None:
+        aware = _aware_classes[kind] = type(kind.__name__, (ScopeAware, kind), {"__module__": kind.__module__})
+    return aware
+
+
+# -- who wants to know of sessions that are made --------------------------------------------------------------------
+
+_listeners: list[Callable[[orm.Session], None]] = []
+
+
+def tell_made(listener: Callable[[orm.Session], None], on: bool) -> None:
+    """Have `listener` be called with each session of ours that is made from now on, or no more.
+
+    The constructor that does it is there only while somebody listens: without it a session is made as SQLAlchemy makes it.
+    """
+    if on:
+        _listeners.append(listener)
+        name = "__init__"
+        setattr(ScopeAware, name, _made)
+    else:
+        _listeners.remove(listener)
+        if not _listeners:
+            del ScopeAware.__init__
+
+
+def _made(self: ScopeAware, *args: Any, **kwargs: Any) -> None:
+    super(ScopeAware, self).__init__(*args, **kwargs)
+    for listener in tuple(_listeners):
+        try:
+            listener(self)
+        except Exception:
+            logger.exception("%r failed as a session was made", listener)
+
+
+def answer_by_overrides(on: bool) -> None:
+    """Have sessions of ours ask `seams.overrides` for what they are bound to, while tests run; otherwise they do not."""
+    name = "get_bind"
+    if on:
+        setattr(ScopeAware, name, _overridden_bind)
+    elif name in ScopeAware.__dict__:
+        delattr(ScopeAware, name)
+
+
+def _overridden_bind(self: ScopeAware, *args: Any, **kwargs: Any) -> Engine | Connection:
+    bind = super(ScopeAware, self).get_bind(*args, **kwargs)
+    override = seams.override_of(bind)
+    # Where somebody only asks, nothing is sent, and in async code nothing can be.
+    unit = self._sessionkit_unit
+    if override is None or (bind.dialect.is_async and not in_greenlet()) or (unit is not None and not unit.inside):
+        return bind
+    return override.connection_for(self)

@@ -1,0 +1,425 @@
+"""One unit of work: a session and a transaction that a scope owns, from BEGIN to close.
+
+Everything here is synchronous; the async shell runs it through the session's greenlet bridge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.util import await_only
+
+from .. import _dialects
+from ..context import ENDING, Entry, State, describe, here
+from ..errors import ConcurrentUse, OptionError, Outcome, ScopeError, is_aftermath, set_first
+from ..isolation import NOTHING_ASKED, Isolation
+from .commit import commit, first_failure
+from .connection import Failure, connect, follow, unfollow
+from .features import features_of
+from .savepoints import Savepoints, connections
+from .session import USER, UnitTransaction, get_ident, get_running_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import SessionTransaction
+
+    from .._plan import Request
+    from ..isolation import Preset
+    from ..retry import Run
+    from .connection import ScopeConnection
+    from .features import Feature
+    from .hooks import Hook
+    from .session import ScopeAware
+
+logger = logging.getLogger("sessionkit")
+
+_OUTCOMES: dict[State, Outcome] = {State.COMMITTED: "committed", State.UNKNOWN: "unknown"}
+
+
+class Unit(Entry):
+    """The transaction of one opened scope, and the entry that opened it."""
+
+    __slots__ = (
+        "asynchronous",
+        "beginnings",
+        "borrowed",
+        "causes",
+        "enclosing",
+        "features",
+        "held",
+        "hooks",
+        "info",
+        "inside",
+        "outcomes",
+        "question",
+        "request",
+        "restrictions",
+        "run",
+        "savepoints",
+        "session",
+        "transaction",
+        "when_free",
+    )
+
+    opened = True
+
+    def __init__(self, scope: Any, handed: Any, session: ScopeAware, owner: object, run: Run | None) -> None:
+        Entry.__init__(self, scope, handed, owner)
+        self.session: Any = session
+        self.info = scope._info  # the FactoryInfo
+        self.asynchronous = self.info.asynchronous
+        self.request: Request = scope._request
+        self.beginnings = scope._beginnings
+        self.run = run  # which attempt it is; None where it is not run again
+        self.inside: dict[str, object] = {}  # USER: who is inside the session at this moment
+        self.when_free: Callable[[], object] | None = None  # called when nobody is inside any more
+        self.hooks: list[Hook] = []
+        self.causes: list[tuple[SessionTransaction | None, Failure]] = []  # why it must not commit, and at which level
+        self.savepoints: Savepoints | None = None
+        self.restrictions = 0  # read-only scopes that have joined it
+        self.borrowed: list[tuple[ScopeConnection, Unit | None]] = []  # connections of the user's own
+        self.held: list[ScopeConnection] = []  # those that COMMIT goes to
+        self.outcomes: dict[Engine, Outcome] = {}  # where they have not ended alike
+        self.question: Callable[[float], Any] | None = None  # what answers how a COMMIT ended whose answer was lost
+        # The units of the same thread or task that wait until this one is done.
+        self.enclosing: list[Unit] = [] if self.outer is None else _enclosing(self.outer, owner)
+        self.transaction: Any = session.begin()
+        self.transaction.__class__ = UnitTransaction
+        session._sessionkit_unit = self
+        self.features: tuple[Feature, ...] = ()
+        request = self.request
+        if request.special or run is not None or self.enclosing or session.twophase or self.info.readers is not None:
+            self.features = features_of(self)
+        if self.features or request.preset is not NOTHING_ASKED:
+            for engine in bound_engines(session):
+                self._check(engine)
+
+    @property
+    def unit(self) -> Unit:
+        """Itself: see `Entry`."""
+        return self
+
+    def __str__(self) -> str:
+        """What a message calls this unit's scope."""
+        return "a scope" if self.request.name is None else f"the scope {self.request.name!r}"
+
+    @property
+    def over(self) -> bool:
+        """Whether its session is of no use any more."""
+        return self.session is None or self.state is State.FORKED
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended, as far as this can be known."""
+        return _OUTCOMES.get(self.state, "rolled back")
+
+    @property
+    def retried(self) -> bool:
+        """Whether it is run again as a whole where that can help."""
+        return self.run is not None
+
+    @property
+    def preset(self) -> Preset:
+        """What the transaction was asked to be."""
+        return self.request.preset
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the database refuses writes now."""
+        return bool(self.preset.read_only) or self.restrictions > 0
+
+    @property
+    def level(self) -> Isolation:
+        """The level that its transactions run at, the weakest where they are several. Sends no SQL."""
+        asked = self.preset.isolation
+        levels: list[Isolation] = []
+        for engine in [c.engine for c in connections(self.transaction)] or bound_engines(self.session):
+            dialect = _dialects.of(engine)
+            levels.append(Isolation(dialect.running_level(engine) if asked is None else dialect.given(str(asked))))
+        return min(levels, key=lambda level: level.strength, default=asked or Isolation.READ_UNCOMMITTED)
+
+    def feature(self, kind: type[Any]) -> Any:
+        """Return the feature of a kind that the unit has, or None."""
+        return next((each for each in self.features if isinstance(each, kind)), None)
+
+    # -- what it talks to -------------------------------------------------------------------------------------------
+
+    def connect(self, inherited: Callable[[Any, Any], Connection], bind: Engine | Connection, options: Any) -> Connection:
+        """Return the connection for what the session is bound to: the unit uses it for the first time."""
+        if not self.features:
+            return self._connect(inherited, bind, options)
+        while True:
+            routed = bind
+            for feature in self.features:
+                routed = feature.route(routed)
+            try:
+                connection = self._connect(inherited, routed, options)
+                break
+            except Exception as error:
+                if not any([feature.connect_failed(routed, error) for feature in self.features]):
+                    raise
+        for feature in self.features:
+            feature.connected(connection)
+        return connection
+
+    def _connect(self, inherited: Callable[[Any, Any], Connection], bind: Any, options: Any) -> Connection:
+        if isinstance(bind, Connection):
+            return self._borrow(inherited, bind, options)
+        if self.enclosing or self.restrictions:
+            self._check(bind)
+        return inherited(_Opener(self, bind), options)
+
+    def _borrow(self, inherited: Callable[[Any, Any], Connection], bind: Connection, options: Any) -> Connection:
+        """Run on a connection of the user's own, whose transaction is not the scope's to begin."""
+        scoped = follow(bind)
+        other = scoped.unit or scoped.borrower
+        if not scoped.shared:
+            if self.request.preset != NOTHING_ASKED:
+                raise OptionError(
+                    f"{self.request.preset} was asked for, but the session is bound to {bind!r}, whose transaction is "
+                    "not the scope's to begin; bind the factory to an engine, or leave the options out"
+                )
+            if other is not None and other is not self:
+                raise ScopeError(
+                    f"{self} was opened on {bind!r}, on which {other} is in a transaction: the two would be committed "
+                    "or rolled back together; end that first, or bind the factory to an engine"
+                )
+        connection = inherited(bind, options)
+        self.borrowed.append((scoped, scoped.borrower))
+        scoped.borrower = self
+        scoped.sent = scoped.committed = False
+        return connection
+
+    def beginning_of(self, engine: Engine) -> _dialects.Beginning:
+        """Return how transactions of an engine begin for this unit.
+
+        Raises:
+            OptionError: the engine cannot keep what was asked for.
+        """
+        found: _dialects.Beginning | None = self.beginnings.get(engine)
+        if found is None:
+            _dialects.refuse_autocommit(engine)
+            found = self.beginnings[engine] = _dialects.of(engine).beginning(engine, self.request.preset)
+        return found
+
+    def _check(self, engine: Engine) -> None:
+        """Refuse an engine that cannot keep what was asked, or where the unit could only wait for itself."""
+        beginning = self.beginning_of(engine)
+        for feature in self.features:
+            feature.check(engine)
+        if any(c.engine is engine for c in connections(self.transaction)):
+            return
+        if self.restrictions:
+            raise ScopeError(
+                f"{engine!r} is used for the first time inside a read-only scope that has joined a read-write one; use "
+                "it before, or ask for propagation='new'"
+            )
+        for enclosing in self.enclosing:
+            for held in () if enclosing.transaction is None else connections(enclosing.transaction):
+                if held.dialect.name == engine.dialect.name and (
+                    why := beginning.dialect.conflict(held, engine, self.request.preset)
+                ):
+                    asked = (
+                        "propagation='new' was asked for"
+                        if self.request.propagation == "new"
+                        else "a scope of another factory was opened"
+                    )
+                    raise ScopeError(f"{asked} inside {enclosing}, but {why}; join it, or end it first")
+
+    # -- one user at a time -----------------------------------------------------------------------------------------
+
+    def refuse(self, owner: object, what: str) -> NoReturn:
+        """Raise the error that says why `owner` cannot get into the session now."""
+        if self.state is State.FORKED:
+            raise ScopeError(
+                f"session.{what}() was called in a forked child on the session of {self}, which its parent opened; "
+                "open a scope in the child"
+            )
+        if self.session is None:
+            raise ScopeError(
+                f"session.{what}() was called by {describe(owner)} on the session of {self}, which has ended; "
+                "do it inside the scope, or open another one"
+            )
+        if not self.live or self.state is ENDING:
+            raise ScopeError(f"session.{what}() was called by {describe(owner)} while {self} is ending")
+        user = self.inside.get(USER, "another user, who has left by now")
+        raise ConcurrentUse(
+            f"session.{what}() was called by {describe(owner)} while {describe(user)} was inside the same session; "
+            "give each thread and task a scope of its own, or let one finish before the other begins"
+        )
+
+    def by_hand(self, method: str, instead: str) -> None:
+        """Refuse a commit(), rollback(), close() or reset() by hand, or do what it stands for.
+
+        Raises:
+            ScopeError: the scope does not allow it.
+        """
+        if self.state is State.FORKED and method == "close":
+            return  # a copy of the parent's: nothing of it is to be touched
+        owner = here()
+        if self.state is not State.OPEN:
+            self.refuse(owner, method)
+        if self.request.manual_commit == "savepoint":
+            from .features.manual_commit import ManualCommit
+
+            self.feature(ManualCommit).do(method)
+            return
+        raise ScopeError(
+            f"session.{method}() was called inside {self}, which decides when its transaction ends: {instead}; for a "
+            "transaction of your own, open a scope with propagation='new'; an application that commits by hand can move "
+            "in with manual_commit='savepoint'"
+        )
+
+    async def wait_until_free(self, owner: object) -> None:
+        """Wait, in async code, until no task but `owner` is inside the session; nobody gets in any more."""
+        self.state = ENDING
+        if self.inside.get(USER, owner) != owner:
+            free = asyncio.get_running_loop().create_future()
+            self.when_free = lambda: free.done() or free.set_result(None)
+            await free
+
+    def _wait_until_free(self, owner: object) -> None:
+        """Do as `wait_until_free`, in sync code."""
+        free = threading.Event()
+        self.when_free = free.set
+        if self.inside.get(USER, owner) != owner:
+            free.wait()
+
+    # -- what went wrong inside -------------------------------------------------------------------------------------
+
+    def levels(self) -> Savepoints:
+        """Return the record of this session's savepoints, kept from the first call on."""
+        if self.savepoints is None:
+            self.savepoints = Savepoints(self.session)
+        return self.savepoints
+
+    def must_roll_back(self, error: BaseException, level: SessionTransaction | None) -> None:
+        """Keep the unit from committing because of `error`, unless the savepoint `level` is rolled back."""
+        self.levels()
+        self.causes.append((level, Failure.now(error)))
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def finish(self, error: BaseException | None) -> None:
+        """End the transaction and close the session: COMMIT if all is well, else ROLLBACK.
+
+        Raises:
+            UnexpectedRollback: the body raised nothing, yet nothing can be committed.
+            Exception: what the flush or COMMIT raised.
+        """
+        owner = get_ident() if get_running_loop() is None else here()
+        self.state = ENDING
+        if not self.asynchronous and self.inside.get(USER, owner) != owner:
+            self._wait_until_free(owner)
+        # The task that ends an async unit is another one than its owner, who waits for it.
+        self.inside[USER] = self.owner = owner
+        try:
+            if self.rollback_only or (error is not None and not self._commits_in_spite_of(error)):
+                self._blame_first(error)
+                self.give_up_connection()
+            else:
+                commit(self, error)
+        finally:
+            if self.state is ENDING or self.state is State.COMMITTING:
+                self.state = State.ROLLED_BACK
+            self._close()
+
+    def _commits_in_spite_of(self, error: BaseException) -> bool:
+        allowed = self.request.no_rollback_for
+        return (
+            bool(allowed)
+            and isinstance(error, allowed)
+            and self.transaction.is_active
+            and first_failure(self.transaction, self) is None
+        )
+
+    def _close(self) -> None:
+        """Close the session, and let go of all that belongs to it: a copied context may hold this record for long."""
+        session = self.session
+        for feature in self.features:
+            feature.ending()
+        try:
+            if self.asynchronous:
+                self.end_by("close")
+            else:
+                session.close()
+        except Exception:
+            logger.warning("closing the session of %s failed", self, exc_info=True)
+        finally:
+            for scoped, before in reversed(self.borrowed):
+                scoped.borrower = before
+                if before is None and not scoped.shared:
+                    unfollow(scoped)
+            try:
+                for feature in self.features:
+                    feature.ended()
+            finally:
+                self.inside.clear()
+                self.session = self.transaction = self.question = self.when_free = None
+                self.held = []
+                self.borrowed.clear()
+                self.causes.clear()
+                self.enclosing = []
+
+    def end_by(self, method: str) -> None:
+        """Call the session's own commit(), rollback() or close(), those of an AsyncSession where they are overridden."""
+        handed = self.handed
+        if handed is not self.session and handed is not None:
+            base: Any = sys.modules["sqlalchemy.ext.asyncio"].AsyncSession
+            if getattr(type(handed), method) is not getattr(base, method):
+                await_only(getattr(handed, method)())
+                return
+        getattr(self.session, method)()
+
+    def _blame_first(self, error: BaseException | None) -> None:
+        """Have an error that is only the aftermath of another name that one."""
+        if isinstance(error, DBAPIError | PendingRollbackError) and is_aftermath(error):
+            first = first_failure(self.transaction, self)
+            if first is not None and first is not error:
+                set_first(error, first)
+
+    def give_up_connection(self) -> None:
+        """ROLLBACK, as far as it can be had; a connection that is lost goes out of the pool."""
+        try:
+            self.end_by("rollback")
+        except Exception:
+            # What the caller must see is the error that led here; the pool drops a connection that cannot roll back.
+            logger.warning("ROLLBACK failed in %s", self, exc_info=True)
+
+
+class _Opener:
+    """Stands for an engine where SQLAlchemy's session asks it for a connection, and makes the unit's."""
+
+    __slots__ = ("_engine", "_unit")
+
+    def __init__(self, unit: Unit, engine: Engine) -> None:
+        self._unit = unit
+        self._engine = engine
+
+    def connect(self) -> ScopeConnection:
+        unit, engine = self._unit, self._engine
+        return connect(engine, unit.beginnings.get(engine) or unit.beginning_of(engine), unit)
+
+
+def _enclosing(entry: Entry | None, owner: object) -> list[Unit]:
+    """Return the units whose bodies wait until a unit that is opened now has ended."""
+    units: list[Unit] = []
+    while entry is not None:
+        if isinstance(entry, Unit) and entry.live and entry.belongs_to(owner):
+            units.append(entry)
+        entry = entry.outer
+    return units
+
+
+def bound_engines(session: Any) -> list[Engine]:
+    """Return the engines that a session is known to be bound to, without asking for a connection."""
+    # The mapping of binds= is public from SQLAlchemy 2.1 on.
+    binds: dict[Any, Any] = getattr(session, "binds", None) or getattr(session, "_Session__binds", {})
+    return list({bind for bind in (session.bind, *binds.values()) if isinstance(bind, Engine)})

@@ -1,0 +1,70 @@
+"""What the integrations and the command line use from inside: the one door that they have, and no promise to others."""
+
+from __future__ import annotations
+
+from . import _dialects
+from ._core import seams
+from ._core.connection import ScopeConnection, connect, engine_that_begins
+from ._core.hooks import Hook, captures, refuse_awaitable
+from ._core.joined import Joined
+from ._core.savepoints import connections
+from ._core.session import ScopeAware, answer_by_overrides, aware_class, tell_made, unit_of
+from ._core.unit import Unit, bound_engines
+from ._dialects import Position, is_autocommit, root_of
+from ._dialects import sqlite as sqlite_dialect
+from ._factory_info import FactoryInfo
+from ._observers import Observation, Observer, observers, tell_retried
+from ._plan import Options
+from ._twins import to_completion
+from ._waiting import pause, skipping, sleep
+from .context import Entry, State, current_of, describe, factory_key, here, pop, sync_session_of, top
+from .isolation import NOTHING_ASKED, PRESET_FIELDS
+from .retry import Attempts, Run, as_retry
+
+__all__ = [
+    "NOTHING_ASKED",
+    "PRESET_FIELDS",
+    "Attempts",
+    "Entry",
+    "FactoryInfo",
+    "Hook",
+    "Joined",
+    "Observation",
+    "Observer",
+    "Options",
+    "Position",
+    "Run",
+    "ScopeAware",
+    "ScopeConnection",
+    "State",
+    "Unit",
+    "_dialects",
+    "answer_by_overrides",
+    "as_retry",
+    "aware_class",
+    "bound_engines",
+    "captures",
+    "connect",
+    "connections",
+    "current_of",
+    "describe",
+    "engine_that_begins",
+    "factory_key",
+    "here",
+    "is_autocommit",
+    "observers",
+    "pause",
+    "pop",
+    "refuse_awaitable",
+    "root_of",
+    "seams",
+    "skipping",
+    "sleep",
+    "sqlite_dialect",
+    "sync_session_of",
+    "tell_made",
+    "tell_retried",
+    "to_completion",
+    "top",
+    "unit_of",
+]
