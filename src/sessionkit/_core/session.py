@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     _Base = orm.Session  # whose overloads the type checkers are to see
 else:
-    from ..version import VersionAware as _Base
+    from .._stale import StaleAware as _Base
 
 Unit = Any  # unit.Unit, which stands on this file
 

@@ -40,6 +40,11 @@ from ._classify import KINDS as KINDS
 from ._classify import Classification, classify
 from ._classify import is_aftermath as is_aftermath
 from ._classify import is_lost as is_lost
+from ._conflicts import Conflict as Conflict
+from ._conflicts import Identity as Identity
+from ._conflicts import Policy as Policy
+from ._conflicts import PolicyName as PolicyName
+from ._conflicts import row_name as row_name
 from ._marks import Outcome, outcome_of
 from ._marks import first_of as first_of
 from ._marks import set_first as set_first

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
-    from ..version import Conflict, Conflicts, Policy
+    from ._conflicts import Conflict, Conflicts, Policy
     from ._marks import Outcome
 
 
@@ -30,6 +30,8 @@ class VersionConflict(SessionKitError, StaleDataError):
     Attributes:
         conflicts: what is known of each row that was found stale; a tuple.
     """
+
+    conflicts: Conflicts
 
     def __init__(self, conflicts: Conflicts) -> None:
         super().__init__(str(conflicts))
@@ -47,7 +49,7 @@ class VersionConflict(SessionKitError, StaleDataError):
         Emits one SELECT for all rows of a mapped class.
         """
         self.conflicts = self.conflicts.load(session)
-        return self.conflicts
+        return tuple(self.conflicts)
 
     async def async_load(self, session: AsyncSession) -> tuple[Conflict, ...]:
         """Do as `load`, on an ``AsyncSession``."""

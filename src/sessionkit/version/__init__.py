@@ -10,27 +10,31 @@ on their objects in any SQLAlchemy session, sync or async: none of them opens, c
 ``_write``         mapper events: expected, forced and missing versions, just before the row is written
 ``_parents``       ``__version_parents__``
 ``_attempt``       which rows of a flush or bulk statement did not match
-``_conflict``      what is told of them, and how changes are carried over
-``_flush``         session events, which bring all of that together
+``_conflict``      their conflicts: how they are read again, and how changes are carried over
+``_reach``         which flushes may write a versioned row at all
+``_notes``         what a session remembers of its transaction
+``_flush``         session events, which bring all of that together, and the order in which things run
 ``_functions``     the functions on objects and statements; ``_etag`` those for HTTP
 ``_session``       for sessionkit's Session: the methods around which SQLAlchemy has no event
+``_arming``        adds the session events, once the first versioned class is mapped
 =================  ====================================================================================
 
 `kind_of`, `kind_of_column`, `Kind`, `server_now` and `telling_time` are for the package's own rooms (bulk, Alembic), and
 not for users.
 """
 
-from . import _flush as _flush  # its listeners
+from .._stale import StaleAware as VersionAware
+from ..errors import Conflict, Policy, PolicyName
+from . import _arming as _arming  # which hears of the first versioned class
 from ._classes import TimestampVersioned, UUIDVersioned, Versioned, XminVersioned
 from ._classes import kind_of_column as kind_of_column  # for who migrates it
-from ._conflict import Conflict, Conflicts, Policy, PolicyName
+from ._conflict import Conflicts
 from ._etag import etag, expect_etag
 from ._functions import bump_version, expect_version, update_versioned, version_of
 from ._kinds import Kind as Kind
 from ._kinds import server_now as server_now
 from ._kinds import telling_time as telling_time
 from ._rows import kind_of as kind_of
-from ._session import VersionAware
 
 __all__ = [
     "Conflict",

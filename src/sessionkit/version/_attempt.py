@@ -11,14 +11,14 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
-from weakref import WeakSet
 
 from sqlalchemy import event, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm.exc import StaleDataError
 
+from ..errors import Identity
 from ._kinds import server_now
-from ._rows import Identity, is_any_of, key_columns, values_read
+from ._rows import is_any_of, key_columns, values_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm.attributes import History
 
 running: ContextVar[Attempt | None] = ContextVar("sessionkit_version_attempt", default=None)
-
-_listening: WeakSet[Connection] = WeakSet()
 
 
 @dataclass(slots=True)
@@ -45,7 +43,7 @@ class Row:
         matched: was there such a row? None: not known.
         forced: its version is written though nothing else may be.
         changes: of its object.
-        unsaid: the attributes that are not told: the version, and what is written only to have the row written.
+        hidden: the attributes that a conflict does not show: the version, and what is written only to have the row written.
         uncertain: it was in one DELETE with others, and not all of them matched.
     """
 
@@ -56,7 +54,7 @@ class Row:
     state: InstanceState[Any] | None = None
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
     changes: Mapping[str, History] = field(default_factory=dict[str, Any])
-    unsaid: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
     deleting: bool = False
     forced: bool = False
     matched: bool | None = None
@@ -68,7 +66,7 @@ class Row:
             return {}
         # What was written by a SQL expression is forgotten when the row is written, before the rows are counted.
         known = {key: history.deleted[0] for key, history in self.changes.items() if history.deleted}
-        return {key: value for key, value in (values_read(self.state) | known).items() if key not in self.unsaid}
+        return {key: value for key, value in (values_read(self.state) | known).items() if key not in self.hidden}
 
     def attempted(self) -> dict[str, Any] | None:
         """Return what was to be written, the version aside; None for a DELETE."""
@@ -79,7 +77,7 @@ class Row:
         return {
             key: history.added[0] if history.added else None
             for key, history in self.changes.items()
-            if key not in self.unsaid
+            if key not in self.hidden
         }
 
 
@@ -105,12 +103,12 @@ class Attempt:
             self._now[connection] = server_now(connection)
         return self._now[connection]
 
-    def arm(self, connection: Connection, state: InstanceState[Any], version: Any, **told: Any) -> None:
+    def expect_row(self, connection: Connection, state: InstanceState[Any], version: Any, **told: Any) -> None:
         """Remember a row of a flush."""
         assert state.identity is not None
         self.add(Row(state.mapper, state.identity, version, connection, state=state, **told))
-        # SQLAlchemy checks a single row; of two, each has to be watched. All of a group are armed before the first
-        # of them is written.
+        # SQLAlchemy checks a single row; of two, each has to be watched. All of a group are expected before the
+        # first of them is written.
         if len(self.rows) == 2:
             for row in self.rows.values():
                 watch(row.connection)
@@ -225,8 +223,7 @@ def _versions(rows: Iterable[Row]) -> Versions | None:
 
 def watch(connection: Connection) -> None:
     """Have the statements of a connection tell the attempt that runs how many rows they matched."""
-    if connection not in _listening:
-        _listening.add(connection)
+    if not event.contains(connection, "after_execute", _after_execute):
         event.listen(connection, "after_execute", _after_execute)
 
 

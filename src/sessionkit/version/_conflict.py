@@ -1,71 +1,24 @@
-"""What is told of the rows that were found stale; reading them again, carrying changes over to them."""
+"""The rows that were found stale: reading them again, carrying changes over to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, inspect, select
 from sqlalchemy.orm import undefer
 from sqlalchemy.orm.attributes import instance_state
 
-from ..errors import VersionConflict, VersionError
+from ..errors import Conflict, Identity, Policy, VersionConflict, VersionError, row_name
 from ._kinds import Kind
-from ._rows import Identity, is_any_of, kind_of, row_name
+from ._rows import is_any_of, kind_of
 from ._write import bump
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import ColumnProperty, InstrumentedAttribute, Mapper, Session
 
-PolicyName = Literal["client_wins", "database_wins", "merge"]
-Policy: TypeAlias = "PolicyName | Callable[[Conflict], PolicyName | Mapping[str, Any]]"
-
 _POLICIES = ("client_wins", "database_wins", "merge")
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """One row that somebody else has changed or deleted.
-
-    Attributes:
-        entity: the mapped class.
-        identity: the row's primary key, a tuple.
-        expected: the version that the row should have had.
-        current: the version that it had when the conflict was found, or when `VersionConflict.load` looked; None for
-            a row that is gone, or where it could not be read.
-        deleted: is the row gone? None: not known before `VersionConflict.load`.
-        attempted: the values by attribute that were to be written; None where the row was to be deleted. Many-to-one
-            relationships are in it as their foreign key columns, other relationships are not.
-        original: the values by attribute as they had been read. A column is missing if it was never read, or was
-            changed in place so that its old value is not known.
-        database: all columns by attribute, filled by `VersionConflict.load`; None before, and for a row that is gone.
-        bumped: the version was to be forced on, by `bump_version` or for a child in ``__version_parents__``.
-    """
-
-    entity: type[Any]
-    identity: Identity
-    expected: Any
-    current: Any = None
-    deleted: bool | None = None
-    attempted: Mapping[str, Any] | None = field(default_factory=dict[str, Any])
-    original: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    database: Mapping[str, Any] | None = None
-    bumped: bool = False
-
-    @property
-    def mapper(self) -> Mapper[Any]:
-        """The mapper of the row's class."""
-        mapper: Mapper[Any] = inspect(self.entity)
-        return mapper
-
-    def __str__(self) -> str:
-        row = row_name(self.mapper, self.identity)
-        if self.deleted:
-            return f"{row} was deleted by somebody else (version {self.expected!r} was expected)"
-        if self.current is None:
-            return f"{row} was changed or deleted by somebody else (version {self.expected!r} was expected)"
-        return f"{row} was changed by somebody else: version {self.expected!r} was expected, {self.current!r} found"
 
 
 class Conflicts(tuple[Conflict, ...]):  # noqa: SLOT001 - a tuple's subclass can have none
@@ -136,7 +89,7 @@ class Conflicts(tuple[Conflict, ...]):  # noqa: SLOT001 - a tuple's subclass can
                 known = session.identity_map.get(conflict.mapper.identity_key_from_primary_key(conflict.identity))
                 if known is not None and (known in session.deleted or session.is_modified(known)):
                     raise VersionError(
-                        f"{row_name(conflict.mapper, conflict.identity)} has changes in this session, which would be "
+                        f"{row_name(conflict.entity, conflict.identity)} has changes in this session, which would be "
                         "mixed with those of the failed unit; resolve a conflict in a unit of its own, or after "
                         "session.rollback()"
                     )
@@ -174,7 +127,7 @@ def _decide(conflict: Conflict, policy: Policy) -> Any:
         return None
     if not isinstance(answer, Mapping) and answer not in _POLICIES:
         raise VersionError(
-            f"the policy returned {answer!r} for {row_name(conflict.mapper, conflict.identity)}; it should be one of "
+            f"the policy returned {answer!r} for {row_name(conflict.entity, conflict.identity)}; it should be one of "
             f"{_POLICIES} or a mapping of attribute names to values"
         )
     if conflict.database is None:

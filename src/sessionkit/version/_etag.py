@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MalformedETag, VersionConflict
-from ._conflict import Conflict, Conflicts
+from ..errors import Conflict, MalformedETag, VersionConflict
+from ._conflict import Conflicts
 from ._functions import expect_version, version_of
 from ._rows import stored
 

@@ -1,67 +1,103 @@
-"""Where versions meet a session: listeners on SQLAlchemy's Session, so that each session has them, ours or not."""
+"""A flush, a bulk statement, and the end of a transaction: the listeners that `_arming` puts on SQLAlchemy's Session.
+
+Each session has them, ours or not. The order in which things run in a flush::
+
+    session.flush()
+    │
+    ├─ before_flush            _before_flush: may this flush write a versioned row (`_reach`)? If not, the rest of this
+    │                          picture but after_flush does not happen
+    ├─ UOWTransaction.execute  _Flush.execute
+    │   ├─ roots()             the parents of what changes (`_parents`) join the flush, to get a new version
+    │   ├─ Attempt             is there for the mapper events and for the clock, until execute ends
+    │   ├─ SQLAlchemy's execute; for each class
+    │   │   ├─ before_insert, before_update, before_delete    `_write`: which version goes into the WHERE, which is the
+    │   │   │                                                 next; the attempt expects the row
+    │   │   ├─ INSERT, UPDATE, DELETE     after_execute on the connection tells the attempt how many rows matched
+    │   │   └─ after_insert, after_update, after_delete       `_write`: the row has matched
+    │   ├─ attempt.check()     did a row not match that SQLAlchemy did not miss?
+    │   └─ StaleDataError      which rows are stale? What was not written yet is expected too, the versions are read
+    │                          once more, and a VersionConflict takes the error's place
+    ├─ after_flush             _after_flush: count what was written
+    └─ COMMIT or ROLLBACK      after_commit, after_soft_rollback: which expectations end, which versions are undone
+
+A bulk UPDATE by primary key (do_orm_execute) goes through `bulk()`, which expects all its rows before they are written.
+"""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
-from sqlalchemy import event
-from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.orm.unitofwork import UOWTransaction
 
-from ..errors import VersionConflict, VersionError
+from ..errors import Conflict, VersionConflict, VersionError
 from ._attempt import Attempt, Row, Stale, running, watch
-from ._conflict import Conflict, Conflicts
+from ._conflict import Conflicts
 from ._kinds import clock
+from ._notes import known_notes, notes_of
 from ._parents import roots
+from ._reach import may_write_versions
 from ._rows import changes, kind_of, name_of, version_read
-from ._write import bump, forget_expectations, trust, undo
+from ._write import bump, forget_expectations, require_rowcount, undo
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from sqlalchemy.engine import Connection, Result
-    from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, SessionTransaction
+    from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session, SessionTransaction
 
     from ._kinds import Kind
 
-# How much each open transaction has written before: what resolve() could not carry over.
-_written: WeakKeyDictionary[SessionTransaction, int] = WeakKeyDictionary()
 
+class _Flush(UOWTransaction):
+    """A flush that may write versioned rows.
 
-@event.listens_for(Session, "before_flush")
-def _before_flush(session: Session, flush: Any, instances: Any) -> None:
-    def execute() -> None:
-        del flush.execute
+    SQLAlchemy has no event around the writing itself, and after it the transaction is rolled back, so that nothing can
+    look at the rows; see test_all_stale_rows_of_a_flush_are_listed. SQLAlchemy hands a UOWTransaction out, but does
+    not describe it: test_a_flush_is_what_we_take_it_for holds what is used of it.
+    """
+
+    def execute(self) -> None:
+        session, states = self.session, _states(self)
         # Not earlier: a before_flush listener of the user's may still have changed something.
-        states = _states(flush)
+        if not may_write_versions(states):
+            return super().execute()
         for root in roots(session, states):
             bump(instance_state(root))
-            flush.register_object(instance_state(root))
+            self.register_object(instance_state(root))
         attempt = Attempt()
         with _running(attempt):
             try:
-                flush.execute()
+                super().execute()
                 attempt.check()
             except StaleDataError as error:
-                _arm_the_rest(attempt, flush)
+                _expect_remaining(attempt, self)
                 stale = attempt.stale()
                 if not stale:
                     raise
                 raise _conflict(stale, *_others(session, states, stale)) from error
-        _count(session, len(states))
-
-    # There is no event around the writing itself, and after it the transaction is rolled back, so that the rows
-    # could not be looked at; see test_all_stale_rows_of_a_flush_are_listed. `flush` is a UOWTransaction, which
-    # SQLAlchemy hands out but does not describe: test_a_flush_is_what_we_take_it_for holds what is used of it.
-    flush.execute = execute
 
 
-@event.listens_for(Session, "do_orm_execute")
-def _on_execute(state: ORMExecuteState) -> Result[Any] | None:
-    if not (state.is_insert or state.is_update or state.is_delete):
+def before_flush(session: Session, flush: Any, instances: Any) -> None:
+    """Watch a flush that may write versioned rows."""
+    # A listener that is called after this one may add objects. Then the flush itself has to look, once it runs.
+    if len(session.dispatch.before_flush) > 1 or may_write_versions(
+        chain(session._new, session._deleted, session.identity_map._modified)
+    ):
+        flush.__class__ = _Flush
+
+
+def after_flush(session: Session, flush: Any) -> None:
+    """Count what a flush has written."""
+    _count(session, len(_states(flush)))
+
+
+def do_orm_execute(state: ORMExecuteState) -> Result[Any] | None:
+    """Count an INSERT, UPDATE or DELETE, and surround one of many rows of a versioned class."""
+    if not getattr(state.statement, "is_dml", False):
         return None
     mapper = state.bind_mapper
     rows = state.parameters
@@ -76,16 +112,16 @@ def _on_execute(state: ORMExecuteState) -> Result[Any] | None:
     return result
 
 
-@event.listens_for(Session, "after_commit")
-def _after_commit(session: Session) -> None:
+def after_commit(session: Session) -> None:
+    """End the expectations that were met."""
     # SQLAlchemy says so of a released savepoint as well.
-    if not session.in_nested_transaction():
+    if known_notes(session) is not None and not session.in_nested_transaction():
         forget_expectations(session)
 
 
-@event.listens_for(Session, "after_soft_rollback")
-def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
-    undo(transaction)
+def after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
+    """Forget the versions that are undone."""
+    undo(session, transaction)
 
 
 @contextmanager
@@ -124,7 +160,7 @@ def bulk(session: Session, groups: Mapping[Mapper[Any], Sequence[Mapping[str, An
         if known is not None:
             # SQLAlchemy gives it the new values, but leaves it the old version: its next flush would be stale by our
             # own hand; see test_an_object_in_memory_can_be_written_after_a_bulk_update.
-            session.expire(known, list(row.unsaid))
+            session.expire(known, list(row.hidden))
 
 
 def _checkable(
@@ -135,7 +171,7 @@ def _checkable(
             f"SQLAlchemy's bulk update by primary key would write to {mapper.version_id_col}, which is a system "
             "column; change the objects in a session, or use sessionkit.bulk.update"
         )
-    trust(connection, mapper.class_.__name__)
+    require_rowcount(connection, mapper.class_.__name__)
     keys = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
     for position, row in enumerate(rows):
         if row.get(kind.attribute) is None:
@@ -147,7 +183,7 @@ def _checkable(
         if all(key in row for key in keys):  # SQLAlchemy refuses the others itself
             values = {key: value for key, value in row.items() if key not in keys and key != kind.attribute}
             identity = tuple(row[key] for key in keys)
-            yield Row(mapper, identity, row[kind.attribute], connection, values=values, unsaid=(kind.attribute,))
+            yield Row(mapper, identity, row[kind.attribute], connection, values=values, hidden=(kind.attribute,))
 
 
 def conflict_of(session: Session, rows: Sequence[tuple[Mapper[Any], tuple[Any, ...], Any]]) -> VersionConflict | None:
@@ -175,7 +211,7 @@ def _states(flush: Any) -> dict[InstanceState[Any], tuple[bool, bool]]:
     return states
 
 
-def _arm_the_rest(attempt: Attempt, flush: Any) -> None:
+def _expect_remaining(attempt: Attempt, flush: Any) -> None:
     """Add what the flush had not come to when it stopped."""
     for state, (deleted, only_listed) in _states(flush).items():
         kind = kind_of(state.mapper)
@@ -184,7 +220,7 @@ def _arm_the_rest(attempt: Attempt, flush: Any) -> None:
         writes = changes(state)
         if deleted or writes:
             version, connection = version_read(state, kind), flush.transaction.connection(state.mapper)
-            attempt.arm(connection, state, version, changes=writes, unsaid=(kind.attribute,), deleting=deleted)
+            attempt.expect_row(connection, state, version, changes=writes, hidden=(kind.attribute,), deleting=deleted)
 
 
 def _conflict(stale: Sequence[Stale], *others: str) -> VersionConflict:
@@ -219,12 +255,12 @@ def _others(
             yield name_of(state)
         elif deleted or (not only_listed and changes(state)):
             yield f"{name_of(state)} ({'deleted' if deleted else 'changed'})"
-    root = session.get_transaction()
-    if root is not None and (count := _written.get(root, 0)):
+    notes = known_notes(session)
+    if notes is not None and (count := notes.writes(session.get_transaction())):
         yield f"{count} objects or statements before, in the same transaction"
 
 
 def _count(session: Session, more: int) -> None:
     root = session.get_transaction()
     if root is not None:
-        _written[root] = _written.get(root, 0) + more
+        notes_of(session).add_writes(root, more)

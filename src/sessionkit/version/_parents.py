@@ -10,14 +10,12 @@ from weakref import WeakKeyDictionary
 from sqlalchemy.orm import PassiveFlag, RelationshipProperty, attributes
 
 from ..errors import VersionError
-from ._rows import kind_of
+from ._rows import PARENTS, kind_of, parents_declared
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from sqlalchemy.orm import InstanceState, Mapper, Session
-
-_DECLARED = "__version_parents__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +102,10 @@ def _aggregate(mapper: Mapper[Any]) -> _Aggregate:
 
 
 def _declared(mapper: Mapper[Any]) -> tuple[str, ...]:
-    declared: Any = getattr(mapper.class_, _DECLARED, ())
+    declared = parents_declared(mapper)
     if isinstance(declared, str):
         raise VersionError(
-            f"{mapper.class_.__name__}.{_DECLARED} is the string {declared!r}; it is a tuple of the names of "
+            f"{mapper.class_.__name__}.{PARENTS} is the string {declared!r}; it is a tuple of the names of "
             f"relationships: ({declared!r},)"
         )
     return tuple(declared)
@@ -123,14 +121,14 @@ def _relationships(mapper: Mapper[Any]) -> Iterator[RelationshipProperty[Any]]:
         relationship = mapper.relationships.get(name)
         if relationship is None:
             raise VersionError(
-                f"{mapper.class_.__name__}.{_DECLARED} names {name!r}, which is no relationship of the class; "
+                f"{mapper.class_.__name__}.{PARENTS} names {name!r}, which is no relationship of the class; "
                 f"it has {', '.join(sorted(mapper.relationships.keys())) or 'none'}"
             )
         target = relationship.mapper
         if kind_of(target) is None and not _declared(target):
             raise VersionError(
-                f"{mapper.class_.__name__}.{_DECLARED} names {name!r}, but {target.class_.__name__} is not "
-                f"versioned and has no {_DECLARED} of its own; have it inherit Versioned"
+                f"{mapper.class_.__name__}.{PARENTS} names {name!r}, but {target.class_.__name__} is not "
+                f"versioned and has no {PARENTS} of its own; have it inherit Versioned"
             )
         yield relationship
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, inspect, or_
 from sqlalchemy.orm import InstanceState, Mapper, PassiveFlag, attributes
 
-from ..errors import VersionError
+from ..errors import Identity, VersionError, row_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ._kinds import Kind
 
-Identity = tuple[Any, ...]
+PARENTS = "__version_parents__"
 
 
 class _Token:
@@ -30,6 +30,11 @@ OURS: Any = _Token()
 def kind_of(mapper: Mapper[Any]) -> Kind | None:
     """Return the kind of version that a mapped class has from us; None if it has none."""
     return getattr(mapper.class_, "__version_kind__", None)
+
+
+def parents_declared(mapper: Mapper[Any]) -> Any:
+    """Return what a mapped class says of its versioned parents, as it says it."""
+    return getattr(mapper.class_, PARENTS, ())
 
 
 def versioned(obj: object) -> tuple[InstanceState[Any], Kind]:
@@ -66,14 +71,7 @@ def stored(obj: object, what: str) -> tuple[InstanceState[Any], Kind]:
 
 def name_of(state: InstanceState[Any]) -> str:
     """Name a row for a message: ``Order 7``."""
-    return row_name(state.mapper, state.identity)
-
-
-def row_name(mapper: Mapper[Any], identity: Identity | None) -> str:
-    """Name a row by its class and key."""
-    if identity is None:
-        return f"a new {mapper.class_.__name__}"
-    return f"{mapper.class_.__name__} {identity[0] if len(identity) == 1 else identity}"
+    return row_name(state.mapper.class_, state.identity)
 
 
 def version_read(state: InstanceState[Any], kind: Kind) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.orm import object_session
@@ -12,6 +11,7 @@ from sqlalchemy.orm.attributes import flag_dirty, flag_modified, instance_state,
 from ..errors import VersionError
 from ._attempt import Attempt, Row, running
 from ._classes import Base
+from ._notes import forget, known_notes, notes_of
 from ._rows import OURS, changes, name_of, version_read
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 _BUMP = "sessionkit_version_bump"
 _EXPECTED = "sessionkit_version_expected"
-_WRITTEN = "sessionkit_version_written"
-
-_undone: WeakSet[SessionTransaction] = WeakSet()
 
 
 def bump(state: InstanceState[Any]) -> None:
@@ -48,7 +45,7 @@ def _running(connection: Connection) -> Attempt | None:
     return attempt
 
 
-def _meets(state: InstanceState[Any], version: Any) -> bool:
+def _matches_expectation(state: InstanceState[Any], version: Any) -> bool:
     """Tell whether a version is the one that the client saw, or one that we have made of it in this transaction."""
     if version == state.info.get(_EXPECTED, version):
         return True
@@ -56,32 +53,29 @@ def _meets(state: InstanceState[Any], version: Any) -> bool:
     assert session is not None
     # That it equals one of ours is not enough: a rival counts in the same steps. So nothing that we wrote counts once
     # it was rolled back; see test_an_expectation_outlives_the_savepoint_that_was_rolled_back.
-    root = session.get_transaction()
-    return any(
-        version == ours and written[-1] is root and _undone.isdisjoint(written)
-        for ours, written in session.info.get(_WRITTEN, {}).get(state, ())
-    )
+    notes = known_notes(session)
+    return notes is not None and notes.is_ours(session, state, version)
 
 
-def _note(session: Session, state: InstanceState[Any], version: Any) -> None:
-    """Remember which version we have made of what the client saw, and in which savepoints and transaction."""
-    transactions: list[SessionTransaction] = []
-    transaction = session.get_nested_transaction() or session.get_transaction()
-    while transaction is not None:
-        transactions.append(transaction)
-        transaction = transaction.parent
-    session.info.setdefault(_WRITTEN, WeakKeyDictionary()).setdefault(state, []).append((version, transactions))
-
-
-def undo(transaction: SessionTransaction) -> None:
+def undo(session: Session, transaction: SessionTransaction) -> None:
     """Hear that a transaction or savepoint was rolled back."""
-    _undone.add(transaction)
+    notes = known_notes(session)
+    if notes is None or not notes.versions:
+        return
+    # A flush that fails rolls back what it runs in, and names only itself; see
+    # test_a_savepoint_that_a_failed_flush_undid_made_no_version.
+    undone = transaction
+    while not undone.nested and undone.parent is not None:
+        undone = undone.parent
+    notes.undo(undone)
 
 
 def forget_expectations(session: Session) -> None:
     """End the expectations that flushes of the committed transaction have met."""
-    for state in session.info.pop(_WRITTEN, ()):
-        state.info.pop(_EXPECTED, None)
+    notes = forget(session)
+    if notes is not None:
+        for state in notes.versions:
+            state.info.pop(_EXPECTED, None)
 
 
 @event.listens_for(Base, "before_update", propagate=True)
@@ -94,7 +88,7 @@ def _before_update(mapper: Mapper[Any], connection: Connection, target: Base) ->
     if not (writes or forced or _EXPECTED in state.info):
         return
     version = _version(state, kind, connection)
-    if not _meets(state, version):
+    if not _matches_expectation(state, version):
         # This forgets what was assigned by hand, so it is to be forced on.
         version, forced = state.info[_EXPECTED], True
         set_committed_value(target, kind.attribute, version)
@@ -107,7 +101,7 @@ def _before_update(mapper: Mapper[Any], connection: Connection, target: Base) ->
     elif not any(_is_beside_version(mapper, key) for key in writes):
         touched = [_touch(state)]
     if attempt is not None:
-        attempt.arm(connection, state, version, changes=writes, unsaid=(kind.attribute, *touched), forced=forced)
+        attempt.expect_row(connection, state, version, changes=writes, hidden=(kind.attribute, *touched), forced=forced)
 
 
 @event.listens_for(Base, "before_insert", propagate=True)
@@ -143,7 +137,7 @@ def _before_delete(mapper: Mapper[Any], connection: Connection, target: Base) ->
     kind = target.__version_kind__
     version = _expected_in_where(state, kind, connection)
     if (attempt := running.get()) is not None:
-        attempt.arm(connection, state, version, unsaid=(kind.attribute,), deleting=True)
+        attempt.expect_row(connection, state, version, hidden=(kind.attribute,), deleting=True)
 
 
 @event.listens_for(Base, "after_delete", propagate=True)
@@ -153,19 +147,20 @@ def _after_write(mapper: Mapper[Any], connection: Connection, target: Base) -> N
     if (attempt := running.get()) is not None:
         attempt.wrote(state.mapper, state.identity)
     if _EXPECTED in state.info and state.session is not None:
-        _note(state.session, state, state.dict.get(target.__version_kind__.attribute))
+        version = state.dict.get(target.__version_kind__.attribute)
+        notes_of(state.session).add_version(state.session, state, version)
 
 
 def _expected_in_where(state: InstanceState[Any], kind: Kind, connection: Connection) -> Any:
     """Return the version that a DELETE is to compare, and have it compared."""
     version = _version(state, kind, connection)
-    if not _meets(state, version):
+    if not _matches_expectation(state, version):
         version = state.info[_EXPECTED]
         set_committed_value(state.obj(), kind.attribute, version)
     return version
 
 
-def trust(connection: Connection, what: str) -> None:
+def require_rowcount(connection: Connection, what: str) -> None:
     """Refuse a driver that does not count matched rows.
 
     Raises:
@@ -184,7 +179,7 @@ def _version(state: InstanceState[Any], kind: Kind, connection: Connection) -> A
     Raises:
         VersionError: it is not: there is none, it was left out of the reading, or the driver counts no rows.
     """
-    trust(connection, name_of(state))
+    require_rowcount(connection, name_of(state))
     if kind.attribute not in state.dict and kind.attribute not in state.expired_attributes:
         # SQLAlchemy would read it now, as it is after the rival's commit, and find that it matches;
         # see test_an_object_that_was_read_without_its_version_is_not_written.

@@ -1,0 +1,38 @@
+"""Versions arm themselves with the first versioned class that is mapped: before it, no session pays for them."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.orm import Mapper, Session
+
+from .. import _stale
+from . import _flush, _reach, _session
+from ._classes import Base
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_arming = Lock()
+
+# The last one says that all of them are there.
+_LISTENERS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
+    (Mapper, "after_configured", _reach.forget),
+    (Session, "do_orm_execute", _flush.do_orm_execute),
+    (Session, "after_commit", _flush.after_commit),
+    (Session, "after_soft_rollback", _flush.after_soft_rollback),
+    (Session, "after_flush", _flush.after_flush),
+    (Session, "before_flush", _flush.before_flush),
+)
+
+
+@event.listens_for(Base, "after_mapper_constructed", propagate=True)
+def _arm(mapper: Mapper[Any], cls: type[Base]) -> None:
+    with _arming:
+        if event.contains(*_LISTENERS[-1]):
+            return
+        _stale.versions = _session
+        for listener in _LISTENERS:
+            event.listen(*listener)
