@@ -1,46 +1,12 @@
 """sessionkit: the session layer for SQLAlchemy: scopes that tell the truth about their commit.
 
-The async names are resolved at their first use, since SQLAlchemy's asyncio part needs greenlet.
+Each name is imported at its first use, so that a program loads only the parts that it uses. The async names need
+greenlet then, on which SQLAlchemy's asyncio part stands.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from . import bulk, commits, errors, sqlite
-from .context import current_session
-from .errors import SessionKitError, VersionConflict
-from .factory import Session, scoped_session, sessionmaker
-from .hooks import on_commit, on_rollback, set_rollback_only
-from .isolation import (
-    READ_COMMITTED,
-    READ_ONLY,
-    REPEATABLE_READ,
-    REPORT,
-    SERIALIZABLE,
-    SNAPSHOT,
-    EffectiveIsolation,
-    Isolation,
-    Preset,
-    effective_isolation,
-)
-from .retry import Retry
-from .scope import INJECTED, session_scope
-from .version import (
-    TimestampVersioned,
-    UUIDVersioned,
-    Versioned,
-    XminVersioned,
-    bump_version,
-    etag,
-    expect_etag,
-    expect_version,
-    update_versioned,
-    version_of,
-)
-
-if TYPE_CHECKING:
-    from .async_factory import AsyncSession, async_scoped_session, async_sessionmaker
+from typing import TYPE_CHECKING
 
 __all__ = [
     "INJECTED",
@@ -86,21 +52,96 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_ASYNC_NAMES = frozenset({"AsyncSession", "async_scoped_session", "async_sessionmaker"})
+if TYPE_CHECKING:
+    from . import bulk, commits, errors, sqlite
+    from .async_factory import AsyncSession, async_scoped_session, async_sessionmaker
+    from .context import current_session
+    from .errors import SessionKitError, VersionConflict
+    from .factory import Session, scoped_session, sessionmaker
+    from .hooks import on_commit, on_rollback, set_rollback_only
+    from .isolation import (
+        READ_COMMITTED,
+        READ_ONLY,
+        REPEATABLE_READ,
+        REPORT,
+        SERIALIZABLE,
+        SNAPSHOT,
+        EffectiveIsolation,
+        Isolation,
+        Preset,
+        effective_isolation,
+    )
+    from .retry import Retry
+    from .scope import INJECTED, session_scope
+    from .version import (
+        TimestampVersioned,
+        UUIDVersioned,
+        Versioned,
+        XminVersioned,
+        bump_version,
+        etag,
+        expect_etag,
+        expect_version,
+        update_versioned,
+        version_of,
+    )
+else:
+    # What the type checkers read above, once more for the run time; tests/test_house.py compares the two.
+    _NAMES = {
+        "async_factory": ("AsyncSession", "async_scoped_session", "async_sessionmaker"),
+        "context": ("current_session",),
+        "errors": ("SessionKitError", "VersionConflict"),
+        "factory": ("Session", "scoped_session", "sessionmaker"),
+        "hooks": ("on_commit", "on_rollback", "set_rollback_only"),
+        "isolation": (
+            "READ_COMMITTED",
+            "READ_ONLY",
+            "REPEATABLE_READ",
+            "REPORT",
+            "SERIALIZABLE",
+            "SNAPSHOT",
+            "EffectiveIsolation",
+            "Isolation",
+            "Preset",
+            "effective_isolation",
+        ),
+        "retry": ("Retry",),
+        "scope": ("INJECTED", "session_scope"),
+        "version": (
+            "TimestampVersioned",
+            "UUIDVersioned",
+            "Versioned",
+            "XminVersioned",
+            "bump_version",
+            "etag",
+            "expect_etag",
+            "expect_version",
+            "update_versioned",
+            "version_of",
+        ),
+    }
+    _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+    # `import sessionkit` is enough to reach these.
+    _MODULES = {"binding", "bulk", "commits", "sqlite", *_NAMES} - {"async_factory"}
 
+    def __getattr__(name):
+        from importlib import import_module
 
-def __getattr__(name: str) -> Any:
-    if name not in _ASYNC_NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        from . import async_factory
-    except ImportError as error:
-        raise ImportError(
-            f"sessionkit.{name} needs greenlet, on which SQLAlchemy's asyncio part stands; install sessionkit[asyncio]"
-        ) from error
-    value = globals()[name] = getattr(async_factory, name)
-    return value
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            module = import_module(f"{__name__}.{_MODULE_OF[name]}")
+        except ImportError as error:
+            if _MODULE_OF[name] != "async_factory":
+                raise
+            raise ImportError(
+                f"sessionkit.{name} needs greenlet, on which SQLAlchemy's asyncio part stands; "
+                "install sessionkit[asyncio]"
+            ) from error
+        value = globals()[name] = getattr(module, name)
+        return value
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_ASYNC_NAMES})
+    def __dir__():
+        return sorted({*globals(), *_MODULE_OF, *_MODULES})

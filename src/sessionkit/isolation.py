@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import _dialects
 from .errors import OptionError
 
 if TYPE_CHECKING:
@@ -226,6 +225,8 @@ def effective_isolation(bind: Any, level: Isolation | IsolationName) -> Effectiv
     dialects it is what their documentation says. Sources: A. Adya, "Weak Consistency" (1999); the Hermitage suite
     (https://github.com/ept/hermitage); PostgreSQL manual 13.2; https://www.sqlite.org/isolation.html.
     """
+    from . import _dialects  # here, so that a preset can be had without the dialects' tables
+
     asked = as_isolation(level, "effective_isolation()")
     dialect: Dialect | None = getattr(bind, "dialect", None)
     if dialect is None and hasattr(bind, "get_bind"):
