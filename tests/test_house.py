@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
+import sessionkit
+
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "sessionkit"
 
 # Who may import whom, from the ground up: a room may know only rooms that stand above it in this list.
@@ -32,15 +34,17 @@ ROOMS: dict[str, str] = {
     "context": "errors",
     "_schemas": "errors",
     "commits": "_schemas errors _dialects",
-    # what works on a session that it is given; a conflict is found in any session, and ours tells of some more
-    "version": "_dialects _twins errors",
+    # The session's methods that find conflicts: versions put themselves in there, once there are any.
+    "_stale": "errors",
+    # what works on a session that it is given; a conflict is found in any session, and ours finds some more
+    "version": "_dialects _stale _twins errors",
     # what happens inside a session: savepoints, failures, refusals
     "_unit": "",
     "_unit.savepoints": "",
     "_unit.watch": "errors",
     "_unit.standins": "_dialects",
     "_unit.watchdog": "_dialects",
-    "_unit.session": "_unit.standins context errors version",
+    "_unit.session": "_stale _unit.standins context errors",
     "hooks": "_unit.savepoints _unit.session _unit.watch context errors",
     # the unit of work
     "_unit.locking": "",
@@ -69,7 +73,7 @@ ROOMS: dict[str, str] = {
     "bulk": "_dialects _twins _unit.watch errors version",
     "binding": "_unit.claims _makers _unit.twophase context errors",
     "sqlite": "_dialects errors",
-    # the front hall: names only, so it may know every public room
+    # the front hall: names only, each imported at its first use, so it may know every public room
     "__init__": "*",
     # what stands on the public rooms, and what nothing else may import
     # A request that is run again tells its scopes so, ends them in another task than it began them in, and asks which of
@@ -119,17 +123,22 @@ def files() -> list[Path]:
 MODULES = {module_of(file) for file in files()}
 
 
+TYPES_SEEN = ("_dialects", "errors", "version")
+"""Rooms in which an import for types only counts as any other: what a type names, the file knows."""
+
+
 class Imports(ast.NodeVisitor):
-    """The modules of ours that a file imports when it runs. What is under `if TYPE_CHECKING` never runs."""
+    """The modules of ours that a file imports when it runs; in the rooms of `TYPES_SEEN` for its types as well."""
 
     def __init__(self, file: Path) -> None:
+        self.types = room_of(module_of(file)) in TYPES_SEEN
         self.module = module_of(file)
         self.package = self.module if file.name == "__init__.py" else self.module.rpartition(".")[0]
         self.found: list[tuple[str, int]] = []
         self.visit(ast.parse(file.read_text()))
 
     def visit_If(self, node: ast.If) -> None:
-        if "TYPE_CHECKING" in ast.unparse(node.test):
+        if "TYPE_CHECKING" in ast.unparse(node.test) and not self.types:
             for other in node.orelse:
                 self.visit(other)
         else:
@@ -240,12 +249,60 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         walk(module, [])
 
 
-def imported_by(statement: str) -> set[str]:
-    """Return what a fresh interpreter has imported after a statement, and had not before."""
+def loaded_by(statement: str) -> set[str]:
+    """Return the modules that a fresh interpreter has loaded after a statement, and had not before."""
     program = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    return {name.split(".")[0] for name in done.stdout.split()}
+    return set(done.stdout.split())
+
+
+def imported_by(statement: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has loaded after a statement, and had not before."""
+    return {name.split(".")[0] for name in loaded_by(statement)}
+
+
+def rooms_loaded_by(statement: str) -> set[str]:
+    """Return the rooms of ours that a statement loads, the front hall aside."""
+    ours = {name for name in loaded_by(statement) if name.startswith("sessionkit.")}
+    return {room_of(name).partition(".")[0] for name in ours}
+
+
+def test_the_front_hall_loads_no_room() -> None:
+    assert rooms_loaded_by("import sessionkit") == set()
+    assert not {"sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.sqlite"} & loaded_by("import sessionkit")
+
+
+@pytest.mark.parametrize(
+    ("statement", "unused"),
+    [
+        ("from sessionkit import Session, session_scope, sessionmaker, scoped_session, on_commit", "bulk version"),
+        ("from sessionkit import Preset, Retry, SERIALIZABLE, VersionConflict", "_dialects _unit bulk commits version"),
+        ("from sessionkit import Versioned, version_of", "_unit bulk commits"),
+        ("from sessionkit import errors", "_dialects _unit bulk commits version"),
+    ],
+)
+def test_a_name_of_the_front_hall_loads_only_the_rooms_that_it_needs(statement: str, unused: str) -> None:
+    assert not rooms_loaded_by(statement) & set(unused.split())
+
+
+def test_each_way_to_reach_a_name_of_the_front_hall_works() -> None:
+    loaded_by(
+        "import sessionkit; sessionkit.bulk.insert; sessionkit.sqlite.configure; sessionkit.retry.Retry; "
+        "import sessionkit.bulk; from sessionkit import Versioned; assert sessionkit.Versioned is Versioned; "
+        "assert set(sessionkit.__all__) <= set(dir(sessionkit)); assert not hasattr(sessionkit, 'no_such_name'); "
+        "from sessionkit import *"
+    )
+
+
+def test_the_front_hall_offers_the_same_names_to_type_checkers_and_at_run_time() -> None:
+    """The type checkers read one list of imports, `__getattr__` another."""
+    (block,) = [node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if isinstance(node, ast.If)]
+    typed = {
+        alias.name: node.module or "" for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert sorted(typed) == sorted(sessionkit.__all__)
+    assert vars(sessionkit)["_MODULE_OF"] == {name: module for name, module in typed.items() if module}
 
 
 def test_importing_sessionkit_imports_no_driver_and_no_framework() -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Mapper, Session
 
 from .. import _stale
-from . import _flush, _reach, _session
+from . import _flush, _reach, _session, _write
 from ._classes import Base
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ _arming = Lock()
 _LISTENERS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     (Mapper, "after_configured", _reach.forget),
     (Session, "do_orm_execute", _flush.do_orm_execute),
-    (Session, "after_commit", _flush.after_commit),
-    (Session, "after_soft_rollback", _flush.after_soft_rollback),
+    (Session, "after_commit", _write.forget_expectations),
+    (Session, "after_soft_rollback", _write.undo),
     (Session, "after_flush", _flush.after_flush),
     (Session, "before_flush", _flush.before_flush),
 )

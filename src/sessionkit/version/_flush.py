@@ -18,7 +18,7 @@ Each session has them, ours or not. The order in which things run in a flush::
     │   └─ StaleDataError      which rows are stale? What was not written yet is expected too, the versions are read
     │                          once more, and a VersionConflict takes the error's place
     ├─ after_flush             _after_flush: count what was written
-    └─ COMMIT or ROLLBACK      after_commit, after_soft_rollback: which expectations end, which versions are undone
+    └─ COMMIT or ROLLBACK      `_write`: forget_expectations after a commit, undo after a rollback
 
 A bulk UPDATE by primary key (do_orm_execute) goes through `bulk()`, which expects all its rows before they are written.
 """
@@ -37,17 +37,17 @@ from ..errors import Conflict, VersionConflict, VersionError
 from ._attempt import Attempt, Row, Stale, running, watch
 from ._conflict import Conflicts
 from ._kinds import clock
-from ._notes import known_notes, notes_of
+from ._notes import add_writes, known_notes
 from ._parents import roots
 from ._reach import may_write_versions
 from ._rows import changes, kind_of, name_of, version_read
-from ._write import bump, forget_expectations, require_rowcount, undo
+from ._write import bump, require_rowcount
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from sqlalchemy.engine import Connection, Result
-    from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session, SessionTransaction
+    from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session
 
     from ._kinds import Kind
 
@@ -92,7 +92,7 @@ def before_flush(session: Session, flush: Any, instances: Any) -> None:
 
 def after_flush(session: Session, flush: Any) -> None:
     """Count what a flush has written."""
-    _count(session, len(_states(flush)))
+    add_writes(session, len(flush.states))
 
 
 def do_orm_execute(state: ORMExecuteState) -> Result[Any] | None:
@@ -102,26 +102,14 @@ def do_orm_execute(state: ORMExecuteState) -> Result[Any] | None:
     mapper = state.bind_mapper
     rows = state.parameters
     if mapper is None or kind_of(mapper) is None or not rows:
-        _count(state.session, 1)
+        add_writes(state.session, 1)
         return None
     # A list means by primary key, a mapping the values of one statement.
     by_key = state.is_update and isinstance(rows, list)
     with bulk(state.session, {mapper: rows if isinstance(rows, list) and by_key else ()}):
         result = state.invoke_statement()
-    _count(state.session, 1)
+    add_writes(state.session, 1)
     return result
-
-
-def after_commit(session: Session) -> None:
-    """End the expectations that were met."""
-    # SQLAlchemy says so of a released savepoint as well.
-    if known_notes(session) is not None and not session.in_nested_transaction():
-        forget_expectations(session)
-
-
-def after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
-    """Forget the versions that are undone."""
-    undo(session, transaction)
 
 
 @contextmanager
@@ -258,9 +246,3 @@ def _others(
     notes = known_notes(session)
     if notes is not None and (count := notes.writes(session.get_transaction())):
         yield f"{count} objects or statements before, in the same transaction"
-
-
-def _count(session: Session, more: int) -> None:
-    root = session.get_transaction()
-    if root is not None:
-        notes_of(session).add_writes(root, more)

@@ -5,7 +5,7 @@ The notes are in ``session.info`` and hold transactions and objects weakly, so t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary, ref
 
 if TYPE_CHECKING:
@@ -13,51 +13,45 @@ if TYPE_CHECKING:
 
 _KEY = "sessionkit_version_notes"
 
+Versions: TypeAlias = "WeakKeyDictionary[InstanceState[Any], list[tuple[Any, list[ref[SessionTransaction]]]]]"
+"""For each row the versions that we have made, each with the savepoints and the transaction around it, inside out."""
+
 
 class Notes:
-    """What one session remembers.
-
-    Attributes:
-        versions: for each row that a client's expectation was met for, the versions that we have made of it, each with
-            the savepoints and the transaction that it was made in, from the inside out.
-    """
+    """What one session remembers."""
 
     __slots__ = ("_root", "_writes", "versions")
 
     def __init__(self) -> None:
         self._root: ref[SessionTransaction] | None = None
         self._writes = 0
-        self.versions: WeakKeyDictionary[InstanceState[Any], list[tuple[Any, list[ref[SessionTransaction]]]]] = (
-            WeakKeyDictionary()
-        )
+        self.versions: Versions | None = None
 
     def writes(self, root: SessionTransaction | None) -> int:
         """Return how many objects and statements a transaction has written."""
         return self._writes if root is not None and self._root is not None and self._root() is root else 0
 
-    def add_writes(self, root: SessionTransaction, count: int) -> None:
-        """Count what a transaction has written."""
-        self._writes = self.writes(root) + count
-        self._root = ref(root)
-
     def add_version(self, session: Session, state: InstanceState[Any], version: Any) -> None:
-        """Remember a version that we have made."""
+        """Remember a version that we have made of a row whose expectation was met."""
         inside: list[ref[SessionTransaction]] = []
         transaction = session.get_nested_transaction() or session.get_transaction()
         while transaction is not None:
             inside.append(ref(transaction))
             transaction = transaction.parent
+        if self.versions is None:
+            self.versions = WeakKeyDictionary()
         self.versions.setdefault(state, []).append((version, inside))
 
     def is_ours(self, session: Session, state: InstanceState[Any], version: Any) -> bool:
         """Tell whether we have made a version in the transaction that runs."""
         root = session.get_transaction()
-        return any(version == ours and inside[-1]() is root for ours, inside in self.versions.get(state, ()))
+        made = self.versions.get(state, ()) if self.versions is not None else ()
+        return any(version == ours and inside[-1]() is root for ours, inside in made)
 
     def undo(self, undone: SessionTransaction) -> None:
         """Forget the versions that were made in a transaction or savepoint which is rolled back."""
-        for state, versions in list(self.versions.items()):
-            self.versions[state] = [
+        for versions in self.versions.values() if self.versions is not None else ():
+            versions[:] = [
                 (version, inside) for version, inside in versions if all(each() is not undone for each in inside)
             ]
 
@@ -76,7 +70,14 @@ def known_notes(session: Session) -> Notes | None:
     return notes
 
 
-def forget(session: Session) -> Notes | None:
-    """Have a session remember nothing, and return what it did."""
-    notes: Notes | None = session.info.pop(_KEY, None)
-    return notes
+def add_writes(session: Session, count: int) -> None:
+    """Count what the session's transaction has written."""
+    root = session.get_transaction()
+    if root is None:
+        return
+    notes = notes_of(session)
+    known = notes._root
+    if known is None or known() is not root:
+        notes._root = ref(root)
+        notes._writes = 0
+    notes._writes += count

@@ -11,7 +11,7 @@ from sqlalchemy.orm.attributes import flag_dirty, flag_modified, instance_state,
 from ..errors import VersionError
 from ._attempt import Attempt, Row, running
 from ._classes import Base
-from ._notes import forget, known_notes, notes_of
+from ._notes import known_notes, notes_of
 from ._rows import OURS, changes, name_of, version_read
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _matches_expectation(state: InstanceState[Any], version: Any) -> bool:
 def undo(session: Session, transaction: SessionTransaction) -> None:
     """Hear that a transaction or savepoint was rolled back."""
     notes = known_notes(session)
-    if notes is None or not notes.versions:
+    if notes is None or notes.versions is None:
         return
     # A flush that fails rolls back what it runs in, and names only itself; see
     # test_a_savepoint_that_a_failed_flush_undid_made_no_version.
@@ -72,10 +72,13 @@ def undo(session: Session, transaction: SessionTransaction) -> None:
 
 def forget_expectations(session: Session) -> None:
     """End the expectations that flushes of the committed transaction have met."""
-    notes = forget(session)
-    if notes is not None:
-        for state in notes.versions:
-            state.info.pop(_EXPECTED, None)
+    notes = known_notes(session)
+    # SQLAlchemy calls a released savepoint a commit as well.
+    if notes is None or notes.versions is None or session.in_nested_transaction():
+        return
+    for state in notes.versions:
+        state.info.pop(_EXPECTED, None)
+    notes.versions = None
 
 
 @event.listens_for(Base, "before_update", propagate=True)
