@@ -8,9 +8,9 @@
     │   ├── ConcurrentUse           two threads or tasks inside one session at once
     │   ├── ColourError             an async factory in `with`, a sync one in `async with` (TypeError)
     │   ├── CommitTokenError        what was given as a commit token is none, or not of this cluster (ValueError)
-    │   ├── NoReader                no reader could serve a read-only scope
-    │   └── OptionError             an option has a value that cannot be honoured here (ValueError)
-    │       └── UnknownOptionError  an option of that name does not exist (TypeError)
+    │   └── NoReader                no reader could serve a read-only scope
+    ├── OptionError                 an option has a value that cannot be honoured here
+    │   └── UnknownOptionError      an option of that name does not exist
     ├── BulkError                   a row of a bulk call was refused (and whatever SQLAlchemy would have raised)
     ├── VersionError                a version was asked for what it cannot do
     │   └── MalformedETag           an If-Match header that is none (ValueError)

@@ -27,11 +27,14 @@ class ColourError(ScopeError, TypeError):
     """An async factory was used in sync code, or a sync one in async code."""
 
 
-class OptionError(ScopeError, ValueError):
-    """An option has a value that cannot be honoured."""
+class OptionError(SessionKitError):
+    """An option has a value that cannot be honoured.
+
+    It is no ``ValueError``: many a view answers that with its message, as bad input of the client's.
+    """
 
 
-class UnknownOptionError(OptionError, TypeError):
+class UnknownOptionError(OptionError):
     """There is no option of that name.
 
     Args:
