@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import logging
 import pickle
@@ -213,3 +214,67 @@ def test_a_public_name_says_that_it_is_of_sessionkit_errors(name: str) -> None:
     if name != "Outcome":
         assert value.__module__ == "sessionkit.errors"
         assert pickle.loads(pickle.dumps(value)) is value
+
+
+# What an exception stands for
+
+
+def cancelled() -> asyncio.CancelledError:
+    error = asyncio.CancelledError()
+    errors.set_outcome(error, "rolled back")
+    return error
+
+
+def raised_beside(kind: type[BaseException], error: BaseException, module: str = __name__) -> BaseException:
+    """Raise `kind` in `module` while `error` is handled, without `from`."""
+    source = "def handle(kind, error):\n    try:\n        raise error\n    except BaseException:\n        raise kind\n"
+    names: dict[str, Any] = {"__name__": module}
+    exec(source, names)
+    with pytest.raises(kind) as caught:
+        names["handle"](kind, error)
+    assert caught.value.__context__ is error
+    return caught.value
+
+
+def test_a_timeout_of_asyncio_stands_for_its_cancellation_on_each_python() -> None:
+    """Until 3.11.2 asyncio raises it without `from`; later versions say `raise TimeoutError from ...`."""
+
+    async def unit() -> None:
+        async with asyncio.timeout(0):
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError as error:
+                errors.set_outcome(error, "committed")
+                raise
+
+    with pytest.raises(TimeoutError) as caught:
+        asyncio.run(unit())
+    assert errors.outcome_of(caught.value) == "committed"
+    assert errors.outcome_of(raised_beside(TimeoutError, cancelled(), "asyncio.timeouts")) == "rolled back"
+
+
+@pytest.mark.parametrize("kind", [LookupError, TimeoutError, asyncio.CancelledError])
+def test_what_was_raised_while_another_was_handled_has_no_outcome(kind: type[BaseException]) -> None:
+    """It may come from anywhere: a mail server that fails too. `raise ... from error` says that it stands for it."""
+    assert errors.outcome_of(raised_beside(kind, cancelled())) == "unknown"
+    error = kind()
+    error.__cause__ = cancelled()
+    assert errors.outcome_of(error) == "rolled back"
+
+
+def test_a_timeout_beside_another_error_than_a_cancellation_has_no_outcome() -> None:
+    left = LookupError()
+    errors.set_outcome(left, "committed")
+    assert errors.outcome_of(raised_beside(TimeoutError, left, "asyncio.timeouts")) == "unknown"
+
+
+def test_the_outcome_that_is_written_on_an_exception_goes_before_that_of_its_context() -> None:
+    error = raised_beside(TimeoutError, cancelled(), "asyncio.timeouts")
+    errors.set_outcome(error, "committed")
+    assert errors.outcome_of(error) == "committed"
+
+
+def test_an_option_error_is_not_what_a_view_catches_as_bad_input() -> None:
+    for kind in (OptionError, UnknownOptionError):
+        assert not issubclass(kind, ValueError | TypeError | LookupError | ScopeError)
+        assert issubclass(kind, SessionKitError)

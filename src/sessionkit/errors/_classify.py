@@ -10,6 +10,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from .. import _sqlstate
 from ._base import SessionKitError
+from ._marks import cause_of
 from ._runtime import UnexpectedRollback
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         if seen is None:
             return
         yield seen
-        seen = getattr(seen, "orig", None) or seen.__cause__
+        seen = getattr(seen, "orig", None) or cause_of(seen)
 
 
 _CONNECTING = {("asyncpg.connection", "connect"), ("sqlalchemy.pool.base", "__connect")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 from ._base import told
@@ -22,7 +23,8 @@ def outcome_of(error: BaseException) -> Outcome:
 
     Args:
         error: the exception, whatever it is: the body's own, a database error, a cancellation, a hook's; also a
-            ``TimeoutError`` of ``asyncio.timeout`` or an exception group of a ``TaskGroup`` that it has become.
+            ``TimeoutError`` of ``asyncio.timeout`` or an exception group of a ``TaskGroup`` that it has become, and what
+            was raised ``from`` it. An exception that was raised while it was handled, without ``from``, has left no scope.
 
     Returns:
         ``"committed"``, ``"rolled back"`` or ``"unknown"``; of an exception that left no scope, ``"unknown"``.
@@ -33,7 +35,28 @@ def outcome_of(error: BaseException) -> Outcome:
     if isinstance(error, BaseExceptionGroup):
         inside: set[Outcome] = {outcome_of(each) for each in error.exceptions}
         return inside.pop() if len(inside) == 1 else "unknown"
-    return "unknown" if error.__cause__ is None else outcome_of(error.__cause__)
+    cause = cause_of(error)
+    return "unknown" if cause is None else outcome_of(cause)
+
+
+def cause_of(error: BaseException) -> BaseException | None:
+    """Return the exception that `error` stands for: what it was raised ``from``, or the cancellation it was made of."""
+    if error.__cause__ is not None:
+        return error.__cause__
+    # `raise X` inside an `except` sets `X.__context__` as well. But X may come from another scope, or from none: a call of
+    # a mail server, say, that also fails. So a context alone proves nothing, except where asyncio has set it: until
+    # Python 3.11.2 its timeout() raised without `from` (https://github.com/python/cpython/issues/102780).
+    context = error.__context__
+    if type(error) is TimeoutError and isinstance(context, asyncio.CancelledError) and _raised_by_timeout(error):
+        return context
+    return None
+
+
+def _raised_by_timeout(error: BaseException) -> bool:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals.get("__name__") == "asyncio.timeouts"
 
 
 _FIRST = "_sessionkit_first"
