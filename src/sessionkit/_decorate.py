@@ -16,7 +16,7 @@ from .errors import ColourError, ScopeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["INJECTED", "Form", "form_of", "wrap", "wrap_async"]
+__all__ = ["INJECTED", "Form", "async_run", "form_of", "run", "wrap", "wrap_async"]
 
 
 R = TypeVar("R")
@@ -35,9 +35,8 @@ class _Injected:
         if name.startswith("__"):
             raise AttributeError(name)
         raise ScopeError(
-            f"a function with a parameter `= INJECTED` was called without a scope, so there is no session to take "
-            f".{name} from; "
-            "decorate it with @Session.scope, or pass a session"
+            "a function with a parameter `= INJECTED` was called without a scope, so there is no session to take "
+            f".{name} from; decorate it with @Session.scope, or pass a session"
         )
 
 
@@ -52,6 +51,29 @@ class Form(NamedTuple):
     position: int | None  # where the caller may pass it by position in the keyword form
     signature: inspect.Signature  # what the caller sees
 
+    def passed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the session that the caller passed, or INJECTED."""
+        if self.keyword is None:
+            return INJECTED
+        if self.position is not None and len(args) > self.position:
+            return args[self.position]
+        return kwargs.get(self.keyword, INJECTED)
+
+    def session_first(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `fn` with the session as its first argument."""
+        keyword, position = self.keyword, self.position
+        if keyword is None:
+            return fn
+
+        @functools.wraps(fn)
+        def first(session: object, /, *args: Any, **kwargs: Any) -> Any:
+            if position is not None and len(args) > position:  # where INJECTED was passed
+                return fn(*args[:position], session, *args[position + 1 :], **kwargs)
+            kwargs[keyword] = session
+            return fn(*args, **kwargs)
+
+        return first
+
 
 def form_of(fn: Callable[..., Any], asynchronous: bool, asked: str) -> Form:
     """Find out how `fn` takes its session.
@@ -60,24 +82,10 @@ def form_of(fn: Callable[..., Any], asynchronous: bool, asked: str) -> Form:
         ColourError: `fn` is async and the factory is not, or the other way round.
         ScopeError: `fn` is a generator function, a method in the first form, or takes no session.
     """
-    name = getattr(fn, "__qualname__", repr(fn))
-    if not callable(fn):
-        raise ScopeError(f"{asked} decorates a function, not {fn!r}; its options are keyword arguments")
-    if inspect.isclass(fn):
-        raise ScopeError(f"{asked} decorates a function, not the class {name}; decorate its methods")
-    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-        with_ = "async with" if asynchronous else "with"
-        raise ScopeError(
-            f"{name} is a generator function: its body runs while the caller iterates, so a scope around the call "
-            f"would have "
-            f"ended before; open the scope inside it instead: `{with_} Session.scope() as session: ... yield ...`"
-        )
-    if inspect.iscoroutinefunction(fn) and not asynchronous:
-        raise ColourError(f"{name} is async, but the factory of {asked} is sync; use an async_sessionmaker")
+    name = _name(fn)
+    _check(fn, asynchronous, f"{asked} decorates", "its options are keyword arguments", "decorate its methods")
     if asynchronous and not inspect.iscoroutinefunction(fn):
-        raise ColourError(
-            f"{name} is not async, but the factory of {asked} is; write `async def`, or use a sessionmaker"
-        )
+        raise _not_async(fn)
     signature = inspect.signature(fn)
     parameters = list(signature.parameters.values())
     for position, parameter in enumerate(parameters):
@@ -104,45 +112,124 @@ def form_of(fn: Callable[..., Any], asynchronous: bool, asked: str) -> Form:
     return Form(None, None, signature.replace(parameters=parameters[1:]))
 
 
-def _passed(form: Form, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the session that the caller passed, or INJECTED."""
-    assert form.keyword is not None
-    if form.position is not None and len(args) > form.position:
-        return args[form.position]
-    return kwargs.get(form.keyword, INJECTED)
+def _name(fn: object) -> str:
+    return getattr(fn, "__qualname__", None) or repr(fn)
 
 
-def _finish(wrapper: Any, fn: Callable[..., Any], form: Form) -> Any:
-    functools.update_wrapper(wrapper, fn)
-    wrapper.__signature__ = form.signature
-    return wrapper
+def _check(fn: Callable[..., Any], asynchronous: bool, does: str, hint: str, hint_for_class: str) -> None:
+    """Refuse what is no function, and a function that the scope would not surround.
+
+    Raises:
+        ColourError: `fn` is async and the factory is not.
+        ScopeError: `fn` is no function, a class, or a generator function.
+    """
+    name = _name(fn)
+    if not callable(fn):
+        raise ScopeError(f"{does} a function, not {fn!r}; {hint}")
+    if inspect.isclass(fn):
+        raise ScopeError(f"{does} a function, not the class {name}; {hint_for_class}")
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        with_ = "async with" if asynchronous else "with"
+        raise ScopeError(
+            f"{name} is a generator function: its body runs while the caller iterates, so a scope around the call would "
+            f"have ended before; open the scope inside it instead: `{with_} Session.scope() as session: ... yield ...`"
+        )
+    if inspect.iscoroutinefunction(fn) and not asynchronous:
+        raise ColourError(f"{name} is async, but its scope is of a sync factory; use an async_sessionmaker")
+
+
+def _not_async(fn: object) -> ColourError:
+    return ColourError(
+        f"{_name(fn)} is not async, but its scope is of an async factory; write `async def`, or use a sessionmaker"
+    )
 
 
 def wrap(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
     """Return `fn` inside a sync scope."""
-    keyword, policy = form.keyword, scope._policy()
-    if keyword is None:
+    first = form.session_first(fn)
 
-        def first(*args: Any, **kwargs: Any) -> Any:
-            if policy is not None:
-                return call(scope, policy, lambda session: _settled(fn(session, *args, **kwargs), fn))
-            with scope as session:
-                return _settled(fn(session, *args, **kwargs), fn)
-
-        return _finish(first, fn, form)
-
-    def keyed(*args: Any, **kwargs: Any) -> Any:
-        passed = _passed(form, args, kwargs)
-        if passed is not INJECTED:
-            with scope._passed(passed):
-                return _settled(fn(*args, **kwargs), fn)
-        if policy is not None:
-            return call(scope, policy, lambda session: _settled(fn(*args, **{**kwargs, keyword: session}), fn))
-        with scope as session:
-            kwargs[keyword] = session
+    @functools.wraps(fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        passed = form.passed(args, kwargs)
+        if passed is INJECTED:
+            return _call(scope, first, args, kwargs)
+        with scope._passed(passed):
             return _settled(fn(*args, **kwargs), fn)
 
-    return _finish(keyed, fn, form)
+    wrapper.__signature__ = form.signature  # type: ignore[attr-defined]
+    return wrapper
+
+
+def wrap_async(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
+    """Return `fn` inside an async scope."""
+    first = form.session_first(fn)
+
+    @functools.wraps(fn)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        passed = form.passed(args, kwargs)
+        if passed is INJECTED:
+            return await _async_call(scope, first, args, kwargs)
+        async with scope._passed(passed):
+            return await fn(*args, **kwargs)
+
+    wrapper.__signature__ = form.signature  # type: ignore[attr-defined]
+    return wrapper
+
+
+def run(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call ``fn(session, *args, **kwargs)`` in a sync scope, again where its policy says so; return what it returns.
+
+    Raises:
+        ColourError: `fn` is async.
+        ScopeError: `fn` is no function, or a generator function.
+    """
+    _check(fn, False, "run() calls", _PASS_A_FUNCTION, _PASS_A_FUNCTION)
+    return _call(scope._around(fn), fn, args, kwargs)
+
+
+async def async_run(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Await ``fn(session, *args, **kwargs)`` in an async scope, again where its policy says so; return its result.
+
+    Raises:
+        ColourError: `fn` is not async.
+        ScopeError: `fn` is no function, or a generator function.
+    """
+    _check(fn, True, "run() calls", _PASS_A_FUNCTION, _PASS_A_FUNCTION)
+    if not inspect.iscoroutinefunction(fn):
+        if inspect.isroutine(fn) and fn.__name__ != "<lambda>":
+            raise _not_async(fn)
+        fn = _awaited(fn)  # a lambda, or an object with __call__: only the call shows whether it can be awaited
+    return await _async_call(scope._around(fn), fn, args, kwargs)
+
+
+_PASS_A_FUNCTION = "pass a function that takes the session, and behind it that function's own arguments"
+
+
+def _awaited(fn: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fn)
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        result = fn(*args, **kwargs)
+        if not inspect.isawaitable(result):
+            raise _not_async(fn)
+        return await result
+
+    return awaited
+
+
+def _call(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    policy = scope._policy()
+    if policy is not None:
+        return call(scope, policy, lambda session: _settled(fn(session, *args, **kwargs), fn))
+    with scope as session:
+        return _settled(fn(session, *args, **kwargs), fn)
+
+
+async def _async_call(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    policy = scope._policy()
+    if policy is not None:
+        return await async_call(scope, policy, lambda session: fn(session, *args, **kwargs))
+    async with scope as session:
+        return await fn(session, *args, **kwargs)
 
 
 def _settled(result: R, fn: Callable[..., Any]) -> R:
@@ -151,35 +238,7 @@ def _settled(result: R, fn: Callable[..., Any]) -> R:
         if inspect.iscoroutine(result):
             result.close()
         raise ColourError(
-            f"{getattr(fn, '__qualname__', fn)!r} returned an awaitable, but its scope is sync and would be over "
-            f"before that "
-            "runs; use an async_sessionmaker"
+            f"{_name(fn)!r} returned an awaitable, but its scope is sync and would be over before that runs; use an "
+            "async_sessionmaker"
         )
     return result
-
-
-def wrap_async(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
-    """Return `fn` inside an async scope."""
-    keyword, policy = form.keyword, scope._policy()
-    if keyword is None:
-
-        async def first(*args: Any, **kwargs: Any) -> Any:
-            if policy is not None:
-                return await async_call(scope, policy, lambda session: fn(session, *args, **kwargs))
-            async with scope as session:
-                return await fn(session, *args, **kwargs)
-
-        return _finish(first, fn, form)
-
-    async def keyed(*args: Any, **kwargs: Any) -> Any:
-        passed = _passed(form, args, kwargs)
-        if passed is not INJECTED:
-            async with scope._passed(passed):
-                return await fn(*args, **kwargs)
-        if policy is not None:
-            return await async_call(scope, policy, lambda session: fn(*args, **{**kwargs, keyword: session}))
-        async with scope as session:
-            kwargs[keyword] = session
-            return await fn(*args, **kwargs)
-
-    return _finish(keyed, fn, form)

@@ -186,6 +186,25 @@ async def test_a_session_parameter_may_stand_anywhere_and_be_of_any_kind(doors: 
         assert doors.Session.scope(by_position)(1, session=mine) == (mine, 1, 0)
 
 
+async def test_injected_that_is_passed_on_is_replaced_by_the_session(doors: Door) -> None:
+    """A function whose own default is INJECTED hands it on, by position or by name."""
+    seen: list[Any] = []
+
+    async def body(a: int, session: Any = INJECTED, b: int = 0) -> Any:
+        seen.append(doors.raw(session))
+        return a, b
+
+    for options in ({}, {"retry": 2}):
+        decorated = doors.decorate(body, **options)
+        assert await decorated(1, INJECTED) == (1, 0)
+        assert await decorated(1, INJECTED, 3) == (1, 3)
+        assert await decorated(1, INJECTED, b=3) == (1, 3)
+        assert await decorated(1, session=INJECTED) == (1, 0)
+        assert await decorated(INJECTED, INJECTED) == (INJECTED, 0)
+    assert len({id(session) for session in seen}) == 10
+    assert all(isinstance(session, doors.Session.class_) for session in seen)
+
+
 @pytest.mark.doors(colour="sync")
 async def test_methods_take_their_session_by_keyword(doors: Door) -> None:
     scope: Any = doors.Session.scope
