@@ -16,7 +16,7 @@ from ._core import hooks
 from ._core.joined import Joined
 from ._core.session import ScopeAware, get_ident, get_running_loop, make_aware, unit_of
 from ._core.unit import Unit
-from ._decorate import INJECTED, form_of, wrap, wrap_async
+from ._decorate import INJECTED, async_run, form_of, run, wrap, wrap_async
 from ._factory_info import FactoryInfo
 from ._observers import observers, tell_entered, tell_left
 from ._plan import Options, Request, Step, plan, plan_passed
@@ -26,7 +26,7 @@ from .errors import ColourError, OptionError, ScopeError, set_outcome
 from .isolation import NOTHING_ASKED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from types import TracebackType
 
     from sqlalchemy.ext import asyncio as sa_asyncio
@@ -213,6 +213,11 @@ class Scope(BaseScope[S]):
         decorated: Callable[..., Any] = wrap(self._around(fn), fn, form_of(fn, False, "a scope"))
         return decorated
 
+    def run(self, fn: Callable[Concatenate[S, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call ``fn(session, *args, **kwargs)`` in a scope of its own, retried as a decorated function is."""
+        result: R = run(self, fn, args, kwargs)
+        return result
+
     def _passed(self, session: object) -> CallerOwned:
         return CallerOwned(self, current_of(session))
 
@@ -316,6 +321,11 @@ class AsyncScope(BaseScope[AS]):
         """Return `fn` inside a scope that each call enters afresh, with the session supplied."""
         decorated: Callable[..., Any] = wrap_async(self._around(fn), fn, form_of(fn, True, "a scope"))
         return decorated
+
+    async def run(self, fn: Callable[Concatenate[AS, P], Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Await ``fn(session, *args, **kwargs)`` in a scope of its own, retried as a decorated function is."""
+        result: R = await async_run(self, fn, args, kwargs)
+        return result
 
     def _passed(self, session: object) -> CallerOwned:
         return CallerOwned(self, current_of(session))
