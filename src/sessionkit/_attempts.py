@@ -7,24 +7,37 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import sys
 import time
-from collections.abc import Generator, Iterator
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ._loops import Place, goes_back
+from ._loops import Place, drops_quietly, goes_back
 from ._observers import observers, tell_retried
 from ._waiting import pause
-from .errors import ScopeError, add_note, set_outcome
+from .errors import ScopeError, add_note, set_outcome, told
 from .retry import Attempt, Attempts, Retry, Run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from .scope import AsyncScope, Scope
 
-__all__ = ["AsyncAttempt", "SyncAttempt", "async_attempts", "async_call", "attempts", "call"]
+logger = logging.getLogger("sessionkit")
+
+__all__ = [
+    "AsyncAttempt",
+    "AsyncAttempts",
+    "SyncAttempt",
+    "SyncAttempts",
+    "async_attempts",
+    "async_call",
+    "attempts",
+    "call",
+]
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -68,6 +81,12 @@ class _Bound(Attempt, Generic[S]):
     def _check_entered(self) -> None:
         if not self._entered:
             raise ScopeError("an attempt was not entered; write `with attempt as session:` in the body of the `for`")
+
+    def _swallowed(self) -> Exception | None:
+        """Return the failure that was swallowed and that no attempt has made good."""
+        if self._entered:
+            return None if self.delay is None else self.error
+        return self.errors[-1] if self.errors else None
 
 
 class SyncAttempt(_Bound[S]):
@@ -134,7 +153,83 @@ def _between(attempt: Attempt) -> Generator[None, None, None]:
         raise
 
 
-def attempts(scope: Scope[Any], policy: Retry, loops: bool = False) -> Iterator[SyncAttempt[Any]]:
+class _Loop:
+    """A loop over attempts as a user has it: it says so if it is dropped before the attempts are over.
+
+    An attempt has swallowed its failure because the next iteration follows. But the iterator of that loop may be another
+    one: ``itertools.islice`` and ``zip`` can end without asking for the next attempt. Then the code goes on as after a
+    success, and no exception can stop it any more.
+    """
+
+    __slots__ = ("_attempt", "_attempts")
+
+    _attempts: Any
+    _attempt: _Bound[Any] | None
+
+    def __del__(self) -> None:
+        frame = sys._getframe().f_back
+        self._end(lambda: frame is not None and drops_quietly(frame))
+
+    def _end(self, quietly: Callable[[], bool]) -> None:
+        attempt, self._attempt = self._attempt, None
+        error = None if attempt is None else attempt._swallowed()
+        if attempt is None or error is None:
+            return
+        # An exception between the `for` and the `with` already says that the work is not done.
+        if not attempt._entered and not quietly():
+            return
+        message = (
+            "a loop over attempts() was left although its last attempt had failed and no other one has succeeded: nothing "
+            f"of it is committed, yet the code goes on; the error was {told(error)}; limit the attempts by "
+            "attempts(retry=Retry(...)) and not by islice(), zip() or break"
+        )
+        logger.error(message, exc_info=error)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+class SyncAttempts(_Loop, Iterator[SyncAttempt[S]]):
+    """What ``Session.attempts()`` of a sync factory returns."""
+
+    __slots__ = ()
+
+    def __init__(self, attempts: Generator[SyncAttempt[S]]) -> None:
+        self._attempts = attempts
+        self._attempt = None
+
+    def __next__(self) -> SyncAttempt[S]:
+        self._attempt = None  # what is raised from here on tells by itself that the work is not done
+        attempt: SyncAttempt[S] = next(self._attempts)
+        self._attempt = attempt
+        return attempt
+
+    def close(self) -> None:
+        """End the loop before its attempts are over, as a generator's ``close()`` does."""
+        self._end(lambda: sys.exception() is None)
+        self._attempts.close()
+
+
+class AsyncAttempts(_Loop, AsyncIterator[AsyncAttempt[S]]):
+    """What ``Session.attempts()`` of an async factory returns."""
+
+    __slots__ = ()
+
+    def __init__(self, attempts: AsyncGenerator[AsyncAttempt[S]]) -> None:
+        self._attempts = attempts
+        self._attempt = None
+
+    async def __anext__(self) -> AsyncAttempt[S]:
+        self._attempt = None
+        attempt: AsyncAttempt[S] = await anext(self._attempts)
+        self._attempt = attempt
+        return attempt
+
+    async def aclose(self) -> None:
+        """End the loop before its attempts are over, as an async generator's ``aclose()`` does."""
+        self._end(lambda: sys.exception() is None)
+        await self._attempts.aclose()
+
+
+def attempts(scope: Scope[Any], policy: Retry, loops: bool = False) -> Generator[SyncAttempt[Any]]:
     """Yield attempts until one has succeeded; wait in between, holding no connection."""
     if scope._joins():
         joined = SyncAttempt[Any](scope, None, loops)
@@ -160,7 +255,7 @@ def attempts(scope: Scope[Any], policy: Retry, loops: bool = False) -> Iterator[
 
 async def async_attempts(
     scope: AsyncScope[Any], policy: Retry, loops: bool = False
-) -> AsyncIterator[AsyncAttempt[Any]]:
+) -> AsyncGenerator[AsyncAttempt[Any]]:
     """Yield attempts until one has succeeded; wait in between, holding no connection."""
     if scope._joins():
         joined = AsyncAttempt[Any](scope, None, loops)

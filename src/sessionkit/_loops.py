@@ -1,21 +1,34 @@
 """Whether the code after a ``with attempt`` block goes straight back to the ``for`` that made the attempt.
 
-``for attempt in Session.attempts(): with attempt as session: ...`` replays its body only if control comes back to the
-loop. Where the body says ``return`` or ``break``, where something else follows the block, or where another loop is in
-between, swallowing a failure would let a caller go on as if the work were done. So an attempt swallows an error only
-where the byte code of the function shows that nothing but the next iteration can follow, and where the variable of
-that loop holds the attempt. Everywhere else, and on an implementation whose byte code is not known here, the error is
-raised. See tests/unit/test_loops.py.
+Python asks ``__exit__`` whether to swallow an error, and not what happens then. Two functions show why that matters::
+
+    def rename():                                   def welcome():
+        for attempt in Session.attempts():              for attempt in Session.attempts():
+            with attempt as session:                        with attempt as session:
+                session.get_one(User, 7).name = "ann"           session.add(User(name="ann"))
+                return "renamed"                            send_mail("welcome")
+
+If COMMIT fails in ``rename`` and ``__exit__`` swallows the error, Python goes on with the ``return`` that had begun: the
+caller reads "renamed", there is no second attempt, and nothing is committed. In ``welcome`` it goes on with the mail,
+once for each failed attempt. So an attempt swallows an error only where the byte code of the function shows that nothing
+but the next iteration can follow, and where the variable of that loop holds the attempt. Everywhere else, and on an
+interpreter whose byte code is not known here, the error is raised. See tests/unit/test_loops.py.
 """
 
 from __future__ import annotations
 
 import dis
-from functools import lru_cache
+import platform
+import sys
+import warnings
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
+
+KNOWN = sys.implementation.name == "cpython" and (3, 11) <= sys.version_info[:2] <= (3, 14)
+"""Whether the byte code of this interpreter is known. The tests run on these."""
 
 # What may stand between the call of __exit__ and the jump back: the awaiting of it, the clean-up of the exception.
 _PASSED_OVER = frozenset(
@@ -37,6 +50,22 @@ _PASSED_OVER = frozenset(
 _FOLLOWED = ("JUMP", "SEND", "POP_JUMP_IF_TRUE", "POP_JUMP_FORWARD_IF_TRUE")  # to where they lead
 _LOOPS = frozenset({"FOR_ITER", "GET_ANEXT"})
 _NONE = frozenset({"LOAD_CONST", "LOAD_COMMON_CONSTANT"})  # what is sent first into what is awaited
+# What drops the iterator of a loop without an exception: `break`, `return`, and the end of the loop.
+_DROPS = frozenset({"POP_TOP", "POP_ITER", "END_FOR", "END_ASYNC_FOR", "FOR_ITER", "SWAP"})
+
+
+@cache
+def warn_if_unknown() -> None:
+    """Warn, once in a process, where no failure of a loop over attempts can be swallowed."""
+    if not KNOWN:
+        warnings.warn(
+            f"attempts() raises each failure on {platform.python_implementation()} {platform.python_version()} instead of "
+            "running the body again: it reads byte code to find out whether the next attempt follows, and knows that of "
+            "CPython 3.11 to 3.14 only; decorate a function with @Session.scope(retry=...), or call Session.run(fn), "
+            "which retry everywhere",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 class Place(NamedTuple):
@@ -53,9 +82,25 @@ def goes_back(place: Place, attempt: object) -> bool:
         place: where an ``__exit__`` or ``__aexit__`` is being called.
         attempt: what is being left.
     """
+    if not KNOWN:
+        return False
     frame = place.frame
     names = loop_variables(frame.f_code, place.offset)
     return any(frame.f_locals.get(name, frame.f_globals.get(name)) is attempt for name in names)
+
+
+def drops_quietly(frame: FrameType) -> bool:
+    """Tell whether a frame that drops the iterator of its loop now leaves the loop without an exception.
+
+    Python does not show an exception that is raised and not handled yet; but then the frame still stands at what raised
+    it. Of an iterator that has a name, which goes later than the loop ends, this is never known: the answer is False.
+    """
+    return _instruction_at(frame.f_code, frame.f_lasti) in _DROPS
+
+
+@lru_cache(maxsize=256)
+def _instruction_at(code: CodeType, offset: int) -> str | None:
+    return next((each.opname for each in dis.get_instructions(code) if each.offset == offset), None)
 
 
 @lru_cache(maxsize=1024)

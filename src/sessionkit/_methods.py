@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, overload
 
-from ._attempts import async_attempts, attempts
+from ._attempts import AsyncAttempts, SyncAttempts, async_attempts, attempts
+from ._loops import warn_if_unknown
 from .retry import Retry
 from .scope import session_scope
 
@@ -42,7 +43,9 @@ class ScopeMethods(Generic[S]):
 
         ``for attempt in Session.attempts(): with attempt as session: ...``. Each attempt is a new session and a new
         transaction, and COMMIT is a part of it. Let the ``with`` be the last statement in the body of the ``for``:
-        where anything else could follow, an attempt that fails raises its error instead of being run again.
+        where anything else could follow, an attempt that fails raises its error instead of being run again. A loop that
+        is left while a failed attempt waits for the next one (``itertools.islice``, ``zip``, ``break``) says so: an
+        error in the log ``"sessionkit"`` and a ``RuntimeWarning``.
 
         Args:
             options: those of `session_scope`; `retry` defaults to the factory's, else to ``Retry()``.
@@ -54,7 +57,8 @@ class ScopeMethods(Generic[S]):
             OptionError: a scope of this factory is open here, and is not itself retried.
         """
         scope: Any = session_scope(self, **options)  # type: ignore[call-overload]
-        return attempts(scope, scope._policy() or Retry())
+        warn_if_unknown()
+        return SyncAttempts(attempts(scope, scope._policy() or Retry()))
 
 
 class AsyncScopeMethods(Generic[S]):
@@ -83,4 +87,5 @@ class AsyncScopeMethods(Generic[S]):
         factory's `attempts`.
         """
         scope: Any = session_scope(self, **options)  # type: ignore[call-overload]
-        return async_attempts(scope, scope._policy() or Retry())
+        warn_if_unknown()
+        return AsyncAttempts(async_attempts(scope, scope._policy() or Retry()))
