@@ -1,4 +1,4 @@
-"""`scope` and `attempts`, which every factory and every scoped session of sessionkit has. Two colours side by side."""
+"""`scope`, `run` and `attempts`, which every factory and every scoped session of sessionkit has. Two colours side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .retry import Retry
 from .scope import session_scope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 
     from ._attempts import AsyncAttempt, SyncAttempt
     from ._plan import Options
@@ -37,6 +37,21 @@ class ScopeMethods(Generic[S]):
         """
         made = session_scope(self, **options)  # type: ignore[call-overload]
         return made if fn is None else made(fn)
+
+    def run(self, fn: Callable[Concatenate[S, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call ``fn(session, *args, **kwargs)`` in a scope and return what it returns.
+
+        ``Session.run(fn, 7)`` does what ``fn`` decorated with ``@Session.scope`` does when it is called with 7, retried as
+        that is; for lambdas, and for functions that you cannot decorate. ``Session.scope(retry=5).run(fn, 7)`` takes
+        options.
+
+        Raises:
+            ColourError: `fn` is async.
+            ScopeError: `fn` is no function, or a generator function.
+        """
+        scope: Any = session_scope(self)  # type: ignore[call-overload]
+        result: R = scope.run(fn, *args, **kwargs)
+        return result
 
     def attempts(self, **options: Unpack[Options]) -> Iterator[SyncAttempt[S]]:
         """Run a ``with`` body again until it has succeeded.
@@ -79,6 +94,19 @@ class AsyncScopeMethods(Generic[S]):
         """
         made = session_scope(self, **options)  # type: ignore[call-overload]
         return made if fn is None else made(fn)
+
+    async def run(self, fn: Callable[Concatenate[S, P], Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Await ``fn(session, *args, **kwargs)`` in a scope and return its result.
+
+        The same as the sync factory's `run`, with an async function, or with a lambda that returns what can be awaited.
+
+        Raises:
+            ColourError: `fn` is not async.
+            ScopeError: `fn` is no function, or a generator function.
+        """
+        scope: Any = session_scope(self)  # type: ignore[call-overload]
+        result: R = await scope.run(fn, *args, **kwargs)
+        return result
 
     def attempts(self, **options: Unpack[Options]) -> AsyncIterator[AsyncAttempt[S]]:
         """Run an ``async with`` body again until it has succeeded.
