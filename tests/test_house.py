@@ -60,6 +60,7 @@ ROOMS: dict[str, str] = {
     "_unit.twophase _unit.verdict _unit.watch _unit.watchdog _schemas _dialects context isolation errors",
     # the scopes around it
     "_plan": "_schemas isolation retry errors",
+    "_binds": "errors",
     "_makers": "_plan _unit.routes errors",
     "_inner": "_plan _unit.restriction _unit.verdict errors",
     "_attempts": "_loops _observers _waiting retry errors",
@@ -67,8 +68,8 @@ ROOMS: dict[str, str] = {
     "_base_scope": "_inner _makers _observers _plan _unit.session _unit.unit context errors",
     "scope": "_base_scope _decorate _inner _makers _observers _plan _unit.session _twins _unit.unit context hooks errors",
     "_methods": "_attempts retry scope",
-    "factory": "_makers _methods _plan _unit.readers _unit.session context errors",
-    "async_factory": "_makers _methods _unit.readers factory",
+    "factory": "_binds _makers _methods _plan _unit.readers _unit.session context errors",
+    "async_factory": "_binds _makers _methods _unit.readers factory",
     # what works on a session that it is given
     "bulk": "_dialects _twins _unit.watch errors version",
     "binding": "_unit.claims _makers _unit.twophase context errors",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from sqlalchemy.ext import asyncio as sa_asyncio
 
+from ._binds import check_binds
 from ._factory_info import FactoryInfo
 from ._methods import AsyncScopeMethods
 from ._core.features.readers import split_readers
@@ -49,7 +50,9 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
         allow_writable_readers: False (default): a reader that is no replica is an error.
 
     Raises:
-        OptionError: an option has a value that cannot be honoured; ``autocommit=True`` was given.
+        OptionError: an option has a value that cannot be honoured; `bind`, or a value of `binds`, is no engine;
+            ``autocommit=True`` was given.
+        ColourError: an engine is sync.
     """
 
     @overload
@@ -75,6 +78,7 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
     ) -> None: ...
     def __init__(self, bind: Any = None, *, class_: type[Any] = AsyncSession, **kw: Any) -> None:
         defaults = split_options(kw, "async_sessionmaker()")
+        check_binds({"bind": bind, **kw}, True, "async_sessionmaker()")
         readers = split_readers(kw, bind, None, "async_sessionmaker()")
         super().__init__(bind, class_=class_, **kw)
         self._sessionkit_info = FactoryInfo(True, defaults, readers)
@@ -84,6 +88,7 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
         info = self._sessionkit_info
         where = "async_sessionmaker.configure()"
         defaults = split_options(new_kw, where, info.defaults)
+        check_binds(new_kw, True, where)
         info.readers = split_readers(new_kw, new_kw.get("bind", self.kw.get("bind")), info.readers, where)
         info.defaults = defaults
         super().configure(**new_kw)

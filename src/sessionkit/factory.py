@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 from sqlalchemy import orm
 from sqlalchemy.util import ScopedRegistry
 
+from ._binds import check_binds
 from ._factory_info import FactoryInfo
 from ._methods import ScopeMethods
 from ._plan import Options, Request
@@ -46,9 +47,8 @@ def split_options(kw: dict[str, Any], where: str, defaults: Request | None = Non
     """Take the scope options out of a factory's arguments and return them, checked."""
     if kw.get("autocommit"):
         raise OptionError(
-            f"autocommit=True was given to {where}; SQLAlchemy 2 has no such mode: leave it out and open a scope for "
-            f"each unit of "
-            "work, or give the engine isolation_level='AUTOCOMMIT' if each statement shall commit by itself"
+            f"autocommit=True was given to {where}; SQLAlchemy 2 has no such mode: leave it out and open a scope for each "
+            "unit of work, or give the engine isolation_level='AUTOCOMMIT' if each statement is to commit by itself"
         )
     known = Options.__annotations__
     options = {name: kw.pop(name) for name in list(kw) if name in known}
@@ -73,7 +73,9 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
         allow_writable_readers: False (default): a reader that is no replica is an error.
 
     Raises:
-        OptionError: an option has a value that cannot be honoured; ``autocommit=True`` was given.
+        OptionError: an option has a value that cannot be honoured; `bind`, or a value of `binds`, is no engine;
+            ``autocommit=True`` was given.
+        ColourError: an engine is async.
     """
 
     @overload
@@ -99,6 +101,7 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
     ) -> None: ...
     def __init__(self, bind: Any = None, *, class_: type[Any] = Session, **kw: Any) -> None:
         defaults = split_options(kw, "sessionmaker()")
+        check_binds({"bind": bind, **kw}, False, "sessionmaker()")
         readers = split_readers(kw, bind, None, "sessionmaker()")
         super().__init__(bind, class_=class_, **kw)
         self._sessionkit_info = FactoryInfo(False, defaults, readers)
@@ -108,6 +111,7 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
         info = self._sessionkit_info
         where = "sessionmaker.configure()"
         defaults = split_options(new_kw, where, info.defaults)
+        check_binds(new_kw, False, where)
         info.readers = split_readers(new_kw, new_kw.get("bind", self.kw.get("bind")), info.readers, where)
         info.defaults = defaults
         super().configure(**new_kw)

@@ -1,0 +1,87 @@
+"""What a factory may be bound to: an engine of its own colour, or a connection. Checked where it is given."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import orm
+from sqlalchemy.engine import URL, Connection, Engine
+
+from .errors import ColourError, OptionError, ScopeError, SessionKitError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+_OURS = __name__.partition(".")[0]
+
+
+def check_binds(arguments: Mapping[str, Any], asynchronous: bool, where: str) -> None:
+    """Check ``bind`` and ``binds`` of a factory's arguments. None is no mistake: ``configure()`` may come later.
+
+    Raises:
+        ColourError: an engine or connection is async where a sync one belongs, or the other way round.
+        OptionError: something is no engine and no connection.
+    """
+    bind, binds = arguments.get("bind"), arguments.get("binds")
+    if bind is not None:
+        _check(bind, asynchronous, where, "as bind")
+    if binds is None:
+        return
+    if not isinstance(binds, Mapping):
+        raise OptionError(f"binds={binds!r} was given to {where}; it maps classes and tables to engines")
+    for key, each in binds.items():
+        if each is not None:
+            _check(each, asynchronous, where, f"in binds, for {getattr(key, '__name__', key)}")
+
+
+def _check(bind: Any, asynchronous: bool, where: str, place: str) -> None:
+    found = _mistake(bind, asynchronous)
+    if found is not None:
+        kind, what, remedy = found
+        raise kind(f"{what} was given to {where} {place}; {remedy}")
+
+
+def _mistake(bind: Any, asynchronous: bool) -> tuple[type[SessionKitError], str, str] | None:
+    asyncio_part = sys.modules.get("sqlalchemy.ext.asyncio")
+    of_asyncio = asyncio_part is not None and isinstance(bind, asyncio_part.AsyncEngine | asyncio_part.AsyncConnection)
+    if of_asyncio:
+        remedy = "make the factory by async_sessionmaker(), or pass an engine of create_engine()"
+        return None if asynchronous else (ColourError, f"{bind!r}, which is async,", remedy)
+    if asynchronous and isinstance(bind, Engine | Connection):
+        return (
+            ColourError,
+            f"{bind!r}, which is sync,",
+            "pass an engine of create_async_engine(), or make the factory by sessionmaker()",
+        )
+    make = "create_async_engine(url)" if asynchronous else "create_engine(url)"
+    if isinstance(bind, str | URL):
+        # It is not quoted: there may be a password in it.
+        return OptionError, "a URL" if isinstance(bind, URL) else "a string", f"pass the engine that {make} makes"
+    if isinstance(bind, orm.Session) or (asyncio_part is not None and isinstance(bind, asyncio_part.AsyncSession)):
+        return OptionError, f"the session {bind!r}", "pass the engine that it is bound to"
+    # By what it has and not by its class: tests of applications pass what only resembles an engine.
+    if not hasattr(bind, "dialect"):
+        return OptionError, f"{bind!r}", f"pass an engine, such as {make} makes"
+    return None
+
+
+def refuse_unbound(session: Session) -> None:
+    """Refuse a session that has no engine, and no way of its own to find one.
+
+    Raises:
+        ScopeError: it has neither ``bind`` nor ``binds``, and ``get_bind`` is SQLAlchemy's.
+    """
+    # The mapping of binds= is public from SQLAlchemy 2.1 on.
+    if session.bind is not None or getattr(session, "binds", None) or getattr(session, "_Session__binds", None):
+        return
+    for kind in type(session).__mro__:
+        if kind is orm.Session:
+            break
+        if "get_bind" in kind.__dict__ and kind.__module__.partition(".")[0] != _OURS:
+            return
+    raise ScopeError(
+        "a scope was opened on a factory that has no engine; give it one: sessionmaker(engine), binds={...}, or "
+        "Session.configure(bind=engine) before the first scope"
+    )
