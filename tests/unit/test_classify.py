@@ -6,8 +6,11 @@ Built from the drivers' own classes; tests/contract/test_retry_catalogue.py prov
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sqlite3
+import struct
+import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +19,18 @@ import asyncpg
 import psycopg
 import psycopg2
 import pytest
-from sqlalchemy import create_engine, exc
+from sqlalchemy import create_engine, exc, orm
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm.exc import StaleDataError
 
-from sessionkit import Retry, errors
+from sessionkit import Retry, async_sessionmaker, errors, sessionmaker
 from sessionkit.errors import Classification, classify
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy.engine import Dialect
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 # facts of PostgreSQL's appendix A: code, kind, retryable, ambiguous as the answer to COMMIT
 SQLSTATES = [
@@ -249,6 +255,105 @@ def test_what_asyncpg_raises_while_it_connects_is_told_by_where_it_came_from() -
     assert isinstance(refused, ConnectionRefusedError)
     for error in (hangs, refused):
         assert classify(error) == expected("cannot_connect", None, True, False)
+
+
+# The first connect of an engine, with real sockets
+
+CONNECTING = ["psycopg", "psycopg2", "asyncpg", "psycopg_async"]
+
+
+def _closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def _refusing(code: str, stopped: threading.Event) -> int:
+    """Serve what answers each greeting with a fatal error, as PostgreSQL does; return its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(0.05)
+    fields = f"SFATAL\0VFATAL\0C{code}\0Mthe message is never read\0\0".encode()
+
+    def serve() -> None:
+        with listener:
+            while not stopped.is_set():
+                with contextlib.suppress(TimeoutError), listener.accept()[0] as client:
+                    client.settimeout(5)
+                    # A request for encryption is one byte back, and then the greeting comes.
+                    while client.recv(4096)[4:8] in (b"\x04\xd2\x16\x2f", b"\x04\xd2\x16\x30"):
+                        client.sendall(b"N")
+                    client.sendall(b"E" + struct.pack("!I", len(fields) + 4) + fields)
+
+    threading.Thread(target=serve, daemon=True).start()
+    port: int = listener.getsockname()[1]
+    return port
+
+
+def _first_use(driver: str, url: str) -> tuple[BaseException, int]:
+    """Run a unit with two attempts on a new engine; return what it failed with, and how often its body ran."""
+    runs: list[int] = []
+    twice = Retry(2, wait=0)
+
+    def unit(session: orm.Session) -> None:
+        runs.append(1)
+        session.connection()
+
+    async def async_unit(session: AsyncSession) -> None:
+        runs.append(1)
+        await session.connection()
+
+    async def run() -> None:
+        before = set(threading.enumerate())
+        async_engine = create_async_engine(f"{driver.removesuffix('_async')}{url}")
+        try:
+            await async_sessionmaker(async_engine, retry=twice).run(async_unit)
+        finally:
+            await async_engine.dispose()
+            if driver.endswith("aiosqlite"):
+                for thread in set(threading.enumerate()) - before:
+                    await asyncio.to_thread(thread.join, 30)  # it still has an answer for this loop
+
+    driver = driver if driver.startswith("sqlite") else f"postgresql+{driver}"
+    with pytest.raises((exc.DBAPIError, OSError)) as caught:
+        if driver.endswith(("asyncpg", "aiosqlite", "_async")):
+            asyncio.run(run())
+        else:
+            engine = create_engine(f"{driver}{url}")
+            try:
+                sessionmaker(engine, retry=twice).run(unit)
+            finally:
+                engine.dispose()
+    return caught.value, len(runs)
+
+
+@pytest.mark.parametrize("driver", CONNECTING)
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_a_server_that_is_not_there_cannot_be_connected_to_and_the_unit_is_run_again(driver: str, host: str) -> None:
+    error, runs = _first_use(driver, f"://nobody@{host}:{_closed_port()}/nothing")
+    assert classify(error) == expected("cannot_connect", None, True, False)
+    assert isinstance(error, OSError) is (driver == "asyncpg"), "SQLAlchemy does not wrap what asyncpg raises here"
+    assert errors.outcome_of(error) == "rolled back"
+    assert runs == 2
+
+
+@pytest.mark.parametrize("driver", CONNECTING)
+@pytest.mark.parametrize("code", ["57P03", "53300"], ids=["starting up", "too many connections"])
+def test_a_server_that_takes_no_one_in_cannot_be_connected_to_and_the_unit_is_run_again(driver: str, code: str) -> None:
+    stopped = threading.Event()
+    try:
+        error, runs = _first_use(driver, f"://nobody@127.0.0.1:{_refusing(code, stopped)}/nothing")
+    finally:
+        stopped.set()
+    # libpq gives no code of a connection that was not made.
+    assert classify(error) == expected("cannot_connect", code if driver == "asyncpg" else None, True, False)
+    assert runs == 2
+
+
+@pytest.mark.parametrize("driver", ["sqlite", "sqlite+aiosqlite"])
+def test_a_file_that_cannot_be_opened_is_no_lost_connection(driver: str, tmp_path: Path) -> None:
+    error, runs = _first_use(driver, f":///{tmp_path}/no/such/folder.db")
+    assert classify(error) == expected("cannot_open", "SQLITE_CANTOPEN", False, False)
+    assert runs == 1
 
 
 @pytest.mark.parametrize(
