@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ._loops import Place, drops_quietly, goes_back
+from ._loops import Place, drops_quietly, goes_back, warn_if_unknown
 from ._observers import observers, tell_retried
 from ._waiting import pause
 from .errors import ScopeError, add_note, set_outcome, told
@@ -163,8 +163,10 @@ class _Loop:
 
     __slots__ = ("_attempt", "_attempts")
 
-    _attempts: Any
-    _attempt: _Bound[Any] | None
+    def __init__(self, attempts: Any) -> None:
+        self._attempts = attempts
+        self._attempt: _Bound[Any] | None = None  # the one that was handed out last
+        warn_if_unknown()
 
     def __del__(self) -> None:
         frame = sys._getframe().f_back
@@ -192,10 +194,6 @@ class SyncAttempts(_Loop, Iterator[SyncAttempt[S]]):
 
     __slots__ = ()
 
-    def __init__(self, attempts: Generator[SyncAttempt[S]]) -> None:
-        self._attempts = attempts
-        self._attempt = None
-
     def __next__(self) -> SyncAttempt[S]:
         self._attempt = None  # what is raised from here on tells by itself that the work is not done
         attempt: SyncAttempt[S] = next(self._attempts)
@@ -212,10 +210,6 @@ class AsyncAttempts(_Loop, AsyncIterator[AsyncAttempt[S]]):
     """What ``Session.attempts()`` of an async factory returns."""
 
     __slots__ = ()
-
-    def __init__(self, attempts: AsyncGenerator[AsyncAttempt[S]]) -> None:
-        self._attempts = attempts
-        self._attempt = None
 
     async def __anext__(self) -> AsyncAttempt[S]:
         self._attempt = None

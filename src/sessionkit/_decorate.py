@@ -183,7 +183,7 @@ def run(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         ColourError: `fn` is async.
         ScopeError: `fn` is no function, or a generator function.
     """
-    _check(fn, False, "run() calls", _PASS_A_FUNCTION, _PASS_A_FUNCTION)
+    _check(fn, False, "run() calls", _TAKES, _TAKES)
     return _call(scope._around(fn), fn, args, kwargs)
 
 
@@ -194,7 +194,7 @@ async def async_run(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], k
         ColourError: `fn` is not async.
         ScopeError: `fn` is no function, or a generator function.
     """
-    _check(fn, True, "run() calls", _PASS_A_FUNCTION, _PASS_A_FUNCTION)
+    _check(fn, True, "run() calls", _TAKES, _TAKES)
     if not inspect.iscoroutinefunction(fn):
         if inspect.isroutine(fn) and fn.__name__ != "<lambda>":
             raise _not_async(fn)
@@ -202,7 +202,7 @@ async def async_run(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], k
     return await _async_call(scope._around(fn), fn, args, kwargs)
 
 
-_PASS_A_FUNCTION = "pass a function that takes the session, and behind it that function's own arguments"
+_TAKES = "pass a function that takes the session, and behind it that function's own arguments"
 
 
 def _awaited(fn: Callable[..., Any]) -> Callable[..., Any]:

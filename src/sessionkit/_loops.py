@@ -64,7 +64,7 @@ def warn_if_unknown() -> None:
             "CPython 3.11 to 3.14 only; decorate a function with @Session.scope(retry=...), or call Session.run(fn), "
             "which retry everywhere",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,  # where attempts() was called
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from ._attempts import AsyncAttempts, SyncAttempts, async_attempts, attempts
-from ._loops import warn_if_unknown
 from .retry import Retry
 from .scope import session_scope
 
@@ -72,7 +71,6 @@ class ScopeMethods(Generic[S]):
             OptionError: a scope of this factory is open here, and is not itself retried.
         """
         scope: Any = session_scope(self, **options)  # type: ignore[call-overload]
-        warn_if_unknown()
         return SyncAttempts(attempts(scope, scope._policy() or Retry()))
 
 
@@ -115,5 +113,4 @@ class AsyncScopeMethods(Generic[S]):
         factory's `attempts`.
         """
         scope: Any = session_scope(self, **options)  # type: ignore[call-overload]
-        warn_if_unknown()
         return AsyncAttempts(async_attempts(scope, scope._policy() or Retry()))

@@ -70,7 +70,8 @@ async def test_it_is_retried_by_the_policy_of_the_scope_or_the_factorys_default(
 
     async def unlucky(session: AsyncSession, name: str) -> int:
         runs.append(1)
-        on_commit(lambda number=len(runs): hooks.append(number))  # type: ignore[misc]
+        number = len(runs)
+        on_commit(lambda: hooks.append(number))
         session.add(User(name=f"{name} {len(runs)}"))
         await session.flush()
         if len(runs) % 2:
