@@ -184,6 +184,33 @@ def decorators(engine: Engine) -> None:
     del as_callable
 
 
+def functions_that_are_run(engine: Engine) -> None:
+    Session = sessionmaker(engine)
+
+    def count(session: orm.Session, user_id: int, *, name: str = "") -> str:
+        return name * user_id
+
+    assert_type(Session.run(count, 1, name="x"), str)
+    assert_type(Session.scope(retry=5).run(count, 1), str)
+    assert_type(scoped_session(Session).run(count, user_id=1), str)
+    assert_type(session_scope(orm.sessionmaker(engine)).run(count, 1), str)
+    assert_type(Session.run(lambda session: len(session.new)), int)
+    assert_type(Session.scope().run(lambda session: session.info), dict[Any, Any])
+
+
+async def async_functions_that_are_run(engine: AsyncEngine) -> None:
+    Session = async_sessionmaker(engine)
+
+    async def count(session: sa_asyncio.AsyncSession, user_id: int, *, name: str = "") -> str:
+        return name * user_id
+
+    assert_type(await Session.run(count, 1, name="x"), str)
+    assert_type(await Session.scope(retry=5).run(count, 1), str)
+    assert_type(await async_scoped_session(Session).run(count, user_id=1), str)
+    assert_type(await session_scope(sa_asyncio.async_sessionmaker(engine)).run(count, 1), str)
+    assert_type(await Session.run(lambda session: count(session, 1)), str)
+
+
 class Service:
     Session = sessionmaker()
 

@@ -105,6 +105,44 @@ def what_the_caller_of_a_decorated_function_passes(engine: Engine) -> None:
     del number
 
 
+def what_is_run(engine: Engine) -> None:
+    Session = sessionmaker(engine)
+
+    def count(session: orm.Session, user_id: int) -> str:
+        return str(user_id)
+
+    def of_async(session: sa_asyncio.AsyncSession) -> None: ...
+
+    Session.run(count)  # type: ignore[call-arg]
+    Session.run(count, "1")  # type: ignore[arg-type]
+    Session.run(count, 1, name="x")  # type: ignore[call-arg]
+    Session.run(of_async)  # type: ignore[arg-type]
+    Session.run("count", 1)  # type: ignore[arg-type]
+    Session.scope().run(count, "1")  # type: ignore[arg-type]
+    Session.run(lambda session: session.nothing)  # type: ignore[attr-defined]
+    number: int = Session.run(count, 1)  # type: ignore[assignment]
+    del number
+
+
+async def what_is_run_in_async_code(engine: AsyncEngine) -> None:
+    Session = async_sessionmaker(engine)
+
+    def plain(session: sa_asyncio.AsyncSession) -> str:
+        return ""
+
+    async def count(session: sa_asyncio.AsyncSession, user_id: int) -> str:
+        return str(user_id)
+
+    async def of_sync(session: orm.Session) -> None: ...
+
+    await Session.run(plain)  # type: ignore[arg-type]
+    await Session.run(count, "1")  # type: ignore[arg-type]
+    await Session.run(of_sync)  # type: ignore[arg-type]
+    await Session.scope().run(count)  # type: ignore[call-arg]
+    number: int = await Session.run(count, 1)  # type: ignore[arg-type]
+    del number
+
+
 async def what_the_caller_of_a_decorated_async_function_passes(engine: AsyncEngine) -> None:
     Session = async_sessionmaker(engine)
 
