@@ -15,7 +15,7 @@ class Meaning(NamedTuple):
 
     Attributes:
         kind: the name of the condition, PostgreSQL's where it has one.
-        retryable: running the whole unit again can succeed, and nobody has to be asked first.
+        retryable: running the whole unit again can succeed, and needs no decision of the application.
         ambiguous: as the answer to COMMIT it does not tell whether the transaction was committed.
     """
 

@@ -29,7 +29,7 @@ class Attempt:
         number: which one, from 1.
         error: what it failed with; None while it runs.
         errors: what this and the earlier ones failed with, the oldest first.
-        delay: how long to wait before the next one, in seconds; None if there is none.
+        delay: how long to wait before the next one, in seconds; None if it is the last one.
     """
 
     number: int

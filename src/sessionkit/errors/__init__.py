@@ -7,16 +7,16 @@
     │   ├── NoCurrentSession        there is no scope here (LookupError)
     │   ├── ConcurrentUse           two threads or tasks inside one session at once
     │   ├── ColourError             an async factory in `with`, a sync one in `async with` (TypeError)
-    │   ├── CommitTokenError        what was given as a commit token is none, or not of this cluster (ValueError)
+    │   ├── CommitTokenError        the value is no commit token, or one of another cluster (ValueError)
     │   └── NoReader                no reader could serve a read-only scope
     ├── OptionError                 an option has a value that cannot be honoured here
     │   └── UnknownOptionError      an option of that name does not exist
     ├── BulkError                   a row of a bulk call was refused (and whatever SQLAlchemy would have raised)
     ├── VersionError                a version was asked for what it cannot do
-    │   └── MalformedETag           an If-Match header that is none (ValueError)
+    │   └── MalformedETag           a header is no If-Match (ValueError)
     ├── VersionConflict             somebody else has changed or deleted the rows (sqlalchemy.orm.exc.StaleDataError)
     ├── UnexpectedRollback          the scope ended without an exception, yet nothing could be committed
-    ├── CommitOutcomeUnknown        the connection was lost during COMMIT, and nobody can tell what became of it
+    ├── CommitOutcomeUnknown        the connection was lost during COMMIT, which may have taken effect or not
     ├── PartialCommit               of several databases that do not commit as one, not all have committed
     └── HookError                   on_commit or on_rollback callables failed; the transaction is settled
 

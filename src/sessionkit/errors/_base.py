@@ -19,7 +19,7 @@ class SessionKitError(Exception):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # A class of a user's is told about where the class of ours is told about that it refines.
+        # A user's subclass links to the documentation section of the class it derives from.
         if "_section" not in cls.__dict__ and cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
             cls._section = cls.__name__
 

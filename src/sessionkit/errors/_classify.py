@@ -108,5 +108,5 @@ KINDS = _sqlstate.KINDS
 
 
 def is_lost(error: DBAPIError) -> bool:
-    """Tell whether an error came in the place of an answer, so that what was asked may have been done."""
+    """Tell whether an error came instead of an answer, so that the server may have done what was asked."""
     return error.connection_invalidated or classify(error).ambiguous

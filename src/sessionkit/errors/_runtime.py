@@ -58,7 +58,7 @@ class VersionConflict(SessionKitError, StaleDataError):
     def resolve(self, session: Session, policy: Policy, *, partial: bool = False) -> list[Any]:
         """Carry the attempted changes over to the rows as they are now, in a unit of work of its own.
 
-        The objects are read anew and changed; the caller's flush or commit writes them, checked as always: if a row
+        The objects are read again and changed; the caller's flush or commit writes them, checked as always: if a row
         has changed yet again, that raises a new VersionConflict.
 
         Args:
@@ -163,11 +163,11 @@ class HookError(SessionKitError):
 
 
 class NoReader(ScopeError):
-    """No reader could serve a read-only scope, and the factory was told ``no_reader="error"``."""
+    """No reader could serve a read-only scope, and the factory has ``no_reader="error"``."""
 
 
 class CommitTokenError(ScopeError, ValueError):
-    """What was given as a commit token is none, or is of another cluster, or of a time before a promotion."""
+    """The value is no commit token, or one of another cluster, or one from before a promotion."""
 
 
 class MalformedETag(VersionError, ValueError):
