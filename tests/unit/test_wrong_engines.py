@@ -67,7 +67,8 @@ def test_the_wrong_bind_is_refused_by_configure_which_changes_nothing(
             factory.configure(**arguments, name="after", autoflush=False)
     assert "before" in repr(factory.scope())
     assert "autoflush" not in {name for name, value in factory.kw.items() if value is False}
-    assert factory().bind is None
+    assert factory.kw["bind"] is None
+    assert "binds" not in factory.kw
 
 
 @pytest.mark.parametrize(("maker", "engine"), [(sessionmaker, ENGINE), (async_sessionmaker, ASYNC_ENGINE)])
@@ -81,10 +82,11 @@ def test_binds_that_map_nothing_are_refused(maker: Any, engine: Any) -> None:
 def test_what_is_right_is_accepted() -> None:
     with ENGINE.connect() as connection:
         for right in (None, ENGINE, ENGINE.execution_options(a=1), connection, Mock(name="an engine of a test")):
-            assert sessionmaker(right)().bind is right
+            assert sessionmaker(right).kw["bind"] is sessionmaker(right)().bind is right
             sessionmaker().configure(bind=right, binds={User: right} if right is not None else None)
     for right in (None, ASYNC_ENGINE, ASYNC_ENGINE.execution_options(a=1)):
-        assert async_sessionmaker(right)().bind is right
+        assert async_sessionmaker(right).kw["bind"] is right
+        async_sessionmaker(right)()
         async_sessionmaker().configure(bind=right)
     assert sessionmaker(binds={User: ENGINE})().get_bind(User) is ENGINE
     sessionmaker(binds={})
