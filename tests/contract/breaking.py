@@ -172,11 +172,15 @@ GATED = text("SELECT 1 /* gated */")
 
 
 class Cancelled:
-    """Awaits a coroutine, and cancels the task that does so at some of its awaits, counted from 0."""
+    """Awaits a coroutine, and cancels the task that does so at some of its awaits, counted from 0.
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], *awaits: int) -> None:
+    `by`: what is called in the place of `task.cancel()`, and leads to it: a timeout that passes, a sibling that fails.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], *awaits: int, by: Callable[[], None] | None = None) -> None:
         self._coroutine = coroutine
         self._awaits = awaits
+        self._by = by
         self.done = 0
         """How many cancellations were asked for."""
 
@@ -192,7 +196,7 @@ class Cancelled:
                 self.done += 1
                 task = asyncio.current_task()
                 assert task is not None
-                task.cancel()
+                (self._by or task.cancel)()
             number += 1
             try:
                 yield waits_for

@@ -11,6 +11,7 @@ from sqlalchemy import event, select, text, update
 
 from sessionkit import on_commit, on_rollback, set_rollback_only
 from tests.contract.breaking import Cancelled, names
+from tests.contract.cancelling import MOST, cancelled_everywhere, settled
 from tests.contract.lost import create_markers, markers
 from tests.support.models import User
 
@@ -19,54 +20,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.doors(colour="async")
 
-MOST = 60
-"""More awaits than a small scope has."""
-
 
 @pytest.fixture(autouse=True)
 def _collections_are_short() -> None:
     """Have the collections of a test, one for each await, not go over what all the tests before it have left."""
     gc.collect()
     gc.freeze()
-
-
-async def cancelled_everywhere(doors: Door, body: Any, *, times: int) -> int:
-    """Run `body(name, ran)` again and again, cancelled at one await later each time; return how often it was cut."""
-    for number in range(MOST):
-        await _settled(doors)
-        if not await _cancelled_at(doors, body, number, times):
-            return number
-    raise AssertionError("the scope has more awaits than were tried")
-
-
-async def _cancelled_at(doors: Door, body: Any, number: int, times: int) -> bool:
-    name, ran = f"user {number}", list[str]()
-    cancelled = Cancelled(body(name, ran), *range(number, number + times))
-
-    async def run() -> Any:
-        return await cancelled
-
-    result: Any
-    (result,) = await asyncio.gather(asyncio.ensure_future(run()), return_exceptions=True)
-    assert doors.checked_out() == 0, f"cancelled at await {number}"
-    there = name in await names(doors)
-    assert ran == (["commit"] if there else ["rollback"] if ran else []), f"cancelled at await {number}"
-    if not cancelled.done:
-        assert result is None, f"it was not cancelled, and yet it failed: {result!r}"
-        return False
-    assert isinstance(result, asyncio.CancelledError), f"cancelled at await {number}, but the result is {result!r}"
-    return True
-
-
-async def _settled(doors: Door) -> None:
-    """Have a connection in the pool, and nothing of a cancelled one left.
-
-    A cancelled connect or SELECT of aiosqlite lives on with its lock until it is collected, if not longer, with plain
-    SQLAlchemy too; that is not what these tests are about.
-    """
-    gc.collect()
-    async with doors.connect():
-        pass
 
 
 @pytest.mark.parametrize(("times", "verify"), [(1, False), (2, False), (3, False), (2, True)])
@@ -121,7 +80,7 @@ async def test_a_savepoint_scope_that_was_cancelled_and_swallowed_is_undone_or_d
     """Whoever swallows a cancellation does not get half of the inner scope committed."""
     for number in range(MOST):
         name = f"user {number}"
-        await _settled(doors)
+        await settled(doors)
 
         async def inside(name: str = name) -> None:
             async with doors.scope(propagation="savepoint") as inner:

@@ -442,6 +442,7 @@ async def left_by(way: Any, by: Plain) -> tuple[set[str], set[str]]:
 async def as_little_as_plain(way: Any, plain: Plain, ours: Plain) -> None:
     with warnings.catch_warnings():
         # Of a cancelled connection, which plain SQLAlchemy may leave to the collection.
+        warnings.simplefilter("ignore", ResourceWarning)
         warnings.simplefilter("ignore", SAWarning)
         # What a process learns once (caches, a driver's first connection) is not what is asked for.
         await left_by(committed, plain)

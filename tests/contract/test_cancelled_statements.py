@@ -1,0 +1,394 @@
+"""Law 2 and law 14 under asyncio: a statement that is cancelled in the driver leaves no lock, no connection and no task."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select, text, update
+
+from sessionkit import errors, sqlite
+from tests.contract.breaking import Cancelled, names
+from tests.contract.cancelling import MOST, Cut, cut
+from tests.support.models import Account, User
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from tests.support.doors import Door
+
+pytestmark = pytest.mark.doors(colour="async")
+
+
+@pytest.fixture(autouse=True)
+def _without_collections() -> Iterator[None]:
+    """What only a collection would clean up is a lock that is held for as long as none comes."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def transfer(session: Any) -> None:
+    """Read, and write twice: half of it would be seen."""
+    await session.scalar(select(Account.balance).where(Account.id == 1))
+    await session.execute(update(Account).where(Account.id == 1).values(balance=Account.balance + 1))
+    await session.execute(update(Account).where(Account.id == 2).values(balance=Account.balance + 1))
+
+
+async def accounts(doors: Door) -> None:
+    await doors.write("INSERT INTO accounts (id, owner, balance) VALUES (1, 'ann', 0), (2, 'bob', 0)")
+
+
+async def balance(doors: Door) -> int:
+    """Return what both accounts hold: a unit is whole or not at all."""
+    values = {value for (value,) in await doors.rows("SELECT balance FROM accounts")}
+    assert len(values) == 1, f"half of a unit was committed: {values}"
+    value: int = values.pop()
+    return value
+
+
+async def nothing_is_left(doors: Door, before: set[Any], at: str) -> None:
+    """Assert that a unit that ended has left no connection out, no task, and no lock."""
+    assert doors.checked_out() == 0, f"{at}: a connection is out"
+    stuck = asyncio.all_tasks() - before
+    if stuck:  # what was cancelled last may be winding up
+        _, stuck = await asyncio.wait(stuck, timeout=10)
+    assert not stuck, f"{at}: these tasks are stuck: {stuck}"
+    if doors.backend == "sqlite":
+        # A thread of the driver's may just be giving the lock back.
+        watcher = sqlite3.connect(str(doors.database.url("pysqlite").database), isolation_level=None, timeout=3)
+        try:
+            watcher.execute("BEGIN IMMEDIATE")
+            watcher.execute("ROLLBACK")
+        except sqlite3.OperationalError as error:
+            pytest.fail(f"{at}: {error}, and nobody is left who would give the lock back")
+        finally:
+            watcher.close()
+    else:
+        assert not doors.database.left_open(), f"{at}: a transaction is open"
+
+
+def the_verdict_is_true(seen: Cut, there: bool, at: str) -> None:
+    assert isinstance(seen.error, asyncio.CancelledError), f"{at}: it ended with {seen.error!r}"
+    said = errors.outcome_of(seen.error)
+    assert said == ("committed" if there else "rolled back"), f"{at}: {said} is said, but it is there: {there}"
+
+
+def factory_of(doors: Door, how: str) -> tuple[Any, Any]:
+    """Return a factory, and its engine: as it is, configured, or of SQLAlchemy's."""
+    engine = doors.make_engine()
+    if how == "configured":
+        sqlite.configure(engine, busy_timeout=1.0, wal=False)
+    return (doors.plain_factory if how == "plain" else doors.factory)(engine), engine
+
+
+@pytest.fixture(params=["ours", "plain", "configured"])
+def factory(request: pytest.FixtureRequest, doors: Door) -> Any:
+    if request.param == "configured" and doors.backend != "sqlite":
+        request.param = "ours"
+    return factory_of(doors, request.param)[0]
+
+
+async def everywhere(doors: Door, body: Callable[[], Awaitable[None]], *, times: int = 1, warm: bool = True) -> int:
+    """Cancel a unit at each of its awaits; check after each. Return how often it was cut."""
+    await accounts(doors)
+    if warm:
+        await body()
+    before = asyncio.all_tasks()
+    for number in range(MOST):
+        at = f"cancelled {times} times from await {number} on"
+        was = await balance(doors)
+
+        async def run() -> None:
+            await body()
+
+        seen = await cut(run(), *range(number, number + times))
+        await nothing_is_left(doors, before, at)
+        there = await balance(doors) - was
+        assert there in {0, 1}
+        if not seen.done:
+            assert seen.error is None, f"it was not cancelled, and yet it failed: {seen.error!r}"
+            assert there == 1
+            return number
+        the_verdict_is_true(seen, bool(there), at)
+    raise AssertionError("the scope has more awaits than were tried")
+
+
+# At every await
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_a_unit_can_be_cancelled_at_every_await(doors: Door, factory: Any, times: int) -> None:
+    async def unit() -> None:
+        async with doors.scope(factory) as session:
+            await transfer(session)
+
+    assert await everywhere(doors, unit, times=times) > 3
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_decorated_function_can_be_cancelled_at_every_await(doors: Door, times: int) -> None:
+    assert await everywhere(doors, doors.decorate(transfer), times=times) > 3
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_unit_whose_flush_is_its_end_can_be_cancelled_at_every_await(doors: Door, times: int) -> None:
+    async def unit() -> None:
+        async with doors.scope() as session:
+            for account in await session.scalars(select(Account)):
+                account.balance += 1
+
+    assert await everywhere(doors, unit, times=times) > 3
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_unit_that_opens_its_connection_can_be_cancelled_at_every_await(doors: Door, times: int) -> None:
+    """Each run has an engine of its own, whose pool is empty."""
+
+    async def unit() -> None:
+        async with doors.scope(doors.factory(doors.make_engine())) as session:
+            await transfer(session)
+
+    assert await everywhere(doors, unit, times=times, warm=False) > 3
+
+
+async def test_a_unit_with_inner_scopes_can_be_cancelled_at_every_await(doors: Door) -> None:
+    async def unit() -> None:
+        async with doors.scope() as session:
+            async with doors.scope(propagation="savepoint") as inner:
+                await transfer(inner)
+            async with doors.scope() as inner:
+                await inner.execute(text("SELECT 1"))
+            assert session is not None
+
+    assert await everywhere(doors, unit) > 3
+
+
+# A statement that waits for a lock
+
+
+@pytest.mark.doors(backend="sqlite")
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("free", ["at the cancellation", "once the task has ended"])
+async def test_a_unit_that_waits_for_the_lock_does_not_keep_it_when_it_was_cancelled(
+    doors: Door, factory: Any, free: str, times: int
+) -> None:
+    """BEGIN IMMEDIATE goes on in the driver's thread, and succeeds when nobody waits for it any more."""
+    await accounts(doors)
+    holder = sqlite3.connect(str(doors.database.url("pysqlite").database), isolation_level=None, timeout=0)
+    before = asyncio.all_tasks()
+    cuts = 0
+
+    async def unit() -> None:
+        async with doors.scope(factory, lock_timeout=0.5) as session:
+            await transfer(session)
+
+    await unit()
+    for number in range(MOST):
+        at = f"cancelled at await {number}"
+        was = await balance(doors)
+        holder.execute("BEGIN IMMEDIATE")
+
+        def strike() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            if free == "at the cancellation" and holder.in_transaction:
+                holder.execute("ROLLBACK")
+
+        seen = await cut(unit(), *range(number, number + times), by=strike)
+        if holder.in_transaction:
+            holder.execute("ROLLBACK")
+        await nothing_is_left(doors, before, at)
+        there = await balance(doors) - was
+        if not seen.done:
+            break
+        cuts += 1
+        # Struck so late that the driver had failed already, it may say so.
+        if isinstance(seen.error, asyncio.CancelledError):
+            the_verdict_is_true(seen, bool(there), at)
+    holder.close()
+    assert cuts > 0
+
+
+@pytest.mark.doors(backend="postgresql")
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_statement_that_waits_for_a_row_is_given_up_in_the_server_too(doors: Door, times: int) -> None:
+    from tests.contract.lost import somebody_waits_for_a_lock
+
+    await accounts(doors)
+    before = asyncio.all_tasks()
+    async with doors.session(doors.plain_factory(doors.make_engine())) as holder:
+        await transfer(holder)
+        left: list[BaseException] = []
+
+        async def unit() -> None:
+            try:
+                async with doors.scope() as session:
+                    await transfer(session)
+            except BaseException as error:
+                left.append(error)
+                raise
+
+        task = asyncio.create_task(unit())
+        await somebody_waits_for_a_lock(doors)
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0)
+        await asyncio.gather(task, return_exceptions=True)
+        assert errors.outcome_of(left[0]) == "rolled back"
+        assert doors.checked_out() == 1
+        await holder.commit()
+    await nothing_is_left(doors, before, "cancelled while it waited")
+    assert await balance(doors) == 1
+
+
+# By whom it is cancelled
+
+
+async def by_a_timeout(unit: Any, number: int) -> Cut:
+    """`asyncio.timeout` passes at that await."""
+    left: list[BaseException] = []
+    done: list[int] = []
+
+    async def watched() -> None:
+        try:
+            await unit()
+        except BaseException as error:
+            left.append(error)
+            raise
+
+    async def run() -> None:
+        async with asyncio.timeout(None) as timeout:
+
+            def strike() -> None:
+                done.append(1)
+                timeout.reschedule(asyncio.get_running_loop().time() - 1)
+
+            await Cancelled(watched(), number, by=strike)
+
+    (result,) = await asyncio.gather(asyncio.create_task(run()), return_exceptions=True)
+    if left:
+        assert isinstance(result, TimeoutError)
+    return Cut(result, left[0] if left else None, len(done))
+
+
+async def by_a_sibling(unit: Any, number: int) -> Cut:
+    """A sibling in the TaskGroup fails at that await."""
+    left: list[BaseException] = []
+    failing = asyncio.Event()
+    over = asyncio.Event()
+
+    async def watched() -> None:
+        try:
+            await unit()
+        except BaseException as error:
+            left.append(error)
+            raise
+
+    async def cut_() -> None:
+        try:
+            await Cancelled(watched(), number, by=failing.set)
+        finally:
+            over.set()
+
+    async def sibling() -> None:
+        waits = [asyncio.ensure_future(failing.wait()), asyncio.ensure_future(over.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if failing.is_set():
+            raise LookupError("the sibling")
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(cut_())
+            group.create_task(sibling())
+
+    (result,) = await asyncio.gather(asyncio.create_task(run()), return_exceptions=True)
+    return Cut(result, left[0] if left else None, failing.is_set())
+
+
+@pytest.mark.parametrize("how", [by_a_timeout, by_a_sibling])
+async def test_a_unit_can_be_cut_by_others_at_every_await(doors: Door, factory: Any, how: Any) -> None:
+    await accounts(doors)
+
+    async def unit() -> None:
+        async with doors.scope(factory) as session:
+            await transfer(session)
+
+    await unit()
+    before = asyncio.all_tasks()
+    for number in range(MOST):
+        at = f"{how.__name__} at await {number}"
+        was = await balance(doors)
+        seen = await how(unit, number)
+        await nothing_is_left(doors, before, at)
+        there = bool(await balance(doors) - was)
+        if not seen.done:
+            assert there
+            return
+        # The cancellation comes a turn of the loop later: at the last awaits the unit may be through.
+        if seen.error is None:
+            assert there, at
+        else:
+            the_verdict_is_true(seen, there, at)
+    raise AssertionError("the scope has more awaits than were tried")
+
+
+# Many
+
+
+async def test_units_that_are_cancelled_while_others_go_on_leave_the_others_whole(doors: Door) -> None:
+    """Five at once on one pool; each of them is cancelled at another of its awaits, then none."""
+    await accounts(doors)
+    engine = doors.make_engine()
+    if doors.backend == "sqlite":
+        sqlite.configure(engine, busy_timeout=5.0)
+    factory = doors.factory(engine)
+    before = asyncio.all_tasks()
+    committed = 0
+
+    async def unit() -> None:
+        async with doors.scope(factory) as session:
+            await transfer(session)
+
+    for number in range(0, 15, 3):
+        barrier = asyncio.Barrier(5)
+
+        async def one(at: int, barrier: asyncio.Barrier = barrier) -> Cut:
+            await barrier.wait()
+            return await cut(unit(), at)
+
+        cuts = await asyncio.gather(*[one(number + offset if offset < 3 else MOST) for offset in range(5)])
+        for seen in cuts:
+            if seen.error is not None:
+                assert isinstance(seen.error, asyncio.CancelledError), seen.error
+                assert errors.outcome_of(seen.error) in {"committed", "rolled back"}
+            committed += seen.error is None or errors.outcome_of(seen.error) == "committed"
+        await nothing_is_left(doors, before, f"round {number}")
+        assert await balance(doors) == committed
+
+
+async def test_names_of_users_that_were_cancelled_in_the_flush_are_free_again(doors: Door) -> None:
+    """What a cancelled INSERT holds in the server or in the file would make the next one wait."""
+
+    async def unit() -> None:
+        async with doors.scope() as session:
+            session.add(User(name="ann"))
+            await session.flush()
+
+    for number in range(MOST):
+        seen = await cut(unit(), number)
+        if not seen.done or await names(doors):
+            break
+    else:
+        raise AssertionError("the scope has more awaits than were tried")
+    assert await names(doors) == ["ann"]
