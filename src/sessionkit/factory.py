@@ -18,7 +18,7 @@ from ._factory_info import FactoryInfo
 from ._methods import ScopeMethods
 from ._plan import Options, Request
 from ._core.features.readers import split_readers
-from ._core.session import ScopeAware
+from ._core.session import AwareSession
 from .context import factory_key, here, innermost
 from .errors import OptionError
 
@@ -34,7 +34,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Session(ScopeAware, orm.Session):
+class Session(AwareSession):
     """SQLAlchemy's ``Session``, which inside a scope refuses what would break the scope's promise.
 
     Inside a scope ``commit()``, ``rollback()``, ``close()`` and ``reset()`` raise ``ScopeError``, and a second thread

@@ -177,7 +177,7 @@ class Scope(BaseScope[S]):
             handed: S = self._entered(unit)
             return handed
         entry = Joined(self, outer.handed, owner, outer.unit)
-        if step is not Step.JOIN:
+        if step is not Step.JOIN or entry.allows_commits:
             entry.begin(sync_session_of(outer.handed, "a scope"), step)
         handed = self._entered(entry)
         return handed
@@ -281,7 +281,7 @@ class AsyncScope(BaseScope[AS]):
             handed: AS = self._entered(unit)
             return handed
         entry = Joined(self, outer.handed, owner, outer.unit)
-        if step is not Step.JOIN:
+        if step is not Step.JOIN or entry.allows_commits:
             await outer.handed.run_sync(entry.begin, step)
         handed = self._entered(entry)
         return handed

@@ -90,7 +90,10 @@ def names() -> list[str]:
 
 def decorated_inside() -> dict[str, Any]:
     """Inside of the parent's scope, the child calls a function that opens a unit of its own."""
-    # (On SQLite the parent reads only: else the child would wait for its lock, as it should.)
+    # (On SQLite the parent reads only, with a log: else the child would wait for its lock, as it should.)
+    if not POSTGRESQL:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     with Session.scope(read_only=not POSTGRESQL) as session:
         session.scalars(select(User.name)).all()
         if POSTGRESQL:

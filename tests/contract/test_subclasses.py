@@ -196,7 +196,8 @@ async def test_a_rollback_and_a_close_that_clean_up_before_and_after(doors: Door
 
     with pytest.raises(LookupError):
         async with doors.scope(factory_of(doors, home, Cleaning)) as session:
-            session.add(User(name="ann"))
+            ann = User(name="ann")  # kept, since the session holds what it has flushed by a weak reference only
+            session.add(ann)
             await session.flush()
             raise LookupError
     assert seen == [("rollback", 1), ("rolled back", []), ("close", False), ("closed", False, 0, 0)]

@@ -37,6 +37,8 @@ PSYCOPG = pytest.mark.doors("postgresql-sync", "postgresql-async-psycopg")
 @POSTGRESQL
 async def test_the_marker_is_one_row_in_the_units_own_transaction(doors: Door) -> None:
     await create_markers(doors)
+    async with doors.scope(verify_commit=True):
+        pass  # whether the table is there is asked once
     with doors.statements() as sql:
         async with doors.scope(verify_commit=True) as session:
             session.add(User(name="ann"))

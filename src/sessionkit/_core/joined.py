@@ -35,7 +35,7 @@ logger = logging.getLogger("sessionkit")
 class Joined(Entry):
     """An entry into the transaction of a unit, or of a session that the caller passed in (then `unit` is None)."""
 
-    __slots__ = ("_followed", "request", "restriction", "savepoint", "unit")
+    __slots__ = ("_by_hand", "_followed", "request", "restriction", "savepoint", "unit")
 
     def __init__(self, scope: Any, handed: Any, owner: object, unit: Unit | None) -> None:
         Entry.__init__(self, scope, handed, owner)
@@ -44,11 +44,21 @@ class Joined(Entry):
         self.savepoint: SessionTransaction | None = None
         self.restriction: Restriction | None = None
         self._followed: list[Connection] = []
+        self._by_hand: Any = None  # what commits by hand stand for, where the unit itself refuses them
 
     @property
     def only_joins(self) -> bool:
         """Whether it has set nothing that its end has to end."""
-        return self.savepoint is None and self.restriction is None
+        return self.savepoint is None and self.restriction is None and self._by_hand is None
+
+    @property
+    def allows_commits(self) -> bool:
+        """Whether it asks for commits by hand in a unit that refuses them."""
+        return (
+            self.request.manual_commit == "savepoint"
+            and self.unit is not None
+            and self.unit.request.manual_commit == "refuse"
+        )
 
     def begin(self, session: Session, step: Step) -> Joined:
         """Set what the step asks for. I/O, except where the step is to join."""
@@ -62,6 +72,12 @@ class Joined(Entry):
                 if self.savepoint is not None:
                     self.savepoint.rollback()
                 raise
+        if self.allows_commits:
+            from .features.manual_commit import ManualCommit
+
+            assert self.unit is not None
+            self._by_hand = ManualCommit(self.unit)
+            self.unit.features = (*self.unit.features, self._by_hand)
         return self
 
     def _set_savepoint(self, session: Session) -> SessionTransaction:
@@ -106,6 +122,10 @@ class Joined(Entry):
     def _finish(self, session: Session | None, error: BaseException | None) -> None:
         if error is not None and self._passes(error):
             error = None
+        if self._by_hand is not None:
+            assert self.unit is not None
+            self.unit.features = tuple(each for each in self.unit.features if each is not self._by_hand)
+            (self._by_hand.finishing if error is None else self._by_hand.give_up)()
         if self.savepoint is not None:
             assert session is not None
             try:
@@ -183,7 +203,7 @@ class Joined(Entry):
     def left(self) -> None:
         """Let go of what it had: a copied context may hold this record for long."""
         self.state = State.LEFT
-        self.savepoint = self.restriction = None
+        self.savepoint = self.restriction = self._by_hand = None
         self._followed.clear()
 
 

@@ -174,6 +174,10 @@ class ScopeAware(_Base):
             unit.by_hand("reset", "it closes its session when its block ends")
 
 
+class AwareSession(ScopeAware, orm.Session):
+    """SQLAlchemy's Session with that: what `sessionkit.Session` is, and what stands in for it below a user's class."""
+
+
 class UnitTransaction(orm.SessionTransaction):
     """The root transaction of a unit: it connects as the unit asks, and commits only what the unit permits."""
 
@@ -228,7 +232,7 @@ def make_aware(session: orm.Session) -> ScopeAware:
     """Return `session` as a ScopeAware one.
 
     A session of another factory than ours changes its class to one derived from its own: an instance's methods
-    cannot be guarded otherwise, and its own overrides stay in force behind ours.
+    cannot be guarded otherwise.
     """
     if isinstance(session, ScopeAware):
         return session
@@ -238,12 +242,20 @@ def make_aware(session: orm.Session) -> ScopeAware:
 
 
 def aware_class(kind: type[orm.Session]) -> type[orm.Session]:
-    """Return the ScopeAware class derived from that of a session, one and the same for each."""
+    """Return the ScopeAware class derived from that of a session, one and the same for each.
+
+    Ours stands between the user's class and SQLAlchemy's, as it does below a class that is derived from ours: overrides
+    see the same whatever they derive from.
+    """
     if issubclass(kind, ScopeAware):
         return kind
     aware = _aware_classes.get(kind)
     if aware is None:
-        aware = _aware_classes[kind] = type(kind.__name__, (ScopeAware, kind), {"__module__": kind.__module__})
+        try:
+            aware = type(kind.__name__, (kind, AwareSession), {"__module__": kind.__module__})
+        except TypeError:  # the bases of the user's class cannot be put in such an order
+            aware = type(kind.__name__, (ScopeAware, kind), {"__module__": kind.__module__})
+        _aware_classes[kind] = aware
     return aware
 
 

@@ -266,11 +266,9 @@ class Unit(Entry):
         owner = here()
         if self.state is not State.OPEN:
             self.refuse(owner, method)
-        if self.request.manual_commit == "savepoint":
-            from .features.manual_commit import ManualCommit
-
-            self.feature(ManualCommit).do(method)
-            return
+        for feature in self.features:
+            if feature.by_hand(method):
+                return
         raise ScopeError(
             f"session.{method}() was called inside {self}, which decides when its transaction ends: {instead}; for a "
             "transaction of your own, open a scope with propagation='new'; an application that commits by hand can move "

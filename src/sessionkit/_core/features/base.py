@@ -50,6 +50,10 @@ class Feature:
     def savepoint_set(self) -> None:
         """Take note of a savepoint scope inside the unit, which has set its savepoint."""
 
+    def by_hand(self, method: str) -> bool:
+        """Do what a commit(), rollback() or close() by hand stands for; return whether it stands for anything."""
+        return False
+
     def finishing(self) -> None:
         """Do the last thing of the body, which has ended well."""
 

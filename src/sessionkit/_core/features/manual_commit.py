@@ -65,12 +65,11 @@ class ManualCommit(Feature):
     def savepoint_set(self) -> None:
         self._begin()
 
-    def do(self, method: str) -> None:
-        """Do what a commit(), rollback() or close() by hand stands for."""
+    def by_hand(self, method: str) -> bool:
         session = self.unit.session
         if method in {"close", "reset"}:
             session.expunge_all()
-            return
+            return True
         current = self._current()
         if method == "commit":
             _warn(str(self.unit))
@@ -80,11 +79,18 @@ class ManualCommit(Feature):
         else:
             current.rollback()
         self._begin()
+        return True
 
     def finishing(self) -> None:
         current = self._current()
         if current.is_active:
             current.keep()
+
+    def give_up(self) -> None:
+        """Undo what was done since the last commit by hand: a scope that had asked for this was left by an exception."""
+        current = self._current()
+        if current.is_active:
+            current.rollback()
 
 
 def _warn(unit: str) -> None:
