@@ -70,7 +70,8 @@ class _Bound(Attempt, Generic[S]):
             if observers:
                 tell_retried(self._scope._request.name, self)
             return True
-        self.delay = None
+        assert self._attempts is not None
+        self._attempts.raised(self)
         add_note(
             error,
             "it was not retried, because the code does not go on with the next attempt from here: let `with attempt` "

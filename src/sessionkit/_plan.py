@@ -213,9 +213,10 @@ def plan(running: Running | None, request: Request) -> Step:
         )
     if request.retry_given and (propagation == "savepoint" or not running.retried):
         raise OptionError(_no_retry(running, propagation))
-    _check_commit(running.request, request, running)
-    _check_schemas(running.request, request, running)
-    if request.given_preset != NOTHING_ASKED:
+    if request.given:
+        _check_commit(running.request, request, running)
+        _check_schemas(running.request, request, running)
+    if request.given_preset is not NOTHING_ASKED and request.given_preset != NOTHING_ASKED:
         check_joined(running, request.given_preset)
         if request.given_preset.read_only and not running.read_only:
             return Step.SAVEPOINT_READ_ONLY if propagation == "savepoint" else Step.JOIN_READ_ONLY

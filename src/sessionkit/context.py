@@ -151,7 +151,11 @@ def innermost(factory: object | None, owner: object) -> Entry | None:
     """Return the innermost live entry of `owner`, of one factory if that is given."""
     entry = _innermost.get()
     while entry is not None:
-        if entry.live and (factory is None or entry.factory is factory) and entry.belongs_to(owner):
+        if (
+            (entry.state is OPEN or entry.state is ENDING)
+            and (factory is None or entry.factory is factory)
+            and (entry.owner == owner or (entry.lent is not None and entry.lent(owner)))
+        ):
             return entry
         entry = entry.outer
     return None

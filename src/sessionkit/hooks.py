@@ -77,7 +77,8 @@ def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
         )
     if unit is not None:
         nested = target.in_nested_transaction()
-        level = unit.levels().current() if nested else None
+        unit.levels()
+        level = target.get_nested_transaction() if nested else None
         hook = Hook(fn, after, level, robust)
         # The session knows its own savepoints; those that were set on a connection by hand are known there only.
         for connection in connections(unit.transaction):
@@ -91,7 +92,7 @@ def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
     plain: _PlainHooks | None = target.info.get(_PLAIN)
     if plain is None:
         plain = target.info[_PLAIN] = _PlainHooks(target)
-    plain.hooks.append(Hook(fn, after, plain.savepoints.current(), robust))
+    plain.hooks.append(Hook(fn, after, target.get_nested_transaction(), robust))
     return fn
 
 

@@ -27,8 +27,8 @@ class Attempt:
 
     Attributes:
         number: which one, from 1.
-        error: what it failed with; None while it runs.
-        errors: what this and the earlier ones failed with, the oldest first.
+        error: what it failed with, if another attempt follows; None while it runs, and where the error is raised.
+        errors: what this and the earlier ones failed with, the oldest first; those of earlier ones without tracebacks.
         delay: how long to wait before the next one, in seconds; None if it is the last one.
     """
 
@@ -191,6 +191,8 @@ class Attempts:
 
     def next(self) -> Attempt:
         """Return the attempt that begins now."""
+        for error in self._errors:
+            forget_frames(error)
         return Attempt(len(self._errors) + 1, errors=self._errors)
 
     def run_of(self, attempt: Attempt) -> Run:
@@ -205,27 +207,49 @@ class Attempts:
         if isinstance(error, Exception):
             attempt.error = error
             self._errors.append(error)
+        ends = self._ends(attempt, error, now)
+        if ends is None:
+            return True
+        if attempt.number > 1 or not ends.startswith("this was"):
+            add_note(error, f"{ends}; {self._before()}")
+        self.raised(attempt)
+        return False
+
+    def _ends(self, attempt: Attempt, error: BaseException, now: float) -> str | None:
+        """Return why there is no other attempt; None if there is one, after ``attempt.delay``."""
         if not self.policy.retries(error):
-            if attempt.number > 1:
-                add_note(error, f"this was attempt {attempt.number}; {self._before()}")
-            return False
+            return f"this was attempt {attempt.number}"
         if self.policy.lock_on_retry and isinstance(error, StaleDataError):
             delay = 0.0  # the next attempt waits in the queue for the lock
         else:
             delay = self.policy.delay_after(attempt.number, self._rng)
         if attempt.number >= self.policy.attempts:
-            add_note(error, f"gave up after {_counted(attempt.number)}; {self._before()}")
-            return False
+            return f"gave up after {_counted(attempt.number)}"
         if self.deadline is not None and now + delay >= self.deadline:
-            limit = f"at the timeout of {self.policy.timeout} s"
-            add_note(error, f"gave up after {_counted(attempt.number)}, {limit}; {self._before()}")
-            return False
+            return f"gave up after {_counted(attempt.number)}, at the timeout of {self.policy.timeout} s"
         attempt.delay = delay
-        return True
+        return None
+
+    def raised(self, attempt: Attempt) -> None:
+        """Let go of the error of an attempt, which is raised: the frames of its traceback hold the attempt."""
+        if attempt.error is not None and self._errors and self._errors[-1] is attempt.error:
+            self._errors.pop()
+        attempt.error = attempt.delay = None
 
     def _before(self) -> str:
         earlier = [f"{type(e).__name__} ({classify(e).code or classify(e).kind})" for e in self._errors[:-1]]
         return f"the attempts before failed with {', '.join(earlier)}" if earlier else "there was none before"
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Take the tracebacks from an error that was swallowed, and from those behind it.
+
+    Their frames hold the session, the objects and whatever else the unit had in its hands (law 14).
+    """
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        forget_frames(error.__cause__)
+        error = error.__context__
 
 
 def _counted(attempts: int) -> str:

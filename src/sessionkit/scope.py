@@ -75,7 +75,8 @@ class BaseScope(Generic[H]):
         outer = innermost(self._factory, owner)
         if outer is None:
             return plan(None, self._request), None
-        return (plan_passed(None, self._request) if outer.unit is None else plan(outer.unit, self._request)), outer
+        unit = outer.unit
+        return (plan_passed(None, self._request) if unit is None else plan(unit, self._request)), outer
 
     def _joins(self) -> bool:
         """Return whether entering now would take part in what runs; an error if the options do not allow it."""
@@ -151,7 +152,8 @@ def _settled(entry: Entry, *errors: BaseException | None) -> list[hooks.Hook]:
             set_outcome(error, unit.outcome)
     if entry.observations:
         tell_left(entry, next((error for error in errors if error is not None), None))
-    return hooks.due(unit.hooks, unit.outcome, unit.savepoints) if unit.hooks else []
+    registered, unit.hooks, savepoints, unit.savepoints = unit.hooks, [], unit.savepoints, None
+    return hooks.due(registered, unit.outcome, savepoints) if registered else []
 
 
 class Scope(BaseScope[S]):
@@ -342,7 +344,18 @@ class AsyncScope(BaseScope[AS]):
 
 async def _async_finish(unit: Unit, error: BaseException | None, owner: object) -> None:
     await unit.wait_until_free(owner)
-    await greenlet_spawn(unit.finish, error)
+    # This task works for the owner, who waits for it: what encloses the unit is visible to its listeners too.
+    enclosing, entry = [], unit.outer
+    while entry is not None:
+        if entry.owner == owner:
+            enclosing.append(entry)
+            entry.owner = here()
+        entry = entry.outer
+    try:
+        await greenlet_spawn(unit.finish, error)
+    finally:
+        for entry in enclosing:
+            entry.owner = owner
 
 
 async def _async_finish_joined(entry: Any, error: BaseException | None) -> None:

@@ -40,7 +40,7 @@ def run(happened: list[What], *, followed_from: int = 0) -> tuple[Savepoints, li
             current = Level(session.begin_nested(), current)
             levels.append(current)
         elif what == "note" and savepoints is not None:
-            assert savepoints.current() is (None if current is None else current.transaction)
+            assert session.get_nested_transaction() is (None if current is None else current.transaction)
         elif current is not None and what in {"commit", "rollback"}:
             if what == "commit":
                 current.transaction.commit()

@@ -52,7 +52,7 @@ VERIFY_TIMEOUT = 30.0
 
 
 class RollbackAsked(ScopeError):
-    """Not raised: it stands for the wish of a joined scope among the reasons of an UnexpectedRollback."""
+    """Stands for the wish of a scope to be rolled back: a joined one's, or that of a listener of the last flush."""
 
     _section = UnexpectedRollback._section
 
@@ -182,10 +182,15 @@ def commit(unit: Unit, leaving: BaseException | None = None) -> None:
         else:
             unit.session.commit()
         if unit.state is State.ENDING:
+            if unit.rollback_only:
+                raise RollbackAsked
             raise _refuse(unit, "its session's commit() returned without having committed", None)
         if transaction._state is _ACTIVE:
             raise _refuse(unit, "its session's commit() returned before COMMIT", None)
         unit.state = State.COMMITTED
+    except RollbackAsked:  # by a listener of the last flush, for its own scope: no error
+        unit.state = State.ROLLED_BACK
+        unit.give_up_connection()
     except BaseException as error:
         unit.state = _state_after(unit, error)
         if unit.state is not State.COMMITTED:
@@ -213,6 +218,8 @@ def prepare(unit: Unit, inherited: Callable[[], None]) -> None:
             raise
         raise _refuse(unit, swallowed(first), first) from first
     unit.held = held = _refuse_lost(unit)
+    if unit.rollback_only:
+        raise RollbackAsked
     for feature in unit.features:
         feature.permitted(held)
     unit.state = State.COMMITTING

@@ -103,7 +103,7 @@ class Joined(Entry):
     def finish(self, session: Session | None, error: BaseException | None) -> None:
         """End what this entry has begun. I/O, except where it has only joined: then the session is not needed."""
         unit = self.unit
-        if unit is not None and unit.over:
+        if unit is not None and (unit.session is None or unit.state is State.FORKED):
             if error is None:
                 raise ScopeError(
                     f"a scope that had joined {unit} was left after that had ended: what it did since then is in no "
@@ -136,7 +136,7 @@ class Joined(Entry):
         elif self.unit is not None and (error is not None or self.rollback_only):
             if error is None:
                 error = RollbackAsked("a scope that had joined it called set_rollback_only()")
-            self.unit.must_roll_back(error, self.unit.levels().current())
+            self.unit.must_roll_back(error, self.unit.session.get_nested_transaction())
 
     def _passes(self, error: BaseException) -> bool:
         """Return whether an exception leaves the scope without keeping it from being committed: nothing has failed."""

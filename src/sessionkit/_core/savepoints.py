@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.engine import RootTransaction
@@ -20,20 +21,18 @@ class Savepoints:
     A savepoint that is still open then is followed as well: its rollback comes later.
     """
 
-    __slots__ = ("_session", "_undone")
+    __slots__ = ("_undone",)
 
     def __init__(self, session: Session) -> None:
-        self._session = session
-        self._undone: set[SessionTransaction] = set()
-        event.listen(session, "after_soft_rollback", self._on_rollback)
+        # Neither this nor the listener holds the session, which holds the listener: it would live until a collection.
+        undone: WeakSet[SessionTransaction] = WeakSet()
+        self._undone = undone
 
-    def _on_rollback(self, session: Session, transaction: SessionTransaction) -> None:
-        if transaction.nested:
-            self._undone.add(transaction)
+        def on_rollback(_: Session, transaction: SessionTransaction) -> None:
+            if transaction.nested:
+                undone.add(transaction)
 
-    def current(self) -> SessionTransaction | None:
-        """Return the innermost open savepoint, or None outside of all."""
-        return self._session.get_nested_transaction()
+        event.listen(session, "after_soft_rollback", on_rollback)
 
     def survives(self, level: SessionTransaction | None) -> bool:
         """Tell whether what was noted at `level` was not rolled back with it or with one that encloses it."""

@@ -321,6 +321,7 @@ class Unit(Entry):
         try:
             if self.rollback_only or (error is not None and not self._commits_in_spite_of(error)):
                 self._blame_first(error)
+                self.state = State.ROLLED_BACK  # the listeners of the rollback are outside of the scope
                 self.give_up_connection()
             else:
                 commit(self, error)
