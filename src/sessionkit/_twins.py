@@ -56,6 +56,10 @@ async def to_completion(work: Awaitable[R]) -> tuple[R, asyncio.CancelledError |
             cancelled = cancelled or cancellation
         except BaseException:  # noqa: BLE001 - task.result() raises it below
             break
-    if cancelled is not None and (error := task.exception()) is not None:
-        raise cancelled from error
-    return task.result(), cancelled
+    try:
+        if cancelled is not None and (error := task.exception()) is not None:
+            raise cancelled from error
+        return task.result(), cancelled
+    finally:
+        # A task holds its error, whose traceback holds this frame: left as it is, they would wait for a collection.
+        error = task = cancelled = None  # type: ignore[assignment]

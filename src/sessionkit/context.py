@@ -139,7 +139,8 @@ def pop(entry: Entry) -> None:
     """Let go of an entry that has ended. In a context that never saw it (a teardown elsewhere) nothing is restored."""
     if entry.state is OPEN or entry.state is ENDING:
         entry.state = State.LEFT
-    entry.handed = None
+    # A copied context (of a task, a thread, a driver's timer) may hold the record for long, and a task its exception.
+    entry.handed = entry.owner = entry.lent = None
     if _innermost.get() is entry:
         outer = entry.outer
         while outer is not None and outer.handed is None:  # scopes that were left out of order

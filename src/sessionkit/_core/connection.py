@@ -8,10 +8,11 @@ would cost every statement of the engine some twenty Python calls (tests/contrac
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Connection, TwoPhaseTransaction
 from sqlalchemy.exc import DBAPIError
@@ -418,15 +419,16 @@ def refuse_shared(engine: Engine, unit: Any) -> None:
         )
 
 
-_made_here: WeakSet[Pool] = WeakSet()
+_made_in: WeakKeyDictionary[Pool, int] = WeakKeyDictionary()
+"""In which process a pool was made, or seen to be of this process; only in processes that were forked."""
 
 
 def leave_parents_pool(engine: Engine) -> None:
     """Give an engine a new pool in a forked process, once: the connections in the old one are the parent's."""
-    if engine.pool not in _made_here:
+    if _made_in.get(engine.pool) != os.getpid():
         if not (isinstance(engine.pool, ONE) and _dialects.of(engine).lives_in_memory(engine)):
             engine.dispose(close=False)
-        _made_here.add(engine.pool)
+        _made_in[engine.pool] = os.getpid()
 
 
 def connect(engine: Engine, beginning: Beginning, unit: Any = None) -> ScopeConnection:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import orm
 
 from ...errors import ManualCommit as ManualCommitWarning
+from ..commit import first_failure
 from .base import Feature
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class ManualCommit(Feature):
 
     def finishing(self) -> None:
         current = self._current()
-        if current.is_active:
+        # What failed in it and was swallowed is left open: the verdict comes to it.
+        if current.is_active and first_failure(current, self.unit) is None:
             current.keep()
 
     def give_up(self) -> None:
