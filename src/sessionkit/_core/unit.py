@@ -318,6 +318,7 @@ class Unit(Entry):
             self._wait_until_free(owner)
         # The task that ends an async unit is another one than its owner, who waits for it.
         self.inside[USER] = self.owner = owner
+        del owner  # a task that holds an error whose traceback holds this frame would live until a collection
         try:
             if self.rollback_only or (error is not None and not self._commits_in_spite_of(error)):
                 self._blame_first(error)
