@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Connection, TwoPhaseTransaction
+from sqlalchemy.engine.cursor import BufferedRowCursorFetchStrategy
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from .. import _dialects
 from ..commits import explain
-from ..context import State, forks
+from ..context import State, forks, here
 from ..errors import ScopeError, UnexpectedRollback, told
 from . import seams
 
@@ -192,7 +193,10 @@ class ScopeConnection(Connection):
             # A cursor that holds back what it executes: every listener hears of it, and it goes with COMMIT.
             context.cursor.close()
             context.cursor = self.marker
-        return super()._exec_single_context(dialect, context, statement, parameters)
+        result = super()._exec_single_context(dialect, context, statement, parameters)
+        if context._is_server_side and type(result.cursor_strategy) is BufferedRowCursorFetchStrategy:
+            result.cursor_strategy.__class__ = _Streamed
+        return result
 
     def _handle_dbapi_exception(
         self, e: BaseException, statement: Any, parameters: Any, cursor: Any, context: Any, is_sub_exec: bool = False
@@ -325,6 +329,45 @@ class ScopeConnection(Connection):
                 self.held.pop(HELD, None)
             if self.unit is not None:
                 self.unit = self.failures = self.beginning = self.marker = None
+
+
+USER = "user"
+"""The key in `Unit.inside` under which whoever is inside the session stands."""
+
+
+class _Streamed(BufferedRowCursorFetchStrategy):
+    """Reads a result that the server still sends: it takes the session as a statement does, while it asks for rows."""
+
+    __slots__ = ()
+
+    def _buffer_rows(self, result: Any, dbapi_cursor: Any) -> None:
+        _as_user(result, super()._buffer_rows, dbapi_cursor)
+
+    def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
+        return _as_user(result, super().fetchmany, dbapi_cursor, size)
+
+    def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
+        return _as_user(result, super().fetchall, dbapi_cursor)
+
+
+def _as_user(result: Any, read: Callable[..., Any], *args: Any) -> Any:
+    if result.connection.closed:
+        raise ScopeError(
+            "a streamed result was read after the scope had ended in which it was opened, and its connection is somebody "
+            "else's by now; read it inside the scope"
+        )
+    unit = getattr(result.connection, "unit", None)
+    owner = here()
+    if unit is None or unit.inside.get(USER) == owner:
+        return read(result, *args)
+    if unit.inside.setdefault(USER, owner) != owner:
+        unit.refuse(owner, "stream")
+    try:
+        return read(result, *args)
+    finally:
+        unit.inside.pop(USER, None)
+        if unit.when_free is not None:
+            unit.when_free()
 
 
 _classes: dict[type[Connection], type[ScopeConnection]] = {Connection: ScopeConnection}

@@ -19,6 +19,7 @@ from ..context import _get_running_loop as get_running_loop
 from ..errors import ScopeError, UnexpectedRollback, told
 from . import seams
 from .commit import prepare
+from .connection import USER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,10 +35,6 @@ Unit = Any  # unit.Unit, which stands on this file
 logger = logging.getLogger("sessionkit")
 
 _ACTIVE = SessionTransactionState.ACTIVE
-
-USER = "user"
-"""The key in `Unit.inside` under which whoever is inside the session stands."""
-
 
 def unit_of(session: orm.Session) -> Unit | None:
     """Return the unit that owns a session, or None if no scope does.
