@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ._loops import Place, drops_quietly, goes_back, warn_if_unknown
 from ._observers import observers, tell_retried
@@ -23,8 +23,7 @@ from .retry import Attempt, Attempts, Retry, Run
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    from .scope import AsyncScope, Scope
+    from types import TracebackType
 
 logger = logging.getLogger("sessionkit")
 
@@ -41,6 +40,38 @@ __all__ = [
 
 S = TypeVar("S")
 R = TypeVar("R")
+
+
+class Repeatable(Protocol):
+    """What attempts need of a scope, sync or async."""
+
+    def _joins(self) -> bool:
+        """Return whether entering now would take part in what runs; an error if the options do not allow it."""
+        ...
+
+
+class RepeatableSync(Repeatable, Protocol):
+    """A sync scope."""
+
+    def _begin(self, run: Run | None) -> Any:
+        """Enter it, and return the session."""
+        ...
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class RepeatableAsync(Repeatable, Protocol):
+    """An async scope."""
+
+    async def _begin(self, run: Run | None) -> Any:
+        """Enter it, and return the session."""
+        ...
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
 
 
 class _Bound(Attempt, Generic[S]):
@@ -224,7 +255,7 @@ class AsyncAttempts(_Loop, AsyncIterator[AsyncAttempt[S]]):
         await self._attempts.aclose()
 
 
-def attempts(scope: Scope[Any], policy: Retry, loops: bool = False) -> Generator[SyncAttempt[Any]]:
+def attempts(scope: RepeatableSync, policy: Retry, loops: bool = False) -> Generator[SyncAttempt[Any]]:
     """Yield attempts until one has succeeded; wait in between, holding no connection."""
     if scope._joins():
         joined = SyncAttempt[Any](scope, None, loops)
@@ -249,7 +280,7 @@ def attempts(scope: Scope[Any], policy: Retry, loops: bool = False) -> Generator
 
 
 async def async_attempts(
-    scope: AsyncScope[Any], policy: Retry, loops: bool = False
+    scope: RepeatableAsync, policy: Retry, loops: bool = False
 ) -> AsyncGenerator[AsyncAttempt[Any]]:
     """Yield attempts until one has succeeded; wait in between, holding no connection."""
     if scope._joins():
@@ -272,7 +303,7 @@ async def async_attempts(
             await asyncio.sleep(pause(attempt.delay))
 
 
-def call(scope: Scope[Any], policy: Retry, body: Callable[[Any], R]) -> R:
+def call(scope: RepeatableSync, policy: Retry, body: Callable[[Any], R]) -> R:
     """Call `body` with a session until it has succeeded."""
     result: Any = None
     for attempt in attempts(scope, policy, loops=True):
@@ -284,7 +315,7 @@ def call(scope: Scope[Any], policy: Retry, body: Callable[[Any], R]) -> R:
     raise AssertionError("attempts() ends after a success, or raises")  # pragma: no cover
 
 
-async def async_call(scope: AsyncScope[Any], policy: Retry, body: Callable[[Any], Awaitable[R]]) -> R:
+async def async_call(scope: RepeatableAsync, policy: Retry, body: Callable[[Any], Awaitable[R]]) -> R:
     """Call `body` with a session until it has succeeded."""
     result: Any = None
     async for attempt in async_attempts(scope, policy, loops=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Connection
@@ -17,18 +17,18 @@ from ._paths import SQLALCHEMY, Path, choose
 from ._plan import OMIT
 from ._progress import Bar
 from ._result import BulkResult, Fault, Mismatch, Outcome, Tally, Unfit, Unpackable
-from ._rows import Chunk, Rows, Shapes, chunks, length_of
+from ._rows import Chunk, Rows, chunks, length_of
 from ._statements import tables_of
 from ._undo import start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
     from sqlalchemy.orm import Session
 
+    from ._context import Work
     from ._options import Options
     from ._page import Page
-    from ._plan import Plan, Slot
 
 CHUNK = 10_000  # of what is in memory anyway
 CHUNK_OF_UNKNOWN = 4_000  # of a generator: with everything that is made of them, a few MB
@@ -36,30 +36,6 @@ CHUNK_OF_UNKNOWN = 4_000  # of a generator: with everything that is made of them
 
 # A generator that is read by one call may make another one.
 _depths: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
-
-
-class Work(Protocol):
-    """What a verb wants done; a path knows how."""
-
-    verb: str
-    plan: Plan
-    shapes: Shapes
-    wants_keys: bool
-
-    @property
-    def finds_by(self) -> Sequence[Slot]:
-        """Return the columns that find a row."""
-        ...
-
-    def pages(self, call: Call, chunk: Chunk) -> Iterator[Page]:
-        """Turn a chunk into pages. What is wrong with a row goes to `call.refuse`."""
-        ...
-
-    def verify(self, call: Call, page: Page) -> None:
-        """Raise a `Fault` for the rows of a page that would not be found as expected. Writes nothing."""
-
-    def finish(self, call: Call, tally: Tally) -> None:
-        """Do what is left when all rows are written, still inside of what can be undone."""
 
 
 class Call:

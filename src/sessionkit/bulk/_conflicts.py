@@ -12,7 +12,7 @@ from ._lookup import find
 from ._result import Fault, Mismatch
 
 if TYPE_CHECKING:
-    from ._call import Call
+    from ._context import CallContext
     from ._page import Page
 
 
@@ -26,7 +26,7 @@ def compare(page: Page, count: int) -> None:
         raise Mismatch(count)
 
 
-def swallowed(call: Call, page: Page, count: int) -> StaleDataError:
+def swallowed(call: CallContext, page: Page, count: int) -> StaleDataError:
     """Return the error for rows that were not matched, although all of them are there with the expected version."""
     return StaleDataError(
         f"of {len(page)} rows of {call.plan.name}, {count} were matched by bulk.{call.work.verb}(), and yet all of "
@@ -34,7 +34,7 @@ def swallowed(call: Call, page: Page, count: int) -> StaleDataError:
     )
 
 
-def judge(call: Call, page: Page) -> None:
+def judge(call: CallContext, page: Page) -> None:
     """Compare the rows of a page with those of the database, and lock them.
 
     Raises:
@@ -60,7 +60,7 @@ def judge(call: Call, page: Page) -> None:
         raise Fault(errors, ignored)
 
 
-def _missing(call: Call, page: Page, place: int) -> BulkError:
+def _missing(call: CallContext, page: Page, place: int) -> BulkError:
     position, key = page.positions[place], page.keys()[place]
     message = (
         f"row {position}: there is no {call.plan.name} with the key {', '.join(map(repr, key))} to {call.work.verb}; "
@@ -70,7 +70,7 @@ def _missing(call: Call, page: Page, place: int) -> BulkError:
     return BulkError.of(StaleDataError(message), message, position=position, row=page.rows[place], column=column)
 
 
-def _conflict(call: Call, page: Page, place: int, key: tuple[Any, ...], current: Any) -> VersionConflict:
+def _conflict(call: CallContext, page: Page, place: int, key: tuple[Any, ...], current: Any) -> VersionConflict:
     attempted: dict[str, Any] | None = None
     if call.work.verb != "delete":
         attempted = {

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .._dialects._bulk import ColumnFacts
-    from ._call import Call
+    from ._context import CallContext
     from ._page import Page
 
 
-def refusal(call: Call, page: Page, method: str) -> str | None:
+def refusal(call: CallContext, page: Page, method: str) -> str | None:
     """Tell why the rows cannot be sent this way."""
     fields = _fields(call, page)
     return fields if isinstance(fields, str) else None
 
 
-def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
+def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
     """Pack the first rows, and return what sends them and packs the others meanwhile."""
     order, pack = _packer(call, page)
     work: Any = call.work
@@ -35,7 +35,7 @@ def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Call
     return lambda: _send(call, page, order, data)
 
 
-def _send(call: Call, page: Page, order: list[int], data: CopyData) -> Outcome:
+def _send(call: CallContext, page: Page, order: list[int], data: CopyData) -> Outcome:
     columns = [page.cells[place].slot.column for place in order]
     assert call.plan.table is not None
     call.dialect.copy_in(call.connection, call.plan.table, columns, data)
@@ -43,7 +43,7 @@ def _send(call: Call, page: Page, order: list[int], data: CopyData) -> Outcome:
     return Outcome(inserted=len(page), keys=keys)
 
 
-def _with_reserved_keys(call: Call, page: Page) -> Outcome:
+def _with_reserved_keys(call: CallContext, page: Page) -> Outcome:
     """Take as many keys as there are rows from the sequence of the table, and write them with the rows."""
     from . import _sets
 
@@ -57,14 +57,14 @@ def _with_reserved_keys(call: Call, page: Page) -> Outcome:
     return _send(call, keyed, order, CopyData(pack, keyed.values))
 
 
-def _packer(call: Call, page: Page) -> Any:
+def _packer(call: CallContext, page: Page) -> Any:
     fields = _fields(call, page)
     assert not isinstance(fields, str), fields
     key = ("copy", tuple(fields))
     return call.plan.remembered(key, lambda: row_packer(fields))
 
 
-def _fields(call: Call, page: Page) -> list[Field] | str:
+def _fields(call: CallContext, page: Page) -> list[Field] | str:
     """Return how each cell is sent, by what the columns are in the database; or what speaks against it."""
     table = call.plan.table
     assert table is not None

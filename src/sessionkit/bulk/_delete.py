@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from ._build import Builder
+    from ._context import CallContext
     from ._page import Page
     from ._result import BulkResult
     from ._rows import Chunk, Rows
@@ -31,7 +32,7 @@ class DeleteWork(KeyedWork):
         once: OnDuplicate = "error" if on_duplicate == "error" else "first"
         super().__init__(plan, Shapes(plan, keys=True), plan.key, missing, once)
 
-    def read(self, call: Call, chunk: Chunk) -> list[Page]:
+    def read(self, call: CallContext, chunk: Chunk) -> list[Page]:
         bare = self.shapes.bare(chunk.rows)
         if bare is None:
             return super().read(call, chunk)
@@ -41,7 +42,7 @@ class DeleteWork(KeyedWork):
     def builder(self, keys: frozenset[str]) -> Builder:
         return key_builder(self.plan, keys)
 
-    def finished(self, call: Call, page: Page) -> Page:
+    def finished(self, call: CallContext, page: Page) -> Page:
         call.tally.result.checked = call.tally.result.checked or bool(page.places("expect"))
         return page
 

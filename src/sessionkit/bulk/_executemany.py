@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Dialect
 
-    from ._call import Call
+    from ._context import CallContext
 
 
-def refusal(call: Call, page: Page, method: str) -> str | None:
+def refusal(call: CallContext, page: Page, method: str) -> str | None:
     """Tell why the rows cannot be sent this way."""
     work: Any = call.work
     if work.verb == "upsert" and work.status and work.is_conditional:
@@ -33,7 +33,7 @@ def refusal(call: Call, page: Page, method: str) -> str | None:
     return None
 
 
-def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
+def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
     """Bring the values into the driver's form, and return what sends them."""
     if call.work.wants_keys:
         rows = _adapt(call, page, range(len(page.cells)))
@@ -48,7 +48,7 @@ def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Call
     return lambda: _send(call, page, sql, rows)
 
 
-def _send(call: Call, page: Page, sql: str, rows: list[tuple[Any, ...]]) -> Outcome:
+def _send(call: CallContext, page: Page, sql: str, rows: list[tuple[Any, ...]]) -> Outcome:
     work: Any = call.work
     there: list[bool] = work.existing(call, page) if work.verb == "upsert" else []
     count = call.connection.exec_driver_sql(sql, rows).rowcount
@@ -60,7 +60,7 @@ def _send(call: Call, page: Page, sql: str, rows: list[tuple[Any, ...]]) -> Outc
     return Outcome(updated=count) if work.verb == "update" else Outcome(deleted=count)
 
 
-def _delete_all(call: Call, page: Page, *conditions: ColumnElement[bool]) -> Outcome:
+def _delete_all(call: CallContext, page: Page, *conditions: ColumnElement[bool]) -> Outcome:
     """Delete by one list of keys, which is faster than a statement for each of them."""
     assert call.plan.table is not None
     count = call.connection.execute(sa_delete(call.plan.table).where(*conditions)).rowcount
@@ -68,7 +68,7 @@ def _delete_all(call: Call, page: Page, *conditions: ColumnElement[bool]) -> Out
     return Outcome(deleted=count)
 
 
-def _with_reserved_keys(call: Call, page: Page, rows: list[tuple[Any, ...]]) -> Outcome:
+def _with_reserved_keys(call: CallContext, page: Page, rows: list[tuple[Any, ...]]) -> Outcome:
     """Insert rows whose keys are to be told: they are made here, while nobody else can write.
 
     Args:
@@ -101,7 +101,7 @@ def _with_reserved_keys(call: Call, page: Page, rows: list[tuple[Any, ...]]) -> 
     return Outcome(inserted=len(page), keys=keyed.of_slots(plan.key))
 
 
-def _statement(call: Call, page: Page) -> tuple[str, list[int], dict[int, Any]]:
+def _statement(call: CallContext, page: Page) -> tuple[str, list[int], dict[int, Any]]:
     """Return the SQL, the cell for each of its parameters, and the values of those that are the same for all rows."""
     plan, verb = call.plan, call.work.verb
     dialect = call.connection.dialect
@@ -116,7 +116,9 @@ def _statement(call: Call, page: Page) -> tuple[str, list[int], dict[int, Any]]:
     return found
 
 
-def _compiled(call: Call, page: Page, dialect: Dialect, translation: Any) -> tuple[str, list[int], dict[int, Any]]:
+def _compiled(
+    call: CallContext, page: Page, dialect: Dialect, translation: Any
+) -> tuple[str, list[int], dict[int, Any]]:
     plan, work = call.plan, call.work
     table: Any = plan.table
     names = {parameter_name(place): place for place in range(len(page.cells))}
@@ -146,7 +148,7 @@ def _compiled(call: Call, page: Page, dialect: Dialect, translation: Any) -> tup
 
 
 def _adapt(
-    call: Call, page: Page, places: Sequence[int], constants: dict[int, Any] | None = None
+    call: CallContext, page: Page, places: Sequence[int], constants: dict[int, Any] | None = None
 ) -> list[tuple[Any, ...]]:
     """Return the rows as the driver takes them."""
     dialect = call.connection.dialect
@@ -158,7 +160,7 @@ def _adapt(
     return rows
 
 
-def _adapter(page: Page, places: Sequence[int], call: Call) -> Callable[..., list[tuple[Any, ...]]]:
+def _adapter(page: Page, places: Sequence[int], call: CallContext) -> Callable[..., list[tuple[Any, ...]]]:
     dialect = call.connection.dialect
     names: dict[str, Any] = {"OMIT": OMIT}
     parts: list[str] = []

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from ._context import CallContext
     from ._page import Page
     from ._result import BulkResult, Tally
     from ._rows import Chunk, Rows
@@ -36,17 +37,17 @@ class InsertWork:
         self._render_nulls = render_nulls
         self._made_by_us = [slot for slot in plan.key if slot.supply.kind == "null"]
 
-    def pages(self, call: Call, chunk: Chunk) -> Iterator[Page]:
+    def pages(self, call: CallContext, chunk: Chunk) -> Iterator[Page]:
         read = self.shapes.read(chunk, call.refuse)
         keys = frozenset[str]().union(*read.shapes)
         builder = insert_builder(self.plan, keys, uniform=len(read.shapes) == 1, render_nulls=self._render_nulls)
         page = build(builder, chunk, read, call.refuse)
         yield with_keys(page, self.plan, self._made_by_us, "the key", call.refuse)
 
-    def verify(self, call: Call, page: Page) -> None:
+    def verify(self, call: CallContext, page: Page) -> None:
         """Nothing is expected of rows that do not exist."""
 
-    def finish(self, call: Call, tally: Tally) -> None:
+    def finish(self, call: CallContext, tally: Tally) -> None:
         tally.close(status=False)
         if self.returning:
             tally.result.returned = read_back(call, self.returning, tally.keys())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ._build import Builder
-    from ._call import Call
+    from ._context import CallContext
     from ._options import Missing, OnDuplicate
     from ._plan import Plan, Slot
     from ._result import Tally
@@ -54,11 +54,11 @@ class KeyedWork(ABC):
         """Return the columns that each row has to hold, and what they are."""
         return [(slot, "the key") for slot in self.finds_by]
 
-    def finished(self, call: Call, page: Page) -> Page:
+    def finished(self, call: CallContext, page: Page) -> Page:
         """Return the page as it is to be sent, without the rows that need not be."""
         return page
 
-    def pages(self, call: Call, chunk: Chunk) -> Iterator[Page]:
+    def pages(self, call: CallContext, chunk: Chunk) -> Iterator[Page]:
         pages = self.read(call, chunk)
         if not pages:
             return
@@ -67,11 +67,11 @@ class KeyedWork(ABC):
             if page.values:
                 yield self.finished(call, sorted_by_key(page, self.where(page)))
 
-    def read(self, call: Call, chunk: Chunk) -> list[Page]:
+    def read(self, call: CallContext, chunk: Chunk) -> list[Page]:
         """Return the pages of a chunk, as it came."""
         return self.built(call, chunk, self.shapes.read(chunk, call.refuse))
 
-    def built(self, call: Call, chunk: Chunk, read: Read) -> list[Page]:
+    def built(self, call: CallContext, chunk: Chunk, read: Read) -> list[Page]:
         """Return the pages of what was read, one for each set of keys."""
         return [page for part in group(read) if (page := self._page(call, chunk, part)).values]
 
@@ -79,7 +79,7 @@ class KeyedWork(ABC):
         """Return the cells that find a row."""
         return [place for place, cell in enumerate(page.cells) if cell.role == "key"]
 
-    def _page(self, call: Call, chunk: Chunk, read: Read) -> Page:
+    def _page(self, call: CallContext, chunk: Chunk, read: Read) -> Page:
         (keys,) = read.shapes
         held = {slot for key in keys for slot in self.plan.slots_of(key)}
         for slot, what in self.demanded():
@@ -95,12 +95,12 @@ class KeyedWork(ABC):
         page = build(self.builder(keys), chunk, read, call.refuse)
         return with_keys(page, self.plan, self.finds_by, "the key", call.refuse)
 
-    def compare(self, call: Call, page: Page, count: int) -> None:
+    def compare(self, call: CallContext, page: Page, count: int) -> None:
         """Raise if not all rows were matched; see `_conflicts.compare`."""
         compare(page, count)
 
-    def verify(self, call: Call, page: Page) -> None:
+    def verify(self, call: CallContext, page: Page) -> None:
         judge(call, page)
 
-    def finish(self, call: Call, tally: Tally) -> None:
+    def finish(self, call: CallContext, tally: Tally) -> None:
         tally.close(status=False)

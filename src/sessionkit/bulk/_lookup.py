@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
 
     from .._dialects._bulk import Bulk
-    from ._call import Call
+    from ._context import CallContext
 
     Key = tuple[Any, ...]
 
@@ -39,7 +39,7 @@ def conditions(dialect: Bulk, columns: Sequence[Any], keys: Sequence[Key]) -> It
 
 
 def find(
-    call: Call,
+    call: CallContext,
     columns: Sequence[Any],
     keys: Iterable[Key],
     *,

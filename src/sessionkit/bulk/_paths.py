@@ -10,7 +10,7 @@ from ..errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._call import Call
+    from ._context import CallContext
     from ._page import Page
     from ._result import Outcome
 
@@ -26,7 +26,7 @@ class Path(NamedTuple):
     method: str
     module: str
 
-    def refusal(self, call: Call, page: Page) -> str | None:
+    def refusal(self, call: CallContext, page: Page) -> str | None:
         """Tell why this way cannot take pages of this shape; None if it can."""
         plan = call.plan
         if self is not SQLALCHEMY and (plan.table is None or (plan.below and call.work.verb == "delete")):
@@ -36,7 +36,7 @@ class Path(NamedTuple):
         refusal: str | None = self._module().refusal(call, page, self.method)
         return refusal
 
-    def prepare(self, call: Call, page: Page, *, probe: bool = False) -> Callable[[], Outcome]:
+    def prepare(self, call: CallContext, page: Page, *, probe: bool = False) -> Callable[[], Outcome]:
         """Do all that needs no database, and return what does the rest.
 
         Args:
@@ -68,7 +68,7 @@ _PATHS = {
 }
 
 
-def choose(call: Call, page: Page) -> Path:
+def choose(call: CallContext, page: Page) -> Path:
     """Return the way for a page.
 
     Raises:

@@ -14,12 +14,12 @@ from ._lookup import conditions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ._call import Call
+    from ._context import CallContext
 
     Key = tuple[Any, ...]
 
 
-def read_back(call: Call, returning: Sequence[Any], keys: Sequence[Key | None]) -> list[Any]:
+def read_back(call: CallContext, returning: Sequence[Any], keys: Sequence[Key | None]) -> list[Any]:
     """Return what `returning` asks for, for each key; None where there is none.
 
     Keys alone are not read again: the database has told them already.

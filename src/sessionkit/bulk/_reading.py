@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ._build import Builder
-    from ._call import Call
+    from ._context import CallContext
     from ._duplicates import Seen
     from ._options import OnDuplicate
     from ._plan import Plan, Slot
@@ -117,7 +117,7 @@ def sorted_by_key(page: Page, places: Sequence[int]) -> Page:
 
 
 def without_duplicates(
-    call: Call, pages: list[Page], places: Sequence[Sequence[int]], seen: Seen, on_duplicate: OnDuplicate
+    call: CallContext, pages: list[Page], places: Sequence[Sequence[int]], seen: Seen, on_duplicate: OnDuplicate
 ) -> list[Page]:
     """Return the pages of a chunk with each key once.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, FromClause
 
-    from ._call import Call
+    from ._context import CallContext
     from ._page import Page
     from ._result import Status
 
@@ -40,7 +40,7 @@ class _Array(UserDefinedType[Any]):
         return f"{self.sql}[]"
 
 
-def refusal(call: Call, page: Page, method: str) -> str | None:
+def refusal(call: CallContext, page: Page, method: str) -> str | None:
     """Tell why the rows cannot be sent this way."""
     if not page.cells:
         return "rows that consist of defaults only make no relation"
@@ -59,7 +59,7 @@ def refusal(call: Call, page: Page, method: str) -> str | None:
     return None
 
 
-def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
+def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
     """Pack the values, and return what sends them."""
     fields = _fields(call, page)
     assert not isinstance(fields, str), fields
@@ -75,7 +75,7 @@ def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Call
     return lambda: _send(call, page, fields, lambda: _unnested(page, fields), parameters, "unnest")
 
 
-def _fields(call: Call, page: Page) -> list[Field] | str:
+def _fields(call: CallContext, page: Page) -> list[Field] | str:
     dialect = call.dialect.neutral(call.connection.dialect)
     key = ("fields", page.cells, page.may_omit, dialect)
     fields: list[Field] | str = call.plan.remembered(key, lambda: fields_of(page, dialect))
@@ -97,7 +97,7 @@ def _array_of(place: int, field: Field) -> ColumnElement[Any]:
     return cast(bindparam(parameter_name(place), type_=type_), type_)
 
 
-def _through_table(call: Call, page: Page, fields: list[Field], order: list[int], data: CopyData) -> Outcome:
+def _through_table(call: CallContext, page: Page, fields: list[Field], order: list[int], data: CopyData) -> Outcome:
     name = call.temporary_name
     columns = ", ".join(f"c{place} {field.sql}" for place, field in enumerate(fields))
     execute = call.connection.exec_driver_sql
@@ -128,7 +128,12 @@ def _every_row(kind: str) -> ColumnElement[bool] | None:
 
 
 def _send(
-    call: Call, page: Page, fields: list[Field], source: Callable[[], FromClause], parameters: dict[str, Any], kind: str
+    call: CallContext,
+    page: Page,
+    fields: list[Field],
+    source: Callable[[], FromClause],
+    parameters: dict[str, Any],
+    kind: str,
 ) -> Outcome:
     work: Any = call.work
     verb = work.verb
@@ -143,7 +148,7 @@ def _send(
     return Outcome(updated=len(page)) if verb == "update" else Outcome(deleted=len(page))
 
 
-def _statement(call: Call, page: Page, fields: list[Field], source: FromClause, kind: str) -> Any:
+def _statement(call: CallContext, page: Page, fields: list[Field], source: FromClause, kind: str) -> Any:
     plan = call.plan
     table: Any = plan.table
     verb = call.work.verb
@@ -174,7 +179,7 @@ def _typed(page: Page, fields: list[Field], source: FromClause) -> list[ColumnEl
     return columns
 
 
-def _keys(call: Call, page: Page, result: Any) -> list[tuple[Any, ...]]:
+def _keys(call: CallContext, page: Page, result: Any) -> list[tuple[Any, ...]]:
     keys = [tuple(row) for row in result]
     slots = {cell.slot for cell in page.cells}
     if all(slot in slots for slot in call.plan.key):
@@ -185,7 +190,7 @@ def _keys(call: Call, page: Page, result: Any) -> list[tuple[Any, ...]]:
 
 
 def _upsert(
-    call: Call,
+    call: CallContext,
     page: Page,
     values: list[ColumnElement[Any]],
     parameters: dict[str, Any],

@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Table
 
-    from ._call import Call
+    from ._context import CallContext
     from ._page import Page
     from ._result import Status
 
 
-def refusal(call: Call, page: Page, method: str) -> str | None:
+def refusal(call: CallContext, page: Page, method: str) -> str | None:
     """Nothing is refused."""
     return None
 
 
-def prepare(call: Call, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
+def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
     """Return what sends the page. Values are processed as they are sent."""
     send = {"insert": _insert, "update": _update, "upsert": _upsert, "delete": _delete}[call.work.verb]
     return lambda: _sent(send, call, page)
 
 
-def _sent(send: Callable[[Call, Page], Outcome], call: Call, page: Page) -> Outcome:
+def _sent(send: Callable[[CallContext, Page], Outcome], call: CallContext, page: Page) -> Outcome:
     """Send rows that hold SQL expressions one by one: they are a part of the statement, and each one makes another."""
     alone = [place for place, row in enumerate(page.values) if any(map(_is_sql, row))]
     if not alone or len(page) == 1:
@@ -59,7 +59,7 @@ def _parameters(
     return written, [{key: value for key, value in rows[0].items() if not _is_sql(value)}]
 
 
-def _insert(call: Call, page: Page) -> Outcome:
+def _insert(call: CallContext, page: Page) -> Outcome:
     work: Any = call.work
     plan = call.plan
     outcome = Outcome(inserted=len(page))
@@ -77,7 +77,7 @@ def _insert(call: Call, page: Page) -> Outcome:
     return outcome
 
 
-def _insert_into_several(call: Call, page: Page) -> Outcome:
+def _insert_into_several(call: CallContext, page: Page) -> Outcome:
     """Insert into one table after the other: the first one makes the key, if the rows do not hold it."""
     plan = call.plan
     first, *others = tables_of(plan)
@@ -94,7 +94,7 @@ def _insert_into_several(call: Call, page: Page) -> Outcome:
     return Outcome(inserted=len(page), keys=keys)
 
 
-def _insert_parts(call: Call, page: Page, table: Table, returning: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+def _insert_parts(call: CallContext, page: Page, table: Table, returning: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
     """Insert what a page holds of the rows of one table."""
     columns = {place: column_in(call.plan, cell, table) for place, cell in enumerate(page.cells)}
     places = [place for place, column in columns.items() if column is not None]
@@ -107,7 +107,7 @@ def _insert_parts(call: Call, page: Page, table: Table, returning: Sequence[Any]
     return [tuple(row) for row in call.connection.execute(statement, rows)]
 
 
-def _update(call: Call, page: Page) -> Outcome:
+def _update(call: CallContext, page: Page) -> Outcome:
     value = _value(page)
     count = 0
     for table in tables_of(call.plan):
@@ -118,7 +118,7 @@ def _update(call: Call, page: Page) -> Outcome:
     return Outcome(updated=count)
 
 
-def _delete(call: Call, page: Page) -> Outcome:
+def _delete(call: CallContext, page: Page) -> Outcome:
     value = _value(page)
     count = 0
     for table in call.plan.below:
@@ -129,7 +129,7 @@ def _delete(call: Call, page: Page) -> Outcome:
     return Outcome(deleted=count)
 
 
-def _upsert(call: Call, page: Page) -> Outcome:
+def _upsert(call: CallContext, page: Page) -> Outcome:
     work: Any = call.work
     statement = work.statement(call, page)
     written, rows = _parameters(page, range(len(page.cells)), [cell.slot.column for cell in page.cells])
@@ -159,7 +159,7 @@ def _times(status: Status, count: int) -> list[Status]:
     return [status] * count
 
 
-def upsert_outcome(work: Any, call: Call, page: Page, there: list[bool], count: int) -> Outcome:
+def upsert_outcome(work: Any, call: CallContext, page: Page, there: list[bool], count: int) -> Outcome:
     """Return what became of the rows of an upsert, from which were there before and how many were written in all."""
     written: Status = "updated" if page.places("set") else "unchanged"
     status: list[Status] = [written if old else "inserted" for old in there]
@@ -170,7 +170,7 @@ def upsert_outcome(work: Any, call: Call, page: Page, there: list[bool], count: 
     return outcome
 
 
-def _count(call: Call, statement: Any, page: Page) -> int:
+def _count(call: CallContext, statement: Any, page: Page) -> int:
     """Execute for all rows of a page, and return how many were matched."""
     names = [parameter_name(place) for place in range(len(page.cells))]
     rows = [dict(zip(names, row, strict=True)) for row in page.values]

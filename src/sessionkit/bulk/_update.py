@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from ._build import Builder
+    from ._context import CallContext
     from ._page import Page
     from ._plan import Slot
     from ._result import BulkResult
@@ -46,7 +47,7 @@ class UpdateWork(KeyedWork):
     def builder(self, keys: frozenset[str]) -> Builder:
         return update_builder(self.plan, keys, check=self._check is not False)
 
-    def finished(self, call: Call, page: Page) -> Page:
+    def finished(self, call: CallContext, page: Page) -> Page:
         plan = self.plan
         if not page.places("expect", "set"):
             call.tally.add(page, Outcome(unchanged=len(page)), "")
@@ -59,7 +60,7 @@ class UpdateWork(KeyedWork):
             page.bumps = True
         return page
 
-    def _with_current_versions(self, call: Call, page: Page) -> Page:
+    def _with_current_versions(self, call: CallContext, page: Page) -> Page:
         """Only Python can make the next version, and it needs the current one: read it, under a lock."""
         plan = self.plan
         assert plan.version is not None

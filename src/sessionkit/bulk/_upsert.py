@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Table
     from sqlalchemy.orm import Session
 
+    from ._context import CallContext
     from ._page import Page
     from ._plan import Slot
     from ._result import BulkResult, Status, Tally
@@ -90,7 +91,7 @@ class UpsertWork(KeyedWork):
         if self.match is not None:
             self.finds_by, self.index_where = chosen(self.plan, self.table, self.match, dialect_name)
 
-    def read(self, call: Call, chunk: Chunk) -> list[Page]:
+    def read(self, call: CallContext, chunk: Chunk) -> list[Page]:
         read = self.shapes.read(chunk, call.refuse)
         if not self.finds_by and read.shapes:
             first, *others = read.shapes
@@ -117,7 +118,7 @@ class UpsertWork(KeyedWork):
 
     def statement(
         self,
-        call: Call,
+        call: CallContext,
         page: Page,
         values: Sequence[ColumnElement[Any]] | None = None,
         every: ColumnElement[bool] | None = None,
@@ -167,7 +168,9 @@ class UpsertWork(KeyedWork):
         """Only the database can tell whether a row that is there was written."""
         return self.when_changed or self.where_ is not None
 
-    def keys_of(self, call: Call, page: Page, known: dict[Any, Any] | None = None) -> list[tuple[Any, ...]] | None:
+    def keys_of(
+        self, call: CallContext, page: Page, known: dict[Any, Any] | None = None
+    ) -> list[tuple[Any, ...]] | None:
         """Return the primary key of each row of a page that was sent, if it is asked for.
 
         Args:
@@ -186,14 +189,16 @@ class UpsertWork(KeyedWork):
             found |= find(call, columns, asked, also=[slot.column for slot in self.plan.key])
         return [found[key] for key in wanted]
 
-    def existing(self, call: Call, page: Page) -> list[bool]:
+    def existing(self, call: CallContext, page: Page) -> list[bool]:
         """Return for each row whether it is there before the page is sent."""
         places = self.where(page)
         wanted = page.at(places)
         found = find(call, [page.cells[place].slot.column for place in places], wanted)
         return [key in found for key in wanted]
 
-    def outcome(self, call: Call, page: Page, status: Sequence[Status], known: dict[Any, Any] | None = None) -> Outcome:
+    def outcome(
+        self, call: CallContext, page: Page, status: Sequence[Status], known: dict[Any, Any] | None = None
+    ) -> Outcome:
         """Return what became of a page of which every row is known; for `known` see `keys_of`."""
         return Outcome(
             inserted=status.count("inserted"),
@@ -203,10 +208,10 @@ class UpsertWork(KeyedWork):
             status=status if self.status else None,
         )
 
-    def verify(self, call: Call, page: Page) -> None:
+    def verify(self, call: CallContext, page: Page) -> None:
         """Nothing is expected: no version is compared."""
 
-    def finish(self, call: Call, tally: Tally) -> None:
+    def finish(self, call: CallContext, tally: Tally) -> None:
         tally.close(status=self.status)
         if self.returning:
             tally.result.returned = read_back(call, self.returning, tally.keys())
@@ -231,7 +236,7 @@ def _renewed(plan: Plan, slot: Slot) -> Any:
     return slot.renew.value if slot.renew.kind == "constant" else slot.column.onupdate.arg  # type: ignore[union-attr]
 
 
-def _comparable(column: Any, call: Call) -> Any:
+def _comparable(column: Any, call: CallContext) -> Any:
     # PostgreSQL's json, unlike jsonb, has no equality; its text has.
     impl = column.type.dialect_impl(call.connection.dialect)
     return cast(column, Text) if impl.__visit_name__ == "JSON" else column

@@ -23,7 +23,7 @@ from ._errors import MigrationError
 if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext
 
-    from .operations import AddVersionColumnOp
+    from ._ops import AddVersionColumnOp
 
 LOCK_TIMEOUT = "sessionkit_lock_timeout"
 """Under which name `run_migrations` tells the migration how long to wait for a lock, in seconds."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from alembic.ddl.impl import DefaultImpl
     from alembic.operations import Operations
 
-    from .operations import AddVersionColumnOp
+    from ._ops import AddVersionColumnOp
 
 
 @dataclass(frozen=True, slots=True)

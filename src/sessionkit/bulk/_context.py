@@ -1,0 +1,64 @@
+"""What the parts of a bulk call see of each other: the verb's work, and the call that it goes through."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.orm import Session
+
+    from .._dialects._bulk import Bulk
+    from ..errors import BulkError
+    from ._options import Options
+    from ._page import Page
+    from ._plan import Plan, Slot
+    from ._result import Tally
+    from ._rows import Chunk, Shapes
+
+
+class CallContext(Protocol):
+    """A call of a verb, as the verb and the ways to the database see it: a `Call`."""
+
+    session: Session
+    work: Work
+    options: Options
+    plan: Plan
+    connection: Connection
+    dialect: Bulk
+    tally: Tally
+    temporary_name: str
+
+    def remembered(self, name: str, find: Callable[[], Any]) -> Any:
+        """Return what was found out in this call, or find it out."""
+        ...
+
+    def refuse(self, error: BulkError) -> None:
+        """A row is wrong: note it, or raise."""
+        ...
+
+
+class Work(Protocol):
+    """What a verb wants done; a path knows how."""
+
+    verb: str
+    plan: Plan
+    shapes: Shapes
+    wants_keys: bool
+
+    @property
+    def finds_by(self) -> Sequence[Slot]:
+        """Return the columns that find a row."""
+        ...
+
+    def pages(self, call: CallContext, chunk: Chunk) -> Iterator[Page]:
+        """Turn a chunk into pages. What is wrong with a row goes to `call.refuse`."""
+        ...
+
+    def verify(self, call: CallContext, page: Page) -> None:
+        """Raise a `Fault` for the rows of a page that would not be found as expected. Writes nothing."""
+
+    def finish(self, call: CallContext, tally: Tally) -> None:
+        """Do what is left when all rows are written, still inside of what can be undone."""
