@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from sqlalchemy.ext import asyncio as sa_asyncio
 
 from ._binds import check_binds
+from ._core.features.readers import split_readers
 from ._factory_info import FactoryInfo
 from ._methods import AsyncScopeMethods
-from ._core.features.readers import split_readers
 from .factory import ContextRegistry, Session, split_options
 
 if TYPE_CHECKING:

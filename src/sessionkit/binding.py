@@ -16,7 +16,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
 from ._core.features.marker import claim
-from ._core.features.twophase import CLAIM_TIMEOUT, Gid, end_coordinator, end_prepared, identity_of, refuse_unable, two_phase_of
+from ._core.features.twophase import (
+    CLAIM_TIMEOUT,
+    Gid,
+    end_coordinator,
+    end_prepared,
+    identity_of,
+    refuse_unable,
+    two_phase_of,
+)
 from ._factory_info import FactoryInfo
 from .context import factory_key
 from .errors import OptionError

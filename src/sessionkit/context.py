@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 __all__ = ["current_session"]
 
-_get_running_loop = asyncio._get_running_loop
+get_running_loop = asyncio._get_running_loop
 _current_task = asyncio.current_task
-_get_ident = threading.get_ident
+get_ident = threading.get_ident
 
 
 def here() -> object:
     """Return who is running: the asyncio task if there is one, else the thread's identifier."""
-    loop = _get_running_loop()
+    loop = get_running_loop()
     if loop is not None:
         task = _current_task(loop)
         if task is not None:
             return task
-    return _get_ident()
+    return get_ident()
 
 
 def describe(owner: object) -> str:

@@ -14,11 +14,11 @@ from sqlalchemy import orm
 from sqlalchemy.util import ScopedRegistry
 
 from ._binds import check_binds
+from ._core.features.readers import split_readers
+from ._core.session import AwareSession
 from ._factory_info import FactoryInfo
 from ._methods import ScopeMethods
 from ._plan import Options, Request
-from ._core.features.readers import split_readers
-from ._core.session import AwareSession
 from .context import factory_key, here, innermost
 from .errors import OptionError
 

@@ -14,14 +14,27 @@ from sqlalchemy.util import greenlet_spawn
 
 from ._core import hooks
 from ._core.joined import Joined
-from ._core.session import ScopeAware, get_ident, get_running_loop, make_aware, unit_of
+from ._core.session import ScopeAware, make_aware, unit_of
 from ._core.unit import Unit
 from ._decorate import INJECTED, async_run, form_of, run, wrap, wrap_async
 from ._factory_info import FactoryInfo
 from ._observers import observers, tell_entered, tell_left
 from ._plan import Options, Request, Step, plan, plan_passed
 from ._twins import to_completion
-from .context import Entry, State, current_of, factory_key, here, innermost, pop, push, sync_session_of, top
+from .context import (
+    Entry,
+    State,
+    current_of,
+    factory_key,
+    get_ident,
+    get_running_loop,
+    here,
+    innermost,
+    pop,
+    push,
+    sync_session_of,
+    top,
+)
 from .errors import ColourError, OptionError, ScopeError, set_outcome
 from .isolation import NOTHING_ASKED
 
@@ -104,13 +117,14 @@ class BaseScope(Generic[H]):
             session.close()
             raise
 
-    def _entered(self, entry: Entry) -> Any:
+    def _entered(self, entry: Entry) -> H:
         """Make an entry the ambient one, and return what its body gets."""
         if observers:
             entry.observations = tell_entered(entry)
         self._entries[entry] = None
         push(entry)
-        return entry.handed
+        handed: H = entry.handed
+        return handed
 
     def _leave(self) -> Entry:
         """Return the entry that ends now."""
@@ -176,13 +190,11 @@ class Scope(BaseScope[S]):
             for feature in unit.features:
                 if feature.asks:
                     _enter_feature(unit, feature.entering)
-            handed: S = self._entered(unit)
-            return handed
+            return self._entered(unit)
         entry = Joined(self, outer.handed, owner, outer.unit)
         if step is not Step.JOIN or entry.allows_commits:
             entry.begin(sync_session_of(outer.handed, "a scope"), step)
-        handed = self._entered(entry)
-        return handed
+        return self._entered(entry)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -280,13 +292,11 @@ class AsyncScope(BaseScope[AS]):
             for feature in unit.features:
                 if feature.asks:
                     await greenlet_spawn(_enter_feature, unit, feature.entering)
-            handed: AS = self._entered(unit)
-            return handed
+            return self._entered(unit)
         entry = Joined(self, outer.handed, owner, outer.unit)
         if step is not Step.JOIN or entry.allows_commits:
             await outer.handed.run_sync(entry.begin, step)
-        handed = self._entered(entry)
-        return handed
+        return self._entered(entry)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -34,11 +34,12 @@ from ..errors import (
     told,
 )
 from .connection import Failure, ScopeConnection, failures_of
-from .savepoints import commit_in_order, connections, core_transactions, within
+from .savepoints import commit_in_order, connections, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy.engine import Engine
     from sqlalchemy.orm import SessionTransaction
 
 _ACTIVE = SessionTransactionState.ACTIVE
@@ -192,10 +193,10 @@ def commit(unit: Unit, leaving: BaseException | None = None) -> None:
         unit.state = State.ROLLED_BACK
         unit.give_up_connection()
     except BaseException as error:
-        unit.state = _state_after(unit, error)
-        if unit.state is not State.COMMITTED:
+        state = unit.state = _state_after(unit, error)
+        if state is not State.COMMITTED:
             unit.give_up_connection()
-        if unit.state is State.UNKNOWN and isinstance(error, Exception):
+        if state is State.UNKNOWN and isinstance(error, Exception):
             _resolve(unit, error)
             if unit.state is State.COMMITTED:
                 return
@@ -239,8 +240,9 @@ def _state_after(unit: Unit, error: BaseException) -> State:
     if unit.state is not State.COMMITTING:
         return State.ROLLED_BACK
     for feature in unit.features:
-        if feature.state is not None:
-            return feature.state
+        known: State | None = feature.state
+        if known is not None:
+            return known
     held: list[Any] = unit.held
     if unit.transaction._state.name == "COMMITTED" or (held and all(each.committed for each in held)):
         return State.COMMITTED  # what came after it has failed: a listener of after_commit, an override of commit()
@@ -268,15 +270,16 @@ def _outcomes(unit: Unit, held: list[Any], error: BaseException) -> dict[Any, Ou
 
 
 def _refuse_partial(unit: Unit, error: BaseException, outcomes: dict[Any, Outcome]) -> None:
-    unit.outcomes = {connection.engine: outcome for connection, outcome in outcomes.items()}
-    text = ", ".join(f"{engine.url!r} is {outcome}" for engine, outcome in unit.outcomes.items())
+    ends: dict[Engine, Outcome] = {connection.engine: outcome for connection, outcome in outcomes.items()}
+    unit.outcomes = ends
+    text = ", ".join(f"{engine.url!r} is {outcome}" for engine, outcome in ends.items())
     message = (
         f"the databases of {unit} did not end alike: {text}; it is not retried. With twophase=True they commit as one"
     )
     if isinstance(error, Exception):
         unit.state = State.UNKNOWN
         unit.give_up_connection()
-        raise PartialCommit(message, unit.outcomes) from error
+        raise PartialCommit(message, ends) from error
     error.add_note(message)
 
 

@@ -271,7 +271,7 @@ class ScopeConnection(Connection):
             commit(self)
         try:
             self.send_commit()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - SQLAlchemy raises it, as it does from its own COMMIT
             if self.beginning is not None:
                 self.beginning.dialect.commit_failed(self)
             try:
@@ -428,6 +428,7 @@ def failures_of(connection: Connection) -> FailureLog | None:
 # A pool may hand one connection to several units (StaticPool, SingletonThreadPool), and a forked process has copies of
 # its parent's sockets. The second unit is refused before it touches anything: to give the connection back would already
 # roll the first one back.
+
 
 def _held_by(pool: Any) -> Any:
     """Return what the pool knows of the one connection that it would hand out now; None if it has none yet."""

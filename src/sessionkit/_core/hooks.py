@@ -83,13 +83,12 @@ class HookRun:
                 logger.error("a hook failed; the data is %s", self.outcome, exc_info=error)
                 first.add_note(f"besides, a hook failed: {told(error)}")
             return
+        # KeyboardInterrupt, CancelledError: these take precedence.
+        urgent = next((error for error in errors if not isinstance(error, Exception)), None)
         try:
-            for error in errors:
-                if not isinstance(error, Exception):  # KeyboardInterrupt, CancelledError: these take precedence
-                    raise error
-            raise _hook_error(errors, self.outcome)
+            raise _hook_error(errors, self.outcome) if urgent is None else urgent
         finally:
-            del error, errors  # an error whose traceback leads to itself would live until the garbage collection
+            del errors, urgent  # an error whose traceback leads to itself would live until the garbage collection
 
 
 def _hook_error(errors: list[BaseException], outcome: Outcome) -> HookError:

@@ -6,16 +6,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import orm
 from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.util.concurrency import in_greenlet
 
-from ..context import OPEN, State, describe, here
-from ..context import _get_ident as get_ident
-from ..context import _get_running_loop as get_running_loop
+from ..context import OPEN, State, get_ident, get_running_loop, here
 from ..errors import ScopeError, UnexpectedRollback, told
 from . import seams
 from .commit import prepare
@@ -94,7 +92,7 @@ class ScopeAware(_Base):
     _sessionkit_unit: Unit | None = None
 
     if not TYPE_CHECKING:  # out of the type checkers' sight, to keep SQLAlchemy's overloads
-        begin_nested = _one_at_a_time("begin_nested", lambda transaction: _savepoint(transaction))
+        begin_nested = _one_at_a_time("begin_nested", lambda transaction: _savepoint(transaction))  # noqa: PLW0108 - it comes below
         bulk_insert_mappings = _one_at_a_time("bulk_insert_mappings")
         bulk_save_objects = _one_at_a_time("bulk_save_objects")
         bulk_update_mappings = _one_at_a_time("bulk_update_mappings")
@@ -178,17 +176,20 @@ class AwareSession(ScopeAware, orm.Session):
 class UnitTransaction(orm.SessionTransaction):
     """The root transaction of a unit: it connects as the unit asks, and commits only what the unit permits."""
 
+    session: Any  # a ScopeAware one
+
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
         held = self._connections.get(bind)
         if held is not None and self._state is _ACTIVE and not execution_options:
             return held[0]
-        unit: Any = self.session._sessionkit_unit
+        unit = self.session._sessionkit_unit
         if held is not None or self._state is not _ACTIVE:
             return super()._connection_for_bind(bind, execution_options)
-        return unit.connect(super()._connection_for_bind, bind, execution_options)
+        connection: Connection = unit.connect(super()._connection_for_bind, bind, execution_options)
+        return connection
 
     def _prepare_impl(self) -> None:
-        unit: Any = self.session._sessionkit_unit
+        unit = self.session._sessionkit_unit
         if unit.state is OPEN:
             raise ScopeError(
                 f"commit() was called on the transaction of {unit}, which decides when its transaction ends: it commits "
@@ -249,7 +250,8 @@ def aware_class(kind: type[orm.Session]) -> type[orm.Session]:
     aware = _aware_classes.get(kind)
     if aware is None:
         try:
-            aware = type(kind.__name__, (kind, AwareSession), {"__module__": kind.__module__})
+            users = cast("type[Any]", kind)  # the type checkers believe that it is Session itself
+            aware = type(kind.__name__, (users, AwareSession), {"__module__": kind.__module__})
         except TypeError:  # the bases of the user's class cannot be put in such an order
             aware = type(kind.__name__, (ScopeAware, kind), {"__module__": kind.__module__})
         _aware_classes[kind] = aware

@@ -16,14 +16,14 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.util import await_only
 
 from .. import _dialects
-from ..context import ENDING, Entry, State, describe, here
+from ..context import ENDING, Entry, State, describe, get_ident, get_running_loop, here
 from ..errors import ConcurrentUse, OptionError, Outcome, ScopeError, is_aftermath, set_first
 from ..isolation import NOTHING_ASKED, Isolation
 from .commit import commit, first_failure
 from .connection import Failure, connect, follow, unfollow
 from .features import features_of
 from .savepoints import Savepoints, connections
-from .session import USER, UnitTransaction, get_ident, get_running_loop
+from .session import USER, UnitTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,7 +151,9 @@ class Unit(Entry):
 
     # -- what it talks to -------------------------------------------------------------------------------------------
 
-    def connect(self, inherited: Callable[[Any, Any], Connection], bind: Engine | Connection, options: Any) -> Connection:
+    def connect(
+        self, inherited: Callable[[Any, Any], Connection], bind: Engine | Connection, options: Any
+    ) -> Connection:
         """Return the connection for what the session is bound to: the unit uses it for the first time."""
         if not self.features:
             return self._connect(inherited, bind, options)
@@ -161,13 +163,14 @@ class Unit(Entry):
                 routed = feature.route(routed)
             try:
                 connection = self._connect(inherited, routed, options)
-                break
             except Exception as error:
-                if not any([feature.connect_failed(routed, error) for feature in self.features]):
+                routed_anew = [feature.connect_failed(routed, error) for feature in self.features]  # each learns of it
+                if not any(routed_anew):
                     raise
-        for feature in self.features:
-            feature.connected(connection)
-        return connection
+                continue
+            for feature in self.features:
+                feature.connected(connection)
+            return connection
 
     def _connect(self, inherited: Callable[[Any, Any], Connection], bind: Any, options: Any) -> Connection:
         if isinstance(bind, Connection):
@@ -280,7 +283,12 @@ class Unit(Entry):
         self.state = ENDING
         if self.inside.get(USER, owner) != owner:
             free = asyncio.get_running_loop().create_future()
-            self.when_free = lambda: free.done() or free.set_result(None)
+
+            def set_free() -> None:
+                if not free.done():
+                    free.set_result(None)
+
+            self.when_free = set_free
             await free
 
     def _wait_until_free(self, owner: object) -> None:

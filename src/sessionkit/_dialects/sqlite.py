@@ -95,7 +95,9 @@ def _look(connection: Any) -> None:
 
 def _takes_lock(engine: Engine, wanted: _Wanted) -> bool:
     # Asked for each transaction: the engine may be configured anew after its first scope.
-    return not wanted.query_only and (not configs or (config := config_of(engine)) is None or config.begin == "immediate")
+    return not wanted.query_only and (
+        not configs or (config := config_of(engine)) is None or config.begin == "immediate"
+    )
 
 
 def _begin(wanted: _Wanted, connection: Any) -> None:

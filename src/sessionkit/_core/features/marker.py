@@ -16,7 +16,7 @@ from ..._schemas import translate
 from ...errors import OptionError, ScopeError
 from ...isolation import Preset
 from .. import seams
-from ..connection import ONE, WITH_COMMIT, connect
+from ..connection import ONE, WITH_COMMIT, ScopeConnection, connect
 from ..savepoints import connections, is_committed
 from .base import Feature
 from .deadline import Watchdog
@@ -24,6 +24,7 @@ from .deadline import Watchdog
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.orm import Session
+
 
 class _Verified(Feature):
     """What both ways share."""
@@ -73,7 +74,11 @@ class VerifiedByMarker(_Verified):
         self.key = key
         engine, asynchronous = connection.engine, unit.asynchronous
         unit.question = lambda seconds: claim(engine, key, seconds, asynchronous)
-        if getattr(connection, "unit", None) is unit and is_committed(unit.transaction, connection):
+        if (
+            isinstance(connection, ScopeConnection)
+            and connection.unit is unit
+            and is_committed(unit.transaction, connection)
+        ):
             connection.marker = _dialects.of(connection).with_commit(connection)
         commits.mark(connection, key, {} if connection.marker is None else {WITH_COMMIT: True})
 

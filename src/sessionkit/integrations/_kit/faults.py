@@ -11,6 +11,8 @@ from ..._spi import _dialects
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
+    from ..._spi import ScopeConnection
+
 __all__ = ["Fault", "Faults", "database_error"]
 
 
@@ -49,7 +51,7 @@ class Faults:
     def __init__(self) -> None:
         self.waiting: list[Fault] = []
 
-    def at_commit(self, connection: Connection, savepoint: str | None) -> None:
+    def at_commit(self, connection: ScopeConnection, savepoint: str | None) -> None:
         """Do what is due where a COMMIT is sent, or the RELEASE of `savepoint` that stands for it.
 
         Raises:

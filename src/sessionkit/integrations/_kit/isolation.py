@@ -62,7 +62,9 @@ class Isolation:
             )
         keys = [factory_key(each) for each in factories]
         self._plain = [each for each in keys if is_plain(each)]
-        self._infos = [info for each in keys if isinstance(info := getattr(each, "_sessionkit_info", None), FactoryInfo)]
+        self._infos = [
+            info for each in keys if isinstance(info := getattr(each, "_sessionkit_info", None), FactoryInfo)
+        ]
         self._release = release
         self.problems: list[Problem] = []
         self._faults = Faults()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Executable
     from sqlalchemy.engine import URL, Connection, Engine
 
+    from ..._spi import ScopeConnection
+
 __all__ = ["OwnDatabase"]
 
 
@@ -36,7 +38,7 @@ class OwnDatabase:
         OptionError: the database cannot be copied.
     """
 
-    def __init__(self, engine: Engine, at_commit: Callable[[Connection, str | None], None]) -> None:
+    def __init__(self, engine: Engine, at_commit: Callable[[ScopeConnection, str | None], None]) -> None:
         template = _dialects.of(engine).template
         if template is None:
             raise OptionError(f"mode='template' was asked for, but nobody has looked how to copy {engine!r}")
@@ -67,7 +69,7 @@ class OwnDatabase:
                 "had connections already; leave creator= out, or have the engine disposed of before the test"
             )
 
-    def _commit(self, connection: Connection) -> None:
+    def _commit(self, connection: ScopeConnection) -> None:
         if root_of(connection.engine) is self._engine:
             self._at_commit(connection, None)
 

@@ -71,7 +71,7 @@ class SharedConnection:
         self,
         engine: Engine,
         problems: list[Problem],
-        at_commit: Callable[[Connection, str | None], None],
+        at_commit: Callable[[ScopeConnection, str | None], None],
         *,
         release: bool = False,
     ) -> None:
@@ -237,7 +237,7 @@ class SharedConnection:
             connection.dialect.do_savepoint(connection, name)
             user.loses = None
 
-    def _on_release(self, connection: Connection, name: str) -> None:
+    def _on_release(self, connection: ScopeConnection, name: str) -> None:
         if connection is not self._connection or not self._users:
             return
         try:
