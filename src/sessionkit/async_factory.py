@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from sqlalchemy.ext import asyncio as sa_asyncio
 
 from ._binds import check_binds
-from ._core.features.readers import split_readers
+from ._core.features import split_readers
 from ._factory_info import FactoryInfo
 from ._methods import AsyncScopeMethods
 from .factory import ContextRegistry, Session, split_options

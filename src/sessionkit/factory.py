@@ -14,7 +14,7 @@ from sqlalchemy import orm
 from sqlalchemy.util import ScopedRegistry
 
 from ._binds import check_binds
-from ._core.features.readers import split_readers
+from ._core.features import split_readers
 from ._core.session import AwareSession
 from ._factory_info import FactoryInfo
 from ._methods import ScopeMethods

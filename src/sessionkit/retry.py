@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from sqlalchemy.orm.exc import StaleDataError
@@ -138,6 +137,8 @@ def _check_also(also: object, on: object) -> tuple[str, ...]:
     kinds = tuple(also)
     for kind in kinds:
         if kind not in KINDS:
+            from difflib import get_close_matches
+
             near = get_close_matches(str(kind), KINDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the kinds are {', '.join(sorted(KINDS))}"
             raise OptionError(f"also={also!r} was asked for, but errors.classify() knows no kind {kind!r}; {hint}")

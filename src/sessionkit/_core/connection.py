@@ -20,7 +20,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from .. import _dialects
-from ..commits import explain
 from ..context import State, forks, here
 from ..errors import ScopeError, UnexpectedRollback, told
 from . import seams
@@ -278,6 +277,8 @@ class ScopeConnection(Connection):
                 self._handle_dbapi_exception(error, None, None, None, None)
             except DBAPIError as wrapped:
                 if self.marker is not None and self.marker.refused:
+                    from ..commits import explain
+
                     explain(wrapped)
                 raise
         self.committed = True

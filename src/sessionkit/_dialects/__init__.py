@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import cockroachdb, mysql, postgresql, sqlite
 from ._base import Asked, Beginning, Dialect, deadline, is_autocommit, refuse_autocommit, root_of
+from ._bulk import Bulk
 from ._json import dumps_of
 from ._replication import Position, Replication, Standing
-from ._two_phase import TwoPhase
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
+    from ._two_phase import TwoPhase as TwoPhase
+
 __all__ = [
     "Asked",
     "Beginning",
+    "Bulk",
     "Dialect",
     "Position",
     "Replication",
     "Standing",
-    "TwoPhase",
     "deadline",
     "dumps_of",
     "is_autocommit",
@@ -31,9 +33,16 @@ __all__ = [
     "root_of",
 ]
 
-_TABLE: dict[str, Dialect] = {
-    entry.name: entry for entry in (postgresql.DIALECT, sqlite.DIALECT, mysql.MYSQL, mysql.MARIADB, cockroachdb.DIALECT)
+_ENTRIES = {
+    "cockroachdb": ("cockroachdb", "DIALECT"),
+    "mariadb": ("mysql", "MARIADB"),
+    "mysql": ("mysql", "MYSQL"),
+    "postgresql": ("postgresql", "DIALECT"),
+    "sqlite": ("sqlite", "DIALECT"),
 }
+"""Where the entries are. Each is loaded when it is asked for first, and with it what SQLAlchemy has for its dialect."""
+
+_TABLE: dict[str, Dialect] = {}
 
 
 def register(entry: Dialect) -> None:
@@ -50,5 +59,13 @@ def of_name(name: str) -> Dialect:
     """Return the table entry of a dialect by SQLAlchemy's name for it; if there is none, one that adds nothing."""
     entry = _TABLE.get(name)
     if entry is None:
-        entry = _TABLE[name] = Dialect(name)
+        entry = _TABLE.setdefault(name, _load(name))
+    return entry
+
+
+def _load(name: str) -> Dialect:
+    if name not in _ENTRIES:
+        return Dialect(name)
+    module, variable = _ENTRIES[name]
+    entry: Dialect = getattr(import_module(f".{module}", __name__), variable)
     return entry

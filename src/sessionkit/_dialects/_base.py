@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from ..errors import OptionError
 from ._bulk import Bulk
-from ._replication import Replication
-from ._template import Template
-from ._two_phase import TwoPhase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +17,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.engine import Connection, Engine
 
+    from ._replication import Replication
+    from ._template import Template
+    from ._two_phase import TwoPhase
     from ._with_commit import WithCommit
 
 deadline: ContextVar[float | None] = ContextVar("sessionkit_deadline", default=None)

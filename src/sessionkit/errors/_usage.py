@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from ._base import SessionKitError
@@ -44,6 +43,8 @@ class UnknownOptionError(OptionError):
     """
 
     def __init__(self, asked: str, known: Iterable[str], where: str) -> None:
+        from difflib import get_close_matches
+
         names = sorted(known)
         near = get_close_matches(asked, names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(names)}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .base import Feature
-
-__all__ = ["Feature", "features_of"]
+if TYPE_CHECKING:
+    from .base import Feature as Feature
+    from .readers import Readers
 
 Unit = Any  # unit.Unit, which stands on this
 
@@ -52,3 +52,21 @@ def features_of(unit: Unit) -> tuple[Feature, ...]:
 
         found.append(ManualCommit(unit))
     return tuple(found)
+
+
+READERS = ("readers", "read_your_writes", "reader_wait", "max_lag", "no_reader", "allow_writable_readers")
+"""The arguments of a factory that are about readers."""
+
+
+def split_readers(kw: dict[str, Any], bind: Any, before: Readers | None, where: str) -> Readers | None:
+    """Take the arguments about readers out of a factory's and return what they make.
+
+    Raises:
+        OptionError: one has a value that cannot be honoured, or does not go with the others.
+    """
+    given = {name: kw.pop(name) for name in READERS if name in kw}
+    if not given:
+        return before
+    from .readers import readers_of
+
+    return readers_of(given, bind, before, where)

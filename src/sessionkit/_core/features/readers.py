@@ -251,15 +251,12 @@ def replication_of(engine: Engine) -> Replication:
     return found
 
 
-def split_readers(kw: dict[str, Any], bind: Any, before: Readers | None, where: str) -> Readers | None:
-    """Take the arguments about readers out of a factory's and return what they make.
+def readers_of(given: dict[str, Any], bind: Any, before: Readers | None, where: str) -> Readers | None:
+    """Return what a factory's arguments about readers make.
 
     Raises:
         OptionError: one has a value that cannot be honoured, or does not go with the others.
     """
-    given = {name: kw.pop(name) for name in Settings._fields if name in kw}
-    if not given:
-        return before
     if before is None and "readers" not in given:
         raise OptionError(f"{next(iter(given))}= was given to {where} without readers=")
     settings = (before.settings if before is not None else Settings())._replace(**given)
