@@ -6,6 +6,8 @@ import asyncio
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+from sqlalchemy.util import await_only, greenlet_spawn
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
@@ -47,19 +49,35 @@ async def to_completion(work: Awaitable[R]) -> tuple[R, asyncio.CancelledError |
     """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as cancellation:
-            if task.cancelled():
-                raise
-            cancelled = cancelled or cancellation
-        except BaseException:  # noqa: BLE001 - task.result() raises it below
-            break
+    error: BaseException | None = None
     try:
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError as cancellation:
+                if task.cancelled():
+                    raise
+                cancelled = cancelled or cancellation
+            except BaseException:  # noqa: BLE001 - task.result() raises it below
+                break
         if cancelled is not None and (error := task.exception()) is not None:
             raise cancelled from error
         return task.result(), cancelled
     finally:
-        # A task holds its error, whose traceback holds this frame: left as it is, they would wait for a collection.
-        error = task = cancelled = None  # type: ignore[assignment]
+        # The traceback of what is raised holds this frame: an error that this frame holds would live until a collection.
+        del task, cancelled, error
+
+
+def uncut(work: Callable[[], object]) -> None:
+    """Call `work`, which awaits through the greenlet bridge, to its end, however often its task is cancelled meanwhile.
+
+    Raises:
+        asyncio.CancelledError: the task was cancelled; `work` has done what it does.
+        BaseException: what `work` raised.
+    """
+    _, cancelled = await_only(to_completion(greenlet_spawn(work)))
+    if cancelled is not None:
+        try:
+            raise cancelled
+        finally:
+            del cancelled

@@ -317,11 +317,14 @@ class AsyncScope(BaseScope[AS]):
         except BaseException as failure:
             await hooks.async_run(_settled(entry, failure), entry.outcome, failure)
             raise
-        leaving = error if error is not None else cancelled
-        if leaving is not None or entry.observations or entry.hooks:
-            await hooks.async_run(_settled(entry, error, cancelled), entry.outcome, leaving)
-        if cancelled is not None:
-            raise cancelled
+        try:
+            if error is not None or cancelled is not None or entry.observations or entry.hooks:
+                leaving = error if error is not None else cancelled
+                await hooks.async_run(_settled(entry, error, cancelled), entry.outcome, leaving)
+            if cancelled is not None:
+                raise cancelled
+        finally:
+            leaving = cancelled = None  # its traceback holds this frame
 
     @overload
     def __call__(
@@ -384,10 +387,13 @@ async def _async_finish_joined(entry: Any, error: BaseException | None) -> None:
         if entry.observations:
             tell_left(entry, failure)
         raise
-    if entry.observations:
-        tell_left(entry, error or cancelled)
-    if cancelled is not None:
-        raise cancelled
+    try:
+        if entry.observations:
+            tell_left(entry, error or cancelled)
+        if cancelled is not None:
+            raise cancelled
+    finally:
+        cancelled = None  # its traceback holds this frame
 
 
 async def _async_end_joined(entry: Any, error: BaseException | None) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from .. import _dialects
+from .._twins import uncut
 from ..context import State, forks, here
 from ..errors import ScopeError, UnexpectedRollback, told
 from . import seams
@@ -200,6 +201,9 @@ class ScopeConnection(Connection):
     def _handle_dbapi_exception(
         self, e: BaseException, statement: Any, parameters: Any, cursor: Any, context: Any, is_sub_exec: bool = False
     ) -> NoReturn:
+        if not isinstance(e, Exception):
+            # SQLAlchemy closes what was interrupted, which is not always enough.
+            (_dialects.of(self) if self.beginning is None else self.beginning.dialect).interrupted(self, e, cursor)
         try:
             super()._handle_dbapi_exception(e, statement, parameters, cursor, context, is_sub_exec)
         except BaseException as error:
@@ -323,6 +327,15 @@ class ScopeConnection(Connection):
             step(adapted)
 
     def close(self) -> None:
+        unit = self.unit
+        if unit is not None and unit.state is State.OPEN and unit.asynchronous:
+            # It could not begin, and SQLAlchemy's session closes it: a pool loses what is cancelled on its way back.
+            self.unit = None
+            try:
+                uncut(self.close)
+            finally:
+                self.failures = self.beginning = self.marker = None
+            return
         try:
             super().close()
         finally:
@@ -489,7 +502,11 @@ def connect(engine: Engine, beginning: Beginning, unit: Any = None) -> ScopeConn
         refuse_shared(engine, unit)
     connection = engine.connect()
     if connection._transaction is not None:
-        connection.rollback()  # a listener of engine_connect asked something, before anything was begun as asked
+        try:
+            connection.rollback()  # a listener of engine_connect asked something, before anything was begun as asked
+        except BaseException:
+            connection.close()
+            raise
     scoped = follow(connection)
     scoped.beginning = beginning
     scoped.unit = unit

@@ -157,6 +157,10 @@ def _cannot_cut(connection: Connection) -> None:
     """Do nothing: how to interrupt this driver from outside is not known."""
 
 
+def _closed(connection: Any, error: BaseException, cursor: Any) -> None:
+    """Do nothing: it is enough that SQLAlchemy closes the connection."""
+
+
 def _ended(connection: Connection) -> None:
     """Do nothing: a COMMIT that failed has ended the transaction."""
 
@@ -217,6 +221,8 @@ class Dialect:
         lost: tells, from what the driver knows without a round trip, that the transaction of a unit's connection cannot
             be committed any more, and why; None where all is well or the driver cannot tell.
         commit_failed: ends a transaction that a failed COMMIT has left open.
+        interrupted: prepares a connection, and the driver's cursor if there is one, for its end: a statement on it was
+            interrupted or cancelled, and SQLAlchemy closes it for that.
         driver_in_transaction: tells of a driver's connection whether it is in a transaction.
         lives_in_memory: tells of an engine whether its database is in the memory of its one connection.
         restrict: has the database refuse writes on a connection from now on, inside a savepoint.
@@ -254,6 +260,7 @@ class Dialect:
     aborts: bool = False
     lost: Callable[[Any], str | None] = _nothing
     commit_failed: Callable[[Any], None] = _ended
+    interrupted: Callable[[Any, BaseException, Any], None] = _closed
     driver_in_transaction: Callable[[Any], bool] = _never
     lives_in_memory: Callable[[Any], bool] = _never
     restrict: Callable[[Connection], None] = _unrestricted

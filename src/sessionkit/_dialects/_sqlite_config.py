@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy.util import await_only
 
 from ._base import root_of
+from ._sqlite_cut import interrupted
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -66,8 +67,13 @@ def set_up(config: Config, dbapi_connection: Any, record: Any) -> None:
             _switch_to_wal(cursor, config.busy_timeout)
         if keeps_open:
             cursor.execute("BEGIN")
-    finally:
-        cursor.close()
+    except BaseException as error:
+        if isinstance(error, Exception):
+            cursor.close()
+        else:
+            interrupted(dbapi_connection, error, cursor)
+        raise
+    cursor.close()
     record.info[_SET_UP] = config
 
 

@@ -40,6 +40,7 @@ from ._base import (
 )
 from ._bulk_sqlite import BULK
 from ._sqlite_config import Config, autocommit_of, config_of, configs, set_up
+from ._sqlite_cut import interrupted
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -192,6 +193,12 @@ def _commit_failed(connection: Any) -> None:
             connection._dbapi_connection.dbapi_connection.rollback()
 
 
+def _interrupted(connection: Any, error: BaseException, cursor: Any) -> None:
+    pooled = connection._dbapi_connection
+    if pooled is not None and pooled.dbapi_connection is not None:
+        interrupted(pooled.dbapi_connection, error, cursor)
+
+
 def _limit_waiting(connection: Connection, driver: Any, wanted: _Wanted) -> None:
     # SQLite does not look at the progress handler while it waits for a lock, and that is a part of the statement too.
     before = int(_first_value(connection, driver, "PRAGMA busy_timeout"))
@@ -341,6 +348,7 @@ DIALECT = Dialect(
     beginning=_beginning,
     lost=_lost,
     commit_failed=_commit_failed,
+    interrupted=_interrupted,
     driver_in_transaction=lambda driver: bool(driver.in_transaction),
     lives_in_memory=_lives_in_memory,
     restrict=_restrict,
