@@ -250,6 +250,7 @@ def _enter_feature(unit: Unit, entering: Callable[[], None]) -> None:
         entering()
     except BaseException as failure:
         unit.finish(failure)
+        set_outcome(failure, unit.outcome)
         raise
 
 

@@ -225,7 +225,7 @@ async def test_tenants_leave_nothing_behind_however_many_there_are(doors: Door, 
     before = engines()
     for number in range(1, 6):
         await use(number)
-    assert engines() == before
+    assert engines() <= before  # those of tests before may be collected meanwhile
 
 
 # Refused

@@ -500,17 +500,19 @@ def connect(engine: Engine, beginning: Beginning, unit: Any = None) -> ScopeConn
     one = unit is not None and isinstance(engine.pool, ONE)
     if one:
         refuse_shared(engine, unit)
-    connection = engine.connect()
-    if connection._transaction is not None:
-        try:
+    connection: Connection | None = None
+    try:  # an interrupt may arrive at any line, and SQLAlchemy's session knows nothing of the connection yet
+        connection = engine.connect()
+        if connection._transaction is not None:
             connection.rollback()  # a listener of engine_connect asked something, before anything was begun as asked
-        except BaseException:
+        scoped = follow(connection)
+        scoped.beginning = beginning
+        scoped.unit = unit
+        if one:
+            scoped.held = scoped.connection.info
+            scoped.held[HELD] = str(unit)
+        return scoped
+    except BaseException:
+        if connection is not None:
             connection.close()
-            raise
-    scoped = follow(connection)
-    scoped.beginning = beginning
-    scoped.unit = unit
-    if one:
-        scoped.held = scoped.connection.info
-        scoped.held[HELD] = str(unit)
-    return scoped
+        raise
