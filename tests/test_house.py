@@ -9,23 +9,29 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy
 
 import sessionkit
+from sessionkit import _dialects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "sessionkit"
 
-# Who may import whom, from the ground up: a room may know only rooms that stand above it in this list.
+# Who may import whom, from the ground up: a room may know only rooms that stand above it in this list. Imports for types
+# count as any other: what a type names, the file knows.
 ROOMS: dict[str, str] = {
     # private, at the bottom: they know nothing
     "_twins": "",
     "_sqlstate": "",
     "_loops": "",
     "_waiting": "",
-    "_observers": "",
     # what everybody may know
     "errors": "_sqlstate",
     "_dialects": "errors",
@@ -33,59 +39,53 @@ ROOMS: dict[str, str] = {
     "retry": "errors",
     "context": "errors",
     "_schemas": "errors",
-    "commits": "_schemas errors _dialects",
+    "commits": "_dialects _schemas errors",
+    "_observers": "context retry",
     # The session's methods that find conflicts: versions put themselves in there, once there are any.
     "_stale": "errors",
-    # what works on a session that it is given; a conflict is found in any session, and ours finds some more
-    "version": "_dialects _stale _twins errors",
-    # what happens inside a session: savepoints, failures, refusals
-    "_unit": "",
-    "_unit.savepoints": "",
-    "_unit.watch": "errors",
-    "_unit.standins": "_dialects",
-    "_unit.watchdog": "_dialects",
-    "_unit.session": "_stale _unit.standins context errors",
-    "hooks": "_unit.savepoints _unit.session _unit.watch context errors",
-    # the unit of work
-    "_unit.locking": "",
-    "_unit.verdict": "_unit.savepoints _unit.watch _dialects errors",
-    "_unit.routes": "_unit.savepoints _unit.watch _unit.watchdog _dialects isolation errors",
-    "_unit.restriction": "_unit.savepoints _unit.watch _dialects errors",
-    "_unit.claims": "_unit.standins _unit.watch _unit.watchdog _dialects commits isolation",
-    "_unit.twophase": "_unit.claims _unit.savepoints _unit.watch _dialects commits errors",
-    "_unit.commit": "_unit.claims _unit.savepoints _unit.twophase _unit.verdict _unit.watch _unit.watchdog _schemas _waiting "
-    "_dialects commits errors",
-    "_unit.readers": "_waiting _dialects errors",
-    "_unit.unit": "_unit.commit _unit.locking _unit.readers _unit.routes _unit.savepoints _unit.session _unit.standins "
-    "_unit.twophase _unit.verdict _unit.watch _unit.watchdog _schemas _dialects context isolation errors",
-    # the scopes around it
-    "_plan": "_schemas isolation retry errors",
-    "_binds": "errors",
-    "_makers": "_plan _unit.routes errors",
-    "_inner": "_plan _unit.restriction _unit.verdict errors",
-    "_attempts": "_loops _observers _waiting retry errors",
+    # what a scope does when it is entered, decided before anything is done
+    "_plan": "_schemas errors isolation retry",
+    # the transaction of a unit, from BEGIN to close: its __init__ says in which order to read it
+    "_core": "",
+    "_core.seams": "",
+    "_core.savepoints": "",
+    "_core.connection": "_core.seams _dialects commits context errors",
+    "_core.hooks": "_core.connection _core.savepoints errors",
+    "_core.commit": "_core.connection _core.savepoints _dialects _waiting context errors",
+    "_core.session": "_core.commit _core.seams _stale context errors",
+    "_core.features": "_core.connection _core.savepoints _core.seams _dialects _schemas _waiting commits context errors "
+    "isolation",
+    "_core.unit": "_core.commit _core.connection _core.features _core.hooks _core.savepoints _core.session _dialects _plan "
+    "context errors isolation retry",
+    "_core.joined": "_core.commit _core.connection _core.features _core.savepoints _core.unit _dialects _plan context errors",
+    # the scopes around it, and the factories that make them
+    "_factory_info": "_core.features _dialects _plan errors isolation",
+    "_attempts": "_loops _observers _waiting errors retry",
     "_decorate": "_attempts errors",
-    "_base_scope": "_inner _makers _observers _plan _unit.session _unit.unit context errors",
-    "scope": "_base_scope _decorate _inner _makers _observers _plan _unit.session _twins _unit.unit context hooks errors",
-    "_methods": "_attempts retry scope",
-    "factory": "_binds _makers _methods _plan _unit.readers _unit.session context errors",
-    "async_factory": "_binds _makers _methods _unit.readers factory",
-    # what works on a session that it is given
-    "bulk": "_dialects _twins _unit.watch errors version",
-    "binding": "_unit.claims _makers _unit.twophase context errors",
+    "scope": "_core.hooks _core.joined _core.session _core.unit _decorate _factory_info _observers _plan _twins context "
+    "errors isolation retry",
+    "hooks": "_core.connection _core.hooks _core.savepoints _core.session context errors",
+    "_binds": "errors",
+    "_methods": "_attempts _plan retry scope",
+    "factory": "_binds _core.features _core.session _factory_info _methods _plan context errors",
+    "async_factory": "_binds _core.features _factory_info _methods factory",
+    # what works on a session that it is given; a conflict is found in any session, and ours finds some more
+    "version": "_dialects _stale errors",
+    "bulk": "_core.connection _dialects _twins errors version",
+    "binding": "_core.features _factory_info commits context errors",
     "sqlite": "_dialects errors",
     # the front hall: names only, each imported at its first use, so it may know every public room
     "__init__": "*",
-    # what stands on the public rooms, and what nothing else may import
-    # A request that is run again tells its scopes so, ends them in another task than it began them in, and asks which of
-    # them leave something behind. A migration waits for its turn. The test kit stands in for engines, and follows
-    # the COMMITs of scopes.
-    "integrations": "* _attempts _dialects _makers _observers _twins _waiting _unit.routes _unit.savepoints _unit.session "
-    "_unit.standins _unit.watch",
-    # The doctor asks what each dialect can do, of the same tables as the scopes.
-    "cli": "* _dialects",
+    # the one door for what stands on the public rooms, and what comes in by it; nothing else may import these
+    "_spi": "_core.connection _core.hooks _core.joined _core.savepoints _core.seams _core.session _core.unit _dialects "
+    "_factory_info _observers _plan _twins _waiting context isolation retry",
+    "integrations": "* _spi",
+    "cli": "* _spi",
     "__main__": "cli",
 }
+
+FILES_OF_CORE = 8
+"""How many files may stand directly in ``_core``, so that the life of a transaction can be read in one sitting."""
 
 # Reached through `import sessionkit`: each of these is an optional dependency, and none may be imported by it.
 OPTIONAL = (
@@ -108,8 +108,8 @@ OPTIONAL = (
 def room_of(module: str) -> str:
     """Name the room of `sessionkit.a.b`: its first part, and the front hall for the package itself."""
     parts = module.removeprefix("sessionkit").lstrip(".").split(".")
-    # The unit's package is large, and each of its modules a room.
-    return ".".join(parts[:2]) if parts[0] == "_unit" else parts[0] or "__init__"
+    # The core is large, and each of its files a room; so are its features, together.
+    return ".".join(parts[:2]) if parts[0] == "_core" else parts[0] or "__init__"
 
 
 def module_of(file: Path) -> str:
@@ -124,26 +124,19 @@ def files() -> list[Path]:
 MODULES = {module_of(file) for file in files()}
 
 
-TYPES_SEEN = ("_dialects", "errors", "version")
-"""Rooms in which an import for types only counts as any other: what a type names, the file knows."""
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
 
 
 class Imports(ast.NodeVisitor):
-    """The modules of ours that a file imports when it runs; in the rooms of `TYPES_SEEN` for its types as well."""
+    """The modules of ours that a file imports: when it runs, later, or for its types only."""
 
     def __init__(self, file: Path) -> None:
-        self.types = room_of(module_of(file)) in TYPES_SEEN
         self.module = module_of(file)
         self.package = self.module if file.name == "__init__.py" else self.module.rpartition(".")[0]
         self.found: list[tuple[str, int]] = []
-        self.visit(ast.parse(file.read_text()))
-
-    def visit_If(self, node: ast.If) -> None:
-        if "TYPE_CHECKING" in ast.unparse(node.test) and not self.types:
-            for other in node.orelse:
-                self.visit(other)
-        else:
-            self.generic_visit(node)
+        self.visit(parsed(file))
 
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
@@ -164,12 +157,17 @@ class Imports(ast.NodeVisitor):
             self.found.append((module, line))
 
 
+@cache
+def imports_of(file: Path) -> Imports:
+    return Imports(file)
+
+
 def arrows() -> list[tuple[str, str, str]]:
     """Return (room, room that it imports, where) for every import between two rooms."""
     return [
         (room_of(imports.module), room_of(imported), f"{file.relative_to(PACKAGE.parent)}:{line}")
         for file in files()
-        for imports in [Imports(file)]
+        for imports in [imports_of(file)]
         for imported, line in imports.found
         if room_of(imported) != room_of(imports.module)
     ]
@@ -209,7 +207,7 @@ def test_a_room_is_entered_by_its_door() -> None:
         f"{file.relative_to(PACKAGE.parent)}:{line} imports {imported}, which is inside of another room; let the "
         f"`__init__` of `{room_of(imported)}` hand out what is needed"
         for file in files()
-        for imports in [Imports(file)]
+        for imports in [imports_of(file)]
         for imported, line in imports.found
         if room_of(imported) != room_of(imports.module)
         and "._" in imported.removeprefix(f"sessionkit.{room_of(imported)}")
@@ -230,9 +228,10 @@ def test_no_arrow_of_the_plan_points_up() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    """Inside a room too: there the plan says nothing."""
+    """Inside a room too: there the plan says nothing. A type that is imported is an arrow as well."""
     edges = {
-        imports.module: {imported for imported, _ in imports.found} for file in files() for imports in [Imports(file)]
+        imports.module: {imported for imported, _ in imports.found if imported != imports.module}
+        for imports in map(imports_of, files())
     }
     done: set[str] = set()
 
@@ -250,9 +249,40 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         walk(module, [])
 
 
+def test_the_core_is_few_files() -> None:
+    found = sorted(file.name for file in (PACKAGE / "_core").glob("*.py") if file.name != "__init__.py")
+    assert len(found) <= FILES_OF_CORE, (
+        f"_core has {len(found)} files ({', '.join(found)}), more than {FILES_OF_CORE}: put the code where its story is "
+        "told, or what only some units ask for into a file of _core/features"
+    )
+    said = (PACKAGE / "_core" / "__init__.py").read_text()
+    assert [name for name in found if f"``{name.removesuffix('.py')}``" not in said] == []
+
+
+def compared(node: ast.Compare) -> Iterator[ast.expr]:
+    """Yield what is compared, and what is in the tuples, sets and lists that something is looked for in."""
+    for side in (node.left, *node.comparators):
+        yield from side.elts if isinstance(side, ast.Tuple | ast.Set | ast.List) else [side]
+
+
+def test_only_the_room_of_the_dialects_asks_for_a_dialect_by_its_name() -> None:
+    """Others look an entry up in a table, theirs or that of ``_dialects``: one more dialect is one more entry."""
+    wrong = [
+        f"{file.relative_to(PACKAGE.parent)}:{node.lineno} compares something with {side.value!r}: ask the entry of the "
+        "dialect, `_dialects.of(bind)`, and give it what is asked"
+        for file in files()
+        if room_of(module_of(file)) != "_dialects"
+        for node in ast.walk(parsed(file))
+        if isinstance(node, ast.Compare)
+        for side in compared(node)
+        if isinstance(side, ast.Constant) and side.value in _dialects._ENTRIES
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def loaded_by(statement: str) -> set[str]:
     """Return the modules that a fresh interpreter has loaded after a statement, and had not before."""
-    program = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
+    program = f"import sys; before = set(sys.modules); {statement}\nprint(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
@@ -277,14 +307,35 @@ def test_the_front_hall_loads_no_room() -> None:
 @pytest.mark.parametrize(
     ("statement", "unused"),
     [
-        ("from sessionkit import Session, session_scope, sessionmaker, scoped_session, on_commit", "bulk version"),
-        ("from sessionkit import Preset, Retry, SERIALIZABLE, VersionConflict", "_dialects _unit bulk commits version"),
-        ("from sessionkit import Versioned, version_of", "_unit bulk commits"),
-        ("from sessionkit import errors", "_dialects _unit bulk commits version"),
+        (
+            "from sessionkit import Session, session_scope, sessionmaker, scoped_session, on_commit",
+            "bulk version commits sqlite binding async_factory _spi integrations cli",
+        ),
+        ("from sessionkit import Preset, Retry, SERIALIZABLE, VersionConflict", "_dialects _core bulk commits version"),
+        ("from sessionkit import Versioned, version_of", "_core bulk commits scope"),
+        ("from sessionkit import bulk", "commits scope factory"),
+        ("from sessionkit import errors", "_dialects _core bulk commits version"),
     ],
 )
 def test_a_name_of_the_front_hall_loads_only_the_rooms_that_it_needs(statement: str, unused: str) -> None:
     assert not rooms_loaded_by(statement) & set(unused.split())
+
+
+def test_a_scope_loads_the_entry_of_its_own_dialect_and_no_feature_that_was_not_asked_for() -> None:
+    imported = "from sessionkit import sessionmaker, session_scope"
+    used = (
+        f"{imported}; from sqlalchemy import create_engine, text; Session = sessionmaker(create_engine('sqlite://'))\n"
+        "with Session.scope() as session: session.execute(text('SELECT 1'))\n"
+    )
+    dialects = {f"sqlalchemy.dialects.{name}" for name in ("mysql", "postgresql", "sqlite")}
+    entries = {f"sessionkit._dialects.{module}" for module, _ in _dialects._ENTRIES.values()}
+    seen = loaded_by(imported)
+    assert not {name for name in seen if name.startswith("sessionkit._core.features.")}
+    assert not seen & (dialects | entries)
+    seen = loaded_by(used)
+    assert not {name for name in seen if name.startswith("sessionkit._core.features.")}
+    assert seen & entries == {"sessionkit._dialects.sqlite"}
+    assert seen & dialects == {"sqlalchemy.dialects.sqlite"}
 
 
 def test_each_way_to_reach_a_name_of_the_front_hall_works() -> None:
@@ -298,7 +349,7 @@ def test_each_way_to_reach_a_name_of_the_front_hall_works() -> None:
 
 def test_the_front_hall_offers_the_same_names_to_type_checkers_and_at_run_time() -> None:
     """The type checkers read one list of imports, `__getattr__` another."""
-    (block,) = [node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if isinstance(node, ast.If)]
+    (block,) = [node for node in parsed(PACKAGE / "__init__.py").body if isinstance(node, ast.If)]
     typed = {
         alias.name: node.module or "" for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }

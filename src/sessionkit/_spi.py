@@ -11,7 +11,6 @@ from ._core.savepoints import connections
 from ._core.session import ScopeAware, answer_by_overrides, aware_class, tell_made, unit_of
 from ._core.unit import Unit, bound_engines
 from ._dialects import Position, is_autocommit, root_of
-from ._dialects import sqlite as sqlite_dialect
 from ._factory_info import FactoryInfo
 from ._observers import Observation, Observer, observers, tell_retried
 from ._plan import Options
@@ -60,7 +59,6 @@ __all__ = [
     "seams",
     "skipping",
     "sleep",
-    "sqlite_dialect",
     "sync_session_of",
     "tell_made",
     "tell_retried",

@@ -7,7 +7,7 @@
 ``commit``       one verdict, then COMMIT, then how it ended
 ``joined``       inner scopes: join, savepoint, read-only
 ``savepoints``   which savepoints of a session were rolled back
-``sharing``      one connection is one transaction: pools of one connection, forks
+``hooks``        what waits for the outcome of a unit: on_commit and on_rollback
 ``seams``        where the test kit takes the place of a database
 ``features/``    what only those units have that asked for it: deadlines, readers, markers, two phases, ...
 ===============  =====================================================================================

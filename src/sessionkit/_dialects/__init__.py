@@ -13,6 +13,8 @@ from ._replication import Position, Replication, Standing
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
+    # `X as X`: for the types of other rooms.
+    from ._bulk import ColumnFacts as ColumnFacts
     from ._two_phase import TwoPhase as TwoPhase
 
 __all__ = [

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.orm import Session
 
-    from .._dialects._bulk import Bulk
+    from .._dialects import Bulk
     from ..errors import BulkError
     from ._options import Options
     from ._page import Page

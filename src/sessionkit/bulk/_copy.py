@@ -12,7 +12,7 @@ from ._wire import as_stored, with_oid
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._dialects._bulk import ColumnFacts
+    from .._dialects import ColumnFacts
     from ._context import CallContext
     from ._page import Page
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement
 
-    from .._dialects._bulk import Bulk
+    from .._dialects import Bulk
     from ._context import CallContext
 
     Key = tuple[Any, ...]

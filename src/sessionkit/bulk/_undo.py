@@ -12,7 +12,7 @@ from .._core.connection import failures_of
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-    from .._dialects._bulk import Bulk
+    from .._dialects import Bulk
 
 
 class Start(Protocol):

@@ -49,7 +49,7 @@ def conflict_is_found(stage: Stage) -> str:
 
 def unit_is_retried(stage: Stage) -> str:
     """A unit that somebody is in the way of is run again."""
-    if in_memory(stage.url):
+    if in_memory(stage.engine):
         raise LeftOut("nobody else can come to a SQLite database in memory")
     Session, ledger = stage.Session, stage.ledger
     engine = create_engine(stage.url)

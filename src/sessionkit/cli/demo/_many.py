@@ -49,6 +49,6 @@ def loads(stage: Stage) -> str:
     if not memory.known:
         return told
     # A database in memory keeps the rows themselves in this process.
-    if not in_memory(stage.url):
+    if not in_memory(stage.engine):
         stage.expect(memory.grown <= MEMORY, f"{told}; but the process grew by {memory.grown:.1f} MB")
     return f"{told}; the process grew by {memory.grown:.1f} MB"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import CheckConstraint, Engine, String, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from sessionkit._spi import _dialects
 from sessionkit.factory import sessionmaker
 from sessionkit.version import Versioned
 
@@ -127,6 +128,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
-def in_memory(url: URL) -> bool:
+def in_memory(engine: Engine) -> bool:
     """Tell whether the database is in the memory of this process."""
-    return url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}
+    return _dialects.of(engine).lives_in_memory(engine)

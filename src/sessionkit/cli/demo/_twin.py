@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from ._stage import Account, LeftOut, in_memory
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
+    from sqlalchemy.engine import URL, Engine
 
     from ._stage import Stage
 
 
 def async_twin(stage: Stage) -> str:
     """The same in async code."""
-    url = _async_url(stage.url)
+    url = _async_url(stage.engine)
     from sqlalchemy.ext.asyncio import create_async_engine
 
     from sessionkit.async_factory import async_sessionmaker
@@ -48,16 +48,17 @@ def async_twin(stage: Stage) -> str:
     return "one name in both colours: an async factory makes async scopes"
 
 
-def _async_url(url: URL) -> URL:
+def _async_url(engine: Engine) -> URL:
     """Return the address for the async driver.
 
     Raises:
         LeftOut: there is none, or it is not installed.
     """
+    url = engine.url
     driver = {"sqlite": "aiosqlite", "postgresql": "psycopg"}.get(url.get_backend_name())
     if driver is None:
         raise LeftOut(f"the demo knows no async driver for {url.get_backend_name()}")
-    if in_memory(url):
+    if in_memory(engine):
         raise LeftOut("a second engine cannot see a SQLite database in memory")
     missing = [name for name in ("greenlet", driver) if find_spec(name) is None]
     if missing:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from sqlalchemy.util import await_only
 
-from sessionkit._spi import sqlite_dialect as _sqlite
+from sessionkit._spi import _dialects
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine
@@ -98,5 +98,5 @@ class Reading:
 
 def reading(engine: Engine) -> Reading | None:
     """Return how an engine's file is read; None: it has none."""
-    path = path_of(engine.url) if engine.dialect.name == _sqlite.DIALECT.name else None
+    path = path_of(engine.url) if _dialects.of(engine) is _dialects.of_name("sqlite") else None
     return None if path is None else Reading(path)
