@@ -7,6 +7,7 @@ line here and say why in the commit: it is the one place where a new arrow is de
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -278,6 +279,27 @@ def test_only_the_room_of_the_dialects_asks_for_a_dialect_by_its_name() -> None:
         if isinstance(side, ast.Constant) and side.value in _dialects._ENTRIES
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_map_of_the_contributors_shows_what_is_there() -> None:
+    text = (PACKAGE.parents[1] / "CONTRIBUTING.md").read_text()
+    tree, steps = text.partition("```text")[2].partition("```")[::2]
+    named = {name.strip("/") for name in re.findall(r"\w+\.py|(?<=── )\w+/", tree)}
+    assert {name for name in named if not list(PACKAGE.rglob(name))} == set()
+    public = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("_") and path.name != "py.typed"}
+    assert public <= named
+    steps = steps.partition("One scope, step by step:")[2].partition("##")[0]
+    defined = {
+        node.name
+        for file in files()
+        for node in ast.walk(parsed(file))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
+    for code in re.findall(r"`([\w./]+)`", steps):
+        if code.endswith((".py", "/")):
+            assert (PACKAGE / code).exists(), code
+        else:
+            assert set(code.split(".")) <= defined, code
 
 
 def loaded_by(statement: str) -> set[str]:

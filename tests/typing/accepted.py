@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, assert_type
 
 from sqlalchemy import orm
+from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext import asyncio as sa_asyncio
 
 import sessionkit
@@ -133,6 +134,31 @@ async def async_scopes(engine: AsyncEngine) -> None:
         assert_type(session, sessionkit.AsyncSession)
     async with async_scoped_session(Session).scope() as session:
         assert_type(session, sessionkit.AsyncSession)
+
+
+def what_ends_a_transaction(engine: Engine) -> None:
+    Session = sessionmaker(engine, manual_commit="savepoint", no_rollback_for=NoResultFound)
+    assert_type(Session, sessionmaker[sessionkit.Session])
+    with Session.scope(manual_commit="refuse", no_rollback_for=(NoResultFound, KeyError)) as session:
+        assert_type(session, sessionkit.Session)
+    with session_scope(orm.sessionmaker(engine), no_rollback_for=()) as plain:
+        assert_type(plain, orm.Session)
+
+    @Session.scope(manual_commit="savepoint", no_rollback_for=SystemExit)
+    def decorated(session: orm.Session, user_id: int) -> str:
+        return str(user_id)
+
+    assert_type(decorated(1), str)
+    assert_type(Session.scope(no_rollback_for=LookupError).run(lambda session: len(session.new)), int)
+
+
+async def what_ends_an_async_transaction(engine: AsyncEngine) -> None:
+    Session = async_sessionmaker(engine, manual_commit="savepoint", no_rollback_for=(NoResultFound,))
+    async with Session.scope(manual_commit="refuse", no_rollback_for=NoResultFound) as session:
+        assert_type(session, sessionkit.AsyncSession)
+    async for attempt in Session.attempts(retry=3, manual_commit="savepoint", no_rollback_for=NoResultFound):
+        async with attempt as session:
+            assert_type(session, sessionkit.AsyncSession)
 
 
 def what_runs_after_a_scope_is_reached(engine: Engine) -> int:

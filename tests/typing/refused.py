@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy import orm, select
+from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext import asyncio as sa_asyncio
 
 import sessionkit
@@ -77,6 +78,21 @@ def options(engine: Engine) -> None:
     session_scope(Session, propagation="joyn")  # type: ignore[call-overload]
     session_scope(Session, "new")  # type: ignore[call-overload]
     async_sessionmaker().scope(propagation="joyn")  # type: ignore[call-overload]
+
+
+def what_ends_a_transaction(engine: Engine, async_engine: AsyncEngine) -> None:
+    Session = sessionmaker(engine)
+    Session.scope(manual_commit=True)  # type: ignore[call-overload]
+    Session.scope(manual_commit="allow")  # type: ignore[call-overload]
+    Session.scope(no_rollback_for=NoResultFound())  # type: ignore[call-overload]
+    Session.scope(no_rollback_for=[NoResultFound])  # type: ignore[call-overload]
+    Session.scope(no_rollback_for="NoResultFound")  # type: ignore[call-overload]
+    Session.scope(no_rollback_for=(int,))  # type: ignore[arg-type]
+    Session.scope(no_rollback_for=None)  # type: ignore[call-overload]
+    session_scope(Session, manual_commit=None)  # type: ignore[call-overload]
+    session_scope(Session, no_rollback_for=object)  # type: ignore[arg-type]
+    Session.attempts(no_rollback_for=404)  # type: ignore[arg-type]
+    async_sessionmaker(async_engine).scope(manual_commit="commit")  # type: ignore[call-overload]
 
 
 def what_the_caller_of_a_decorated_function_passes(engine: Engine) -> None:
