@@ -68,6 +68,25 @@ async def to_completion(work: Awaitable[R]) -> tuple[R, asyncio.CancelledError |
         del task, cancelled, error
 
 
+async def cut_once(work: Awaitable[R]) -> R:
+    """Await `work`, which the first cancellation of the awaiting task cuts and no further one: it cleans up undisturbed.
+
+    Raises:
+        asyncio.CancelledError: the task was cancelled, and `work` with it.
+        BaseException: what `work` raised.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            await to_completion(asyncio.wait([task]))
+        return task.result()
+    finally:
+        del task  # see to_completion
+
+
 def uncut(work: Callable[[], object]) -> None:
     """Call `work`, which awaits through the greenlet bridge, to its end, however often its task is cancelled meanwhile.
 

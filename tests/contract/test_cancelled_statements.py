@@ -55,9 +55,7 @@ async def balance(doors: Door) -> int:
 async def nothing_is_left(doors: Door, before: set[Any], at: str) -> None:
     """Assert that a unit that ended has left no connection out, no task, and no lock."""
     assert doors.checked_out() == 0, f"{at}: a connection is out"
-    # (Where the closing of a connection is cancelled too, SQLAlchemy's own task for it waits for ever, with plain
-    # sessions as well.)
-    stuck = {task for task in asyncio.all_tasks() - before if "_terminate_graceful_close" not in repr(task.get_coro())}
+    stuck = asyncio.all_tasks() - before
     if stuck:  # what was cancelled last may be winding up
         _, stuck = await asyncio.wait(stuck, timeout=10)
     assert not stuck, f"{at}: these tasks are stuck: {stuck}"
@@ -96,15 +94,6 @@ def factory(request: pytest.FixtureRequest, doors: Door) -> Any:
     return factory_of(doors, request.param)[0]
 
 
-def awaits_of(doors: Door, number: int, times: int) -> Iterable[int]:
-    """Return where a unit is cancelled: there and at the awaits that follow.
-
-    On aiosqlite at that await only: a second cancellation while SQLAlchemy closes the connection of the first one leaves
-    the lock with plain sessions too, and tests/contract/test_cancellation.py has what can be promised of it.
-    """
-    return [number] if doors.backend == "sqlite" else range(number, number + times)
-
-
 def cancel(times: int) -> Callable[[], None]:
     """Return what cancels the task that runs, so many times at once."""
 
@@ -130,7 +119,7 @@ async def everywhere(doors: Door, body: Callable[[], Awaitable[None]], *, times:
         async def run() -> None:
             await body()
 
-        seen = await cut(run(), *awaits_of(doors, number, times), by=cancel(times))
+        seen = await cut(run(), *range(number, number + times), by=cancel(times))
         await nothing_is_left(doors, before, at)
         there = await balance(doors) - was
         assert there in {0, 1}

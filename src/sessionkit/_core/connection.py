@@ -500,9 +500,10 @@ def connect(engine: Engine, beginning: Beginning, unit: Any = None) -> ScopeConn
     one = unit is not None and isinstance(engine.pool, ONE)
     if one:
         refuse_shared(engine, unit)
+    open_ = beginning.dialect.connect if engine.dialect.is_async else None
     connection: Connection | None = None
     try:  # an interrupt may arrive at any line, and SQLAlchemy's session knows nothing of the connection yet
-        connection = engine.connect()
+        connection = engine.connect() if open_ is None else open_(engine)
         if connection._transaction is not None:
             connection.rollback()  # a listener of engine_connect asked something, before anything was begun as asked
         scoped = follow(connection)

@@ -234,6 +234,7 @@ class Dialect:
         with_commit: returns a cursor that holds one statement back and sends it together with COMMIT; None where the
             driver cannot.
         cut: ends whatever a connection is waiting for, from another thread or task: who waits gets the driver's error.
+        connect: returns a connection of an async engine, where it is not enough to ask the engine for one.
         connect_within: connects within so many seconds, or raises the driver's OperationalError; None where that cannot
             hang, or nobody has looked.
         bound_commit: prepares for a COMMIT that is to be cut after so many seconds, where there is something to prepare.
@@ -269,6 +270,7 @@ class Dialect:
     insert_or_wait: Callable[[Table], Any] = _no_insert_or_wait
     with_commit: Callable[[Connection], WithCommit | None] = _never_with_commit
     cut: Callable[[Connection], None] = _cannot_cut
+    connect: Callable[[Engine], Connection] | None = None
     connect_within: Callable[[Any, Any, Any, float], Any] | None = None
     bound_commit: Callable[[Connection, float | None], None] = _unbounded
     bulk: Bulk = field(default_factory=Bulk)

@@ -10,12 +10,49 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from sqlalchemy.util import await_only
+from sqlalchemy.pool import QueuePool
+from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
-from .._twins import to_completion
+from .._twins import cut_once, to_completion
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.pool import Pool
+
+
+def connect(engine: Engine) -> Connection:
+    """Return a connection of an async engine; a cancellation cuts that, but not what SQLAlchemy does about it."""
+    pool: Any = engine.pool
+    if pool not in _gaps and isinstance(pool, QueuePool) and pool.checkedin() and not pool._pre_ping:
+        return engine.connect()  # nothing is awaited
+    return await_only(_connect(engine))
+
+
+async def _connect(engine: Engine) -> Connection:
+    # A connection whose closing is cancelled leaves a task of SQLAlchemy's that waits for a thread that is gone.
+    try:
+        connection = await cut_once(greenlet_spawn(engine.connect))
+    except BaseException:
+        gap(engine.pool)
+        raise
+    left = _gaps.pop(engine.pool, 0) - 1
+    if left > 0:
+        _gaps[engine.pool] = left
+    return connection
+
+
+_gaps: WeakKeyDictionary[Pool, int] = WeakKeyDictionary()
+"""The pools that may hold places without a connection, and after how many checkouts none of them is left."""
+
+
+def gap(pool: Pool) -> None:
+    """Take note that a connection of a pool was closed: its place goes back to the pool, and is filled when it is next used."""
+    if isinstance(pool, QueuePool):
+        _gaps[pool] = pool.size()
 
 
 def interrupted(dbapi_connection: Any, error: BaseException, cursor: Any) -> None:

@@ -40,7 +40,7 @@ from ._base import (
 )
 from ._bulk_sqlite import BULK
 from ._sqlite_config import Config, autocommit_of, config_of, configs, set_up
-from ._sqlite_cut import interrupted
+from ._sqlite_cut import connect, gap, interrupted
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -196,6 +196,7 @@ def _commit_failed(connection: Any) -> None:
 def _interrupted(connection: Any, error: BaseException, cursor: Any) -> None:
     pooled = connection._dbapi_connection
     if pooled is not None and pooled.dbapi_connection is not None:
+        gap(connection.engine.pool)
         interrupted(pooled.dbapi_connection, error, cursor)
 
 
@@ -355,6 +356,7 @@ DIALECT = Dialect(
     lift=_lift,
     insert_or_wait=lambda table: insert(table).on_conflict_do_nothing(),
     cut=_cut,
+    connect=connect,
     bound_commit=_bound_commit,
     bulk=BULK,
     conflict=_conflict,
