@@ -8,15 +8,26 @@ import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import select, text
 
 from sessionkit import errors, sqlite
-from tests.contract.breaking import Cancelled, names
-from tests.contract.cancelling import MOST, Cut, cut
+from tests.contract.breaking import names
+from tests.contract.cancelling import (
+    MOST,
+    Cut,
+    accounts,
+    balance,
+    by_a_sibling,
+    by_a_timeout,
+    cancel,
+    cut,
+    nothing_is_left,
+    transfer,
+)
 from tests.support.models import Account, User
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from tests.support.doors import Door
 
@@ -31,46 +42,6 @@ def _without_collections() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
-
-
-async def transfer(session: Any) -> None:
-    """Read, and write twice: half of it would be seen."""
-    await session.scalar(select(Account.balance).where(Account.id == 1))
-    await session.execute(update(Account).where(Account.id == 1).values(balance=Account.balance + 1))
-    await session.execute(update(Account).where(Account.id == 2).values(balance=Account.balance + 1))
-
-
-async def accounts(doors: Door) -> None:
-    await doors.write("INSERT INTO accounts (id, owner, balance) VALUES (1, 'ann', 0), (2, 'bob', 0)")
-
-
-async def balance(doors: Door) -> int:
-    """Return what both accounts hold: a unit is whole or not at all."""
-    values = {value for (value,) in await doors.rows("SELECT balance FROM accounts")}
-    assert len(values) == 1, f"half of a unit was committed: {values}"
-    value: int = values.pop()
-    return value
-
-
-async def nothing_is_left(doors: Door, before: set[Any], at: str) -> None:
-    """Assert that a unit that ended has left no connection out, no task, and no lock."""
-    assert doors.checked_out() == 0, f"{at}: a connection is out"
-    stuck = asyncio.all_tasks() - before
-    if stuck:  # what was cancelled last may be winding up
-        _, stuck = await asyncio.wait(stuck, timeout=10)
-    assert not stuck, f"{at}: these tasks are stuck: {stuck}"
-    if doors.backend == "sqlite":
-        # A thread of the driver's may just be giving the lock back.
-        watcher = sqlite3.connect(str(doors.database.url("pysqlite").database), isolation_level=None, timeout=3)
-        try:
-            watcher.execute("BEGIN IMMEDIATE")
-            watcher.execute("ROLLBACK")
-        except sqlite3.OperationalError as error:
-            pytest.fail(f"{at}: {error}, and nobody is left who would give the lock back")
-        finally:
-            watcher.close()
-    else:
-        assert not doors.database.left_open(), f"{at}: a transaction is open"
 
 
 def the_verdict_is_true(seen: Cut, there: bool, at: str) -> None:
@@ -92,18 +63,6 @@ def factory(request: pytest.FixtureRequest, doors: Door) -> Any:
     if request.param == "configured" and doors.backend != "sqlite":
         request.param = "ours"
     return factory_of(doors, request.param)[0]
-
-
-def cancel(times: int) -> Callable[[], None]:
-    """Return what cancels the task that runs, so many times at once."""
-
-    def strike() -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        for _ in range(times):
-            task.cancel()
-
-    return strike
 
 
 async def everywhere(doors: Door, body: Callable[[], Awaitable[None]], *, times: int = 1, warm: bool = True) -> int:
@@ -259,71 +218,6 @@ async def test_a_statement_that_waits_for_a_row_is_given_up_in_the_server_too(do
 
 
 # By whom it is cancelled
-
-
-async def by_a_timeout(unit: Any, number: int) -> Cut:
-    """`asyncio.timeout` passes at that await."""
-    left: list[BaseException] = []
-    done: list[int] = []
-
-    async def watched() -> None:
-        try:
-            await unit()
-        except BaseException as error:
-            left.append(error)
-            raise
-
-    async def run() -> None:
-        async with asyncio.timeout(None) as timeout:
-
-            def strike() -> None:
-                done.append(1)
-                timeout.reschedule(asyncio.get_running_loop().time() - 1)
-
-            await Cancelled(watched(), number, by=strike)
-
-    (result,) = await asyncio.gather(asyncio.create_task(run()), return_exceptions=True)
-    if left:
-        assert isinstance(result, TimeoutError)
-    return Cut(result, left[0] if left else None, len(done))
-
-
-async def by_a_sibling(unit: Any, number: int) -> Cut:
-    """A sibling in the TaskGroup fails at that await."""
-    left: list[BaseException] = []
-    failing = asyncio.Event()
-    over = asyncio.Event()
-
-    async def watched() -> None:
-        try:
-            await unit()
-        except BaseException as error:
-            left.append(error)
-            raise
-
-    async def cut_() -> None:
-        try:
-            await Cancelled(watched(), number, by=failing.set)
-        finally:
-            over.set()
-
-    async def sibling() -> None:
-        waits = [asyncio.ensure_future(failing.wait()), asyncio.ensure_future(over.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        if failing.is_set():
-            raise LookupError("the sibling")
-
-    async def run() -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(cut_())
-            group.create_task(sibling())
-
-    (result,) = await asyncio.gather(asyncio.create_task(run()), return_exceptions=True)
-    return Cut(result, left[0] if left else None, failing.is_set())
 
 
 @pytest.mark.parametrize("how", [by_a_timeout, by_a_sibling])
