@@ -29,7 +29,7 @@ from tests.contract.cancelling import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from tests.support.doors import Door
 
@@ -75,7 +75,15 @@ async def not_at_all(unit: Any, at: int) -> Cut:
     return await cut(unit())
 
 
-WAYS = [once, twice_at_one_await, at_two_awaits, at_many_awaits, by_a_timeout, by_a_sibling, not_at_all]
+WAYS: list[Callable[..., Coroutine[Any, Any, Cut]]] = [
+    once,
+    twice_at_one_await,
+    at_two_awaits,
+    at_many_awaits,
+    by_a_timeout,
+    by_a_sibling,
+    not_at_all,
+]
 
 
 def engine_of(doors: Door) -> Any:
@@ -99,7 +107,7 @@ async def test_of_many_units_that_are_cancelled_at_random_each_is_whole_and_noth
     for seed in range(UNITS // TOGETHER):
         dice = random.Random(seed)
         # Not each of them as a task of its own: a unit is one, in each of these ways.
-        seen = await asyncio.gather(
+        seen: list[Cut] = await asyncio.gather(
             *[dice.choice(WAYS)(unit, dice.randrange(AWAITS * (1 + retried))) for _ in range(TOGETHER)]
         )
         for each in seen:
@@ -113,7 +121,7 @@ async def test_of_many_units_that_are_cancelled_at_random_each_is_whole_and_noth
             cancelled += isinstance(each.error, asyncio.CancelledError)
         await nothing_is_left(doors, before, f"seed {seed}")
         assert await balance(doors) == committed, f"seed {seed}: what was said to be committed, and what is there"
-        del seen, each
+        seen.clear()
         gc.collect()
     assert committed > UNITS // 10
     assert cancelled > UNITS // 10
