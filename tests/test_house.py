@@ -35,7 +35,7 @@ ROOMS: dict[str, str] = {
     "_waiting": "",
     # what everybody may know
     "errors": "_sqlstate",
-    "_dialects": "errors",
+    "_dialects": "_twins errors",
     "isolation": "errors _dialects",
     "retry": "errors",
     "context": "errors",
@@ -50,11 +50,11 @@ ROOMS: dict[str, str] = {
     "_core": "",
     "_core.seams": "",
     "_core.savepoints": "",
-    "_core.connection": "_core.seams _dialects commits context errors",
+    "_core.connection": "_twins _core.seams _dialects commits context errors",
     "_core.hooks": "_core.connection _core.savepoints errors",
     "_core.commit": "_core.connection _core.savepoints _dialects _waiting context errors",
-    "_core.session": "_core.commit _core.seams _stale context errors",
-    "_core.features": "_core.connection _core.savepoints _core.seams _dialects _schemas _waiting commits context errors "
+    "_core.session": "_core.connection _core.commit _core.seams _stale context errors",
+    "_core.features": "_core.commit _core.connection _core.savepoints _core.seams _dialects _schemas _waiting commits context errors "
     "isolation",
     "_core.unit": "_core.commit _core.connection _core.features _core.hooks _core.savepoints _core.session _dialects _plan "
     "context errors isolation retry",
