@@ -75,7 +75,9 @@ async def test_a_stream_is_read_to_its_end_and_the_scope_commits(doors: Door) ->
 
 
 @STREAMS
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # psycopg's cursor
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # psycopg's cursor
 async def test_a_stream_that_is_read_after_the_scope_is_an_error(doors: Door) -> None:
     await fill(doors)
     async with doors.scope() as session:

@@ -512,7 +512,7 @@ def connect(engine: Engine, beginning: Beginning, unit: Any = None) -> ScopeConn
         if one:
             scoped.held = scoped.connection.info
             scoped.held[HELD] = str(unit)
-        return scoped
+        return scoped  # noqa: TRY300 - inside, since an interrupt may hit this line too
     except BaseException:
         if connection is not None:
             connection.close()

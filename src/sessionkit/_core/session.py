@@ -34,6 +34,7 @@ logger = logging.getLogger("sessionkit")
 
 _ACTIVE = SessionTransactionState.ACTIVE
 
+
 def unit_of(session: orm.Session) -> Unit | None:
     """Return the unit that owns a session, or None if no scope does.
 

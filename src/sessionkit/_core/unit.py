@@ -20,10 +20,10 @@ from ..context import ENDING, Entry, State, describe, get_ident, get_running_loo
 from ..errors import ConcurrentUse, OptionError, Outcome, ScopeError, is_aftermath, set_first
 from ..isolation import NOTHING_ASKED, Isolation
 from .commit import commit, first_failure
-from .connection import Failure, connect, follow, unfollow
+from .connection import USER, Failure, connect, follow, unfollow
 from .features import features_of
 from .savepoints import Savepoints, connections
-from .session import USER, UnitTransaction
+from .session import UnitTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -335,7 +335,8 @@ class Unit(Entry):
             else:
                 commit(self, error)
         finally:
-            if self.state is ENDING or self.state is State.COMMITTING:
+            state: Any = self.state  # which others have changed meanwhile, unknown to the type checkers
+            if state is ENDING or state is State.COMMITTING:
                 self.state = State.ROLLED_BACK
             self._close()
 
