@@ -68,23 +68,37 @@ async def to_completion(work: Awaitable[R]) -> tuple[R, asyncio.CancelledError |
         del task, cancelled, error
 
 
-async def cut_once(work: Awaitable[R]) -> R:
+async def cut_once(work: Coroutine[Any, Any, R]) -> tuple[R, asyncio.CancelledError | None]:
     """Await `work`, which the first cancellation of the awaiting task cuts and no further one: it cleans up undisturbed.
+
+    Returns:
+        What `work` returned, and the cancellation that came too late for it: the caller gives back what it has, and
+        raises it.
 
     Raises:
         asyncio.CancelledError: the task was cancelled, and `work` with it.
         BaseException: what `work` raised.
     """
-    task = asyncio.ensure_future(work)
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    error: BaseException | None = None
     try:
         try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
+            return await asyncio.shield(task), None
+        except asyncio.CancelledError as cancellation:
+            if task.cancelled():
+                raise
+            cancelled = cancellation
+        if not task.cancelling():  # a loop that is shut down cancels all tasks
             task.cancel()
-            await to_completion(asyncio.wait([task]))
-        return task.result()
+        await to_completion(asyncio.wait([task]))
+        if task.cancelled():
+            raise cancelled
+        if (error := task.exception()) is not None:
+            raise cancelled from error
+        return task.result(), cancelled
     finally:
-        del task  # see to_completion
+        del task, cancelled, error  # see to_completion
 
 
 def uncut(work: Callable[[], object]) -> None:

@@ -8,7 +8,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 
 from sessionkit import errors, sqlite
 from tests.contract.breaking import names
@@ -296,3 +296,32 @@ async def test_names_of_users_that_were_cancelled_in_the_flush_are_free_again(do
     else:
         raise AssertionError("the scope has more awaits than were tried")
     assert await names(doors) == ["ann"]
+
+
+async def test_a_unit_that_is_cancelled_as_its_connection_is_there_gives_it_back(doors: Door) -> None:
+    """The cancellation is not lost, nor is the connection."""
+    await accounts(doors)
+    engine = doors.make_engine()
+    factory = doors.factory(engine)
+    before = asyncio.all_tasks()
+
+    async def unit() -> None:
+        async with doors.scope(factory) as session:
+            await transfer(session)
+
+    tasks: list[asyncio.Task[None]] = []
+
+    def strike(_connection: Any) -> None:
+        tasks[0].cancel()
+
+    for _ in range(2):  # with an empty pool, and with one that has a connection
+        tasks[:] = [asyncio.create_task(unit())]
+        event.listen(engine.sync_engine, "engine_connect", strike)
+        (result,) = await asyncio.gather(*tasks, return_exceptions=True)
+        event.remove(engine.sync_engine, "engine_connect", strike)
+        assert isinstance(result, asyncio.CancelledError)
+        assert await balance(doors) == 0
+        await nothing_is_left(doors, before, "cancelled as it was connected")
+        await unit()
+        assert await balance(doors) == 1
+        await doors.write("UPDATE accounts SET balance = 0")

@@ -35,10 +35,17 @@ def connect(engine: Engine) -> Connection:
 async def _connect(engine: Engine) -> Connection:
     # A connection whose closing is cancelled leaves a task of SQLAlchemy's that waits for a thread that is gone.
     try:
-        connection = await cut_once(greenlet_spawn(engine.connect))
+        connection, cancelled = await cut_once(greenlet_spawn(engine.connect))
     except BaseException:
         gap(engine.pool)
         raise
+    if cancelled is not None:
+        try:
+            with suppress(Exception):
+                await to_completion(greenlet_spawn(connection.close))
+            raise cancelled
+        finally:
+            del cancelled
     left = _gaps.pop(engine.pool, 0) - 1
     if left > 0:
         _gaps[engine.pool] = left
