@@ -183,6 +183,20 @@ async def test_it_gets_along_with_other_plugins_and_fixtures_of_wider_scopes(doo
     assert await left(doors) == 0
 
 
+@pytest.mark.doors("postgresql-sync", "postgresql-async")
+@pytest.mark.own_database
+async def test_an_application_that_disposes_of_its_engine_leaves_no_connection_behind(
+    doors: Door, project: kit.Project
+) -> None:
+    await project.alone()
+    source = kit.read("lifespan")
+    if doors.colour == "sync":
+        source = source.replace("async with", "with").replace("await ", "").replace("async def read", "def read")
+    result = project.run("-p", "no:randomly", test_lifespan=source)
+    result.assert_outcomes(passed=8)
+    assert await left(doors) == 0
+
+
 @pytest.mark.doors("sqlite-sync")
 async def test_without_its_fixtures_the_plugin_does_nothing_and_without_factories_it_tells_how(
     project: kit.Project, monkeypatch: pytest.MonkeyPatch

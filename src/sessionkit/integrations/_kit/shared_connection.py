@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Engine, RootTransaction
     from sqlalchemy.orm import SessionTransaction
+    from sqlalchemy.pool import Pool
 
 __all__ = ["Problem", "SharedConnection"]
 
@@ -84,6 +85,7 @@ class SharedConnection:
         self._beginning = _dialects.of(engine).beginning(engine, Preset())
         self._connection: ScopeConnection | None = None
         self._transaction: RootTransaction | None = None
+        self._pool: Pool | None = None  # the one that the connection is of
         self._loop: asyncio.AbstractEventLoop | None = None
         self.asynchronous = engine.dialect.is_async
         self._users: list[_User] = []
@@ -172,6 +174,7 @@ class SharedConnection:
             )
         connection = self._connection
         if connection is None:
+            self._pool = self._given.pool
             connection = connect(self._given, self._beginning)
             connection.shared = True
             try:
@@ -290,6 +293,10 @@ class SharedConnection:
                 connection.rollback()
         finally:
             connection.close()
+            # The code under test may have disposed of the engine, as applications do when they end. This connection was
+            # out then, and comes back to a pool that nobody else knows any more: it would stay open there.
+            if self._pool is not None and self._pool is not self._given.pool:
+                self._pool.dispose()
             if self._release:
                 self._given.dispose()
 
