@@ -352,13 +352,15 @@ class Unit(Entry):
     def _close(self) -> None:
         """Close the session, and let go of all that belongs to it: a copied context may hold this record for long."""
         session = self.session
-        for feature in self.features:
-            feature.ending()
         try:
-            if self.asynchronous:
-                self.end_by("close")
-            else:
-                session.close()
+            try:
+                for feature in self.features:
+                    feature.ending()
+            finally:
+                if self.asynchronous:
+                    self.end_by("close")
+                else:
+                    session.close()
         except Exception:
             logger.warning("closing the session of %s failed", self, exc_info=True)
         finally:
