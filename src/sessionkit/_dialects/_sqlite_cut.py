@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 def connect(engine: Engine) -> Connection:
     """Return a connection of an async engine; a cancellation cuts that, but not what SQLAlchemy does about it."""
     pool: Any = engine.pool
+    if isinstance(pool, StaticPool):
+        return engine.connect()  # to wait here would let another unit in, whose connection is the same
     if pool not in _gaps and isinstance(pool, QueuePool) and pool.checkedin() and not pool._pre_ping:
         return engine.connect()  # nothing is awaited
     return await_only(_connect(engine))
