@@ -85,6 +85,8 @@ class HookRun:
             return
         # KeyboardInterrupt, CancelledError: these take precedence.
         urgent = next((error for error in errors if not isinstance(error, Exception)), None)
+        if urgent is not None:
+            set_outcome(urgent, self.outcome)
         try:
             raise _hook_error(errors, self.outcome) if urgent is None else urgent
         finally:

@@ -122,6 +122,8 @@ class Joined(Entry):
     def _finish(self, session: Session | None, error: BaseException | None) -> None:
         if error is not None and self._passes(error):
             error = None
+        if error is None and self.unit is not None:
+            self.unit.was_joined = True
         if self._by_hand is not None:
             assert self.unit is not None
             self.unit.features = tuple(each for each in self.unit.features if each is not self._by_hand)
@@ -176,9 +178,11 @@ class Joined(Entry):
             getattr(inner, "keep", inner.commit)()  # a savepoint for commits by hand ends without events
         if session.get_nested_transaction() is not savepoint:
             raise UnexpectedRollback(f"a savepoint of {label} was ended by hand inside its scope")
-        if savepoint.is_active:
-            session.flush()
+        # Looked at before the flush as well: of a failed transaction PostgreSQL would refuse that for its own reason.
         failure = first_failure(savepoint, self.unit)
+        if failure is None and savepoint.is_active:
+            session.flush()
+            failure = first_failure(savepoint, self.unit)
         if failure is not None or not savepoint.is_active:
             why = "it was rolled back inside" if failure is None else swallowed(failure)
             raise UnexpectedRollback(f"a savepoint of {label} was rolled back: {why}") from failure

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import sys
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy.engine import Connection, Engine
@@ -17,7 +18,7 @@ from sqlalchemy.util import await_only
 
 from .. import _dialects
 from ..context import ENDING, Entry, State, describe, get_ident, get_running_loop, here
-from ..errors import ConcurrentUse, OptionError, Outcome, ScopeError, is_aftermath, set_first
+from ..errors import ConcurrentUse, OptionError, Outcome, ScopeError, add_note, is_aftermath, set_first
 from ..isolation import NOTHING_ASKED, Isolation
 from .commit import commit, first_failure
 from .connection import USER, Failure, connect, follow, unfollow
@@ -65,6 +66,7 @@ class Unit(Entry):
         "savepoints",
         "session",
         "transaction",
+        "was_joined",
         "when_free",
     )
 
@@ -83,6 +85,7 @@ class Unit(Entry):
         self.hooks: list[Hook] = []
         self.causes: list[tuple[SessionTransaction | None, Failure]] = []  # why it must not commit, and at which level
         self.savepoints: Savepoints | None = None
+        self.was_joined = False  # by a scope that has ended well
         self.restrictions = 0  # read-only scopes that have joined it
         self.borrowed: list[tuple[ScopeConnection, Unit | None]] = []  # connections of the user's own
         self.held: list[ScopeConnection] = []  # those that COMMIT goes to
@@ -329,7 +332,8 @@ class Unit(Entry):
         del owner  # a task that holds an error whose traceback holds this frame would live until a collection
         try:
             if self.rollback_only or (error is not None and not self._commits_in_spite_of(error)):
-                self._blame_first(error)
+                if error is not None:
+                    self._explain(error)
                 self.state = State.ROLLED_BACK  # the listeners of the rollback are outside of the scope
                 self.give_up_connection()
             else:
@@ -348,6 +352,25 @@ class Unit(Entry):
             and self.transaction.is_active
             and first_failure(self.transaction, self) is None
         )
+
+    def _explain(self, error: BaseException) -> None:
+        """Say what the exception that rolls the unit back does not say by itself."""
+        self._blame_first(error)
+        allowed = self.request.no_rollback_for
+        if allowed and isinstance(error, allowed):
+            add_note(
+                error,
+                f"{self} was rolled back in spite of no_rollback_for, since something else had failed in it and was "
+                "swallowed",
+            )
+        if isinstance(error, GeneratorExit) and self.was_joined:
+            message = (
+                f"{self} was opened in a generator that was closed before its end, and is rolled back, with the work of "
+                "scopes that had joined it meanwhile and ended well; run the generator to its end, or do that work "
+                "outside of its iteration or with propagation='new'"
+            )
+            logger.error(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def _close(self) -> None:
         """Close the session, and let go of all that belongs to it: a copied context may hold this record for long."""
@@ -389,7 +412,7 @@ class Unit(Entry):
                 return
         getattr(self.session, method)()
 
-    def _blame_first(self, error: BaseException | None) -> None:
+    def _blame_first(self, error: BaseException) -> None:
         """Have an error that is only the aftermath of another name that one."""
         if isinstance(error, DBAPIError | PendingRollbackError) and is_aftermath(error):
             first = first_failure(self.transaction, self)

@@ -49,6 +49,7 @@ __all__ = ["DIALECT", "Config", "config_of", "configure"]
 
 _WANTED = "wanted"
 _CHANGES = "changes"
+_WHOLE = "sessionkit_whole"
 
 
 def configure(engine: Engine, config: Config) -> None:
@@ -127,6 +128,11 @@ def _begin(wanted: _Wanted, connection: Any) -> None:
         _set_limits(connection, driver, wanted)
     if not begun:
         _say(connection, driver, "BEGIN IMMEDIATE" if immediate else "BEGIN")
+    if isinstance(connection.engine.pool, StaticPool | SingletonThreadPool) and connection.unit is not None:
+        # Others get this connection too, and who gives it back rolls it back: a savepoint tells whether it is the same
+        # transaction at the end.
+        _say(connection, driver, f"SAVEPOINT {_WHOLE}")
+        connection.notes[_WHOLE] = True
 
 
 def _set_limits(connection: Any, driver: Any, wanted: _Wanted) -> None:
@@ -247,6 +253,14 @@ def _progress_handler(asynchronous: bool, driver: Any, handler: _Deadline | None
 def _lost(connection: Any) -> str | None:
     if _WANTED in connection.notes and _driver(connection).in_transaction is False:
         return "SQLite has ended the transaction by itself, as it does when the disk is full or on ON CONFLICT ROLLBACK"
+    if connection.notes.pop(_WHOLE, False) and connection.unit is not None:
+        try:
+            _say(connection, _driver(connection), f"RELEASE {_WHOLE}")
+        except DBAPIError:
+            return (
+                "its transaction was ended by a connection or session that belongs to no scope: this database has one "
+                "connection, which all are given; use the scope's session, or a database file"
+            )
     return None
 
 

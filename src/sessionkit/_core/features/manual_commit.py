@@ -71,6 +71,10 @@ class ManualCommit(Feature):
         if method in {"close", "reset"}:
             session.expunge_all()
             return True
+        if self.unit.restrictions:  # a read-only scope is around: there is nothing to keep or to undo
+            session.flush()
+            session.expire_all()
+            return True
         current = self._current()
         if method == "commit":
             _warn(str(self.unit))
