@@ -104,9 +104,8 @@ class BaseScope(Generic[H]):
             "`for attempt in Session.attempts(retry=...): with attempt as session: ...`"
         )
 
-    def _open(self, owner: object, run: Run | None) -> Unit:
-        """Make a session and begin. No I/O: the transaction reaches the database with the first statement."""
-        handed = self._factory()
+    def _open(self, handed: Any, owner: object, run: Run | None) -> Unit:
+        """Begin on a new session. No I/O of ours: the transaction reaches the database with the first statement."""
         session = handed.sync_session if self._info.asynchronous else handed
         if not isinstance(session, ScopeAware):
             make_aware(session)
@@ -186,7 +185,7 @@ class Scope(BaseScope[S]):
         if top() is not None or self._request.propagation == "require":
             step, outer = self._decide(owner)
         if outer is None or step is Step.OPEN:
-            unit = self._open(owner, run)
+            unit = self._open(self._factory(), owner, run)
             for feature in unit.features:
                 if feature.asks:
                     _enter_feature(unit, feature.entering)
@@ -289,7 +288,11 @@ class AsyncScope(BaseScope[AS]):
         if top() is not None or self._request.propagation == "require":
             step, outer = self._decide(owner)
         if outer is None or step is Step.OPEN:
-            unit = self._open(owner, run)
+            made: Any = self._factory()
+            if made.sync_session.dispatch.after_transaction_create:  # whose listeners may send SQL
+                unit = await greenlet_spawn(self._open, made, owner, run)
+            else:
+                unit = self._open(made, owner, run)
             for feature in unit.features:
                 if feature.asks:
                     await greenlet_spawn(_enter_feature, unit, feature.entering)

@@ -148,6 +148,7 @@ class ScopeConnection(Connection):
     sent = False  # COMMIT was sent
     committed = False  # and answered
     held: dict[Any, Any] | None = None  # where it is noted that a unit has the one connection of a pool
+    tell_connect = False  # what a listener of engine_connect did in a transaction that it left open is to be done again
     prepares = False  # its transaction may come to be prepared
 
     def log(self) -> FailureLog:
@@ -175,6 +176,17 @@ class ScopeConnection(Connection):
         super()._begin_impl(transaction)
         if beginning.after is not None:
             beginning.after(self)
+        if self.tell_connect:
+            self._tell_connect()
+
+    def _tell_connect(self) -> None:
+        # It belongs to the first transaction, as in a plain session: a tenant's name set locally, or a row.
+        self.tell_connect = False
+        self._Connection__in_begin = True
+        try:
+            self.dispatch.engine_connect(self)
+        finally:
+            self._Connection__in_begin = False
 
     # -- what is sent -----------------------------------------------------------------------------------------------
 
@@ -256,11 +268,13 @@ class ScopeConnection(Connection):
             super()._commit_impl()
             return
         if unit.state is not State.COMMITTING:
-            raise ScopeError(
+            refused = ScopeError(
                 "COMMIT was asked for on a connection or transaction inside a scope, which decides when its transaction "
                 "ends: it commits when its block ends; for a transaction of your own, open a scope with "
                 "propagation='new'"
             )
+            self.log().failed(refused)  # SQLAlchemy takes its transaction for ended now: what follows fails of this
+            raise refused
         # As SQLAlchemy's own does, with a look between the listeners and COMMIT: one of them may have swallowed a
         # failure, and PostgreSQL would answer COMMIT with a silent ROLLBACK.
         if self._has_events or self.engine._has_events:
@@ -389,8 +403,13 @@ _classes: dict[type[Connection], type[ScopeConnection]] = {Connection: ScopeConn
 
 def follow(connection: Connection) -> ScopeConnection:
     """Make a ScopeConnection of a connection, and return it. Its own class, where that is a user's, stays in force."""
-    kind = type(connection)
+    kind = connection.__class__  # a wrapper (wrapt, say) gives that of the connection inside, and changes it there
     if not issubclass(kind, ScopeConnection):
+        if not issubclass(kind, Connection):
+            raise ScopeError(
+                f"{kind.__name__} stands for a connection of SQLAlchemy's, but is not derived from its Connection, so a "
+                "scope cannot follow what fails on it; have it derive from Connection, or give out the connection itself"
+            )
         ours = _classes.get(kind)
         if ours is None:
             ours = _classes[kind] = type(kind.__name__, (ScopeConnection, kind), {"__module__": kind.__module__})
@@ -417,7 +436,7 @@ def engine_that_begins(engine: Engine, beginning: Beginning) -> Engine:
 
 def unfollow(connection: Connection) -> None:
     """Give a connection of the user's own its class back."""
-    kind = type(connection)
+    kind = connection.__class__
     for given, ours in _classes.items():
         if ours is kind:
             connection.__class__ = given
@@ -504,9 +523,12 @@ def connect(engine: Engine, beginning: Beginning, unit: Any = None) -> ScopeConn
     connection: Connection | None = None
     try:  # an interrupt may arrive at any line, and SQLAlchemy's session knows nothing of the connection yet
         connection = engine.connect() if open_ is None else open_(engine)
-        if connection._transaction is not None:
-            connection.rollback()  # a listener of engine_connect asked something, before anything was begun as asked
+        early = connection._transaction is not None
+        if early:
+            connection.rollback()  # a listener of engine_connect has begun it, not as asked
         scoped = follow(connection)
+        if early:
+            scoped.tell_connect = True
         scoped.beginning = beginning
         scoped.unit = unit
         if one:

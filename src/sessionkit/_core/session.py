@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import orm
-from sqlalchemy.orm.session import SessionTransactionState
+from sqlalchemy.orm.session import SessionTransactionOrigin, SessionTransactionState
 from sqlalchemy.util.concurrency import in_greenlet
 
 from ..context import OPEN, State, get_ident, get_running_loop, here
@@ -56,7 +56,7 @@ def _ended(unit: Unit) -> str:
     return f"the session is that of {unit} that has ended; do it inside the scope, or open another one"
 
 
-def _one_at_a_time(name: str, finish: Callable[[Any], Any] | None = None) -> Callable[..., Any]:
+def _one_at_a_time(name: str) -> Callable[..., Any]:
     """Return a method that lets one thread or task at a time into the session of a unit.
 
     What reaches the database goes through these methods: a lazy load, get(), refresh(), merge() and the legacy Query
@@ -76,12 +76,11 @@ def _one_at_a_time(name: str, finish: Callable[[Any], Any] | None = None) -> Cal
         if unit.state is not OPEN or inside.setdefault(USER, owner) != owner:
             unit.refuse(owner, name)
         try:
-            result = inherited(*args, **kwargs)
+            return inherited(*args, **kwargs)
         finally:
             inside.pop(USER, None)
             if unit.when_free is not None:
                 unit.when_free()
-        return result if finish is None else finish(result)
 
     method.__name__ = name
     return method
@@ -93,7 +92,7 @@ class ScopeAware(_Base):
     _sessionkit_unit: Unit | None = None
 
     if not TYPE_CHECKING:  # out of the type checkers' sight, to keep SQLAlchemy's overloads
-        begin_nested = _one_at_a_time("begin_nested", lambda transaction: _savepoint(transaction))  # noqa: PLW0108 - it comes below
+        begin_nested = _one_at_a_time("begin_nested")
         bulk_insert_mappings = _one_at_a_time("bulk_insert_mappings")
         bulk_save_objects = _one_at_a_time("bulk_save_objects")
         bulk_update_mappings = _one_at_a_time("bulk_update_mappings")
@@ -107,8 +106,14 @@ class ScopeAware(_Base):
         # SQLAlchemy asks for a transaction before it sends anything or takes an object in. On the session of a scope
         # that has ended it would be one that nothing commits, on a connection that nothing gives back.
         unit = self._sessionkit_unit
-        if unit is not None and unit.over:
-            raise ScopeError(_ended(unit))
+        if unit is not None:
+            if unit.transaction is None and unit.state is OPEN:
+                # A listener that hears of its making may send SQL already: it is the unit's own from the first moment.
+                made = unit.transaction = UnitTransaction.__new__(UnitTransaction)
+                made.__init__(self, SessionTransactionOrigin.BEGIN)  # type: ignore[misc]
+                return made
+            if unit.over:
+                raise ScopeError(_ended(unit))
         return super()._autobegin_t(begin)
 
     # By hand these are refused, or stand for a savepoint; the scope itself calls them too, so that overrides see its end.
@@ -189,6 +194,9 @@ class UnitTransaction(orm.SessionTransaction):
         connection: Connection = unit.connect(super()._connection_for_bind, bind, execution_options)
         return connection
 
+    def _begin(self, nested: bool = False) -> orm.SessionTransaction:
+        return _as_savepoint(super()._begin(nested), nested)
+
     def _prepare_impl(self) -> None:
         unit = self.session._sessionkit_unit
         if unit.state is OPEN:
@@ -206,6 +214,9 @@ class Savepoint(orm.SessionTransaction):
     block without a word, and what was done in it before is lost.
     """
 
+    def _begin(self, nested: bool = False) -> orm.SessionTransaction:
+        return _as_savepoint(super()._begin(nested), nested)
+
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         failure: BaseException | None = self._rollback_exception
         closed = getattr(self, "session", None) is None  # by a rollback by hand, which heals
@@ -217,8 +228,9 @@ class Savepoint(orm.SessionTransaction):
             ) from lost
 
 
-def _savepoint(transaction: orm.SessionTransaction) -> orm.SessionTransaction:
-    transaction.__class__ = Savepoint
+def _as_savepoint(transaction: orm.SessionTransaction, nested: bool) -> orm.SessionTransaction:
+    if nested:
+        transaction.__class__ = Savepoint
     return transaction
 
 

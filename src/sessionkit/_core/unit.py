@@ -24,7 +24,6 @@ from .commit import commit, first_failure
 from .connection import USER, Failure, connect, follow, unfollow
 from .features import features_of
 from .savepoints import Savepoints, connections
-from .session import UnitTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,19 +89,29 @@ class Unit(Entry):
         self.borrowed: list[tuple[ScopeConnection, Unit | None]] = []  # connections of the user's own
         self.held: list[ScopeConnection] = []  # those that COMMIT goes to
         self.outcomes: dict[Engine, Outcome] = {}  # where they have not ended alike
+        self.features: tuple[Feature, ...] = ()
         self.question: Callable[[float], Any] | None = None  # what answers how a COMMIT ended whose answer was lost
         # The units of the same thread or task that wait until this one is done.
         self.enclosing: list[Unit] = [] if self.outer is None else _enclosing(self.outer, owner)
-        self.transaction: Any = session.begin()
-        self.transaction.__class__ = UnitTransaction
+        self.transaction: Any = None
         session._sessionkit_unit = self
-        self.features: tuple[Feature, ...] = ()
+        session.begin()  # makes a UnitTransaction and sets it here: see `ScopeAware`
+        if self.transaction is None:
+            raise ScopeError(f"{self} was not opened: its session's begin() returned without having begun")
         request = self.request
         if request.special or run is not None or self.enclosing or session.twophase or self.info.readers is not None:
             self.features = features_of(self)
         if self.features or request.preset is not NOTHING_ASKED:
-            for engine in bound_engines(session):
+            self._check_all()
+
+    def _check_all(self) -> None:
+        try:
+            for engine in bound_engines(self.session):
                 self._check(engine)
+        except BaseException:
+            for feature in self.features:
+                feature.refused()
+            raise
 
     @property
     def unit(self) -> Unit:
@@ -143,9 +152,10 @@ class Unit(Entry):
         """The level that its transactions run at, the weakest where they are several. Sends no SQL."""
         asked = self.preset.isolation
         levels: list[Isolation] = []
-        for engine in [c.engine for c in connections(self.transaction)] or bound_engines(self.session):
-            dialect = _dialects.of(engine)
-            levels.append(Isolation(dialect.running_level(engine) if asked is None else dialect.given(str(asked))))
+        # A connection may have been given a level of its own, by its execution options.
+        for bind in connections(self.transaction) or bound_engines(self.session):
+            dialect = _dialects.of(bind)
+            levels.append(Isolation(dialect.running_level(bind) if asked is None else dialect.given(str(asked))))
         return min(levels, key=lambda level: level.strength, default=asked or Isolation.READ_UNCOMMITTED)
 
     def feature(self, kind: type[Any]) -> Any:

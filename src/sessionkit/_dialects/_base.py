@@ -297,11 +297,11 @@ class Dialect:
                 f"it has {', '.join(map(repr, self.levels))}"
             ) from None
 
-    def running_level(self, engine: Engine) -> str:
-        """Return the level at which a transaction of `engine` runs where nothing was asked for."""
-        dialect = engine.dialect
+    def running_level(self, bind: Engine | Connection) -> str:
+        """Return the level at which a transaction of `bind` runs where nothing was asked for."""
+        dialect = bind.dialect
         known = (
-            engine.get_execution_options().get("isolation_level")
+            bind.get_execution_options().get("isolation_level")
             or getattr(dialect, "_on_connect_isolation_level", None)  # create_engine(isolation_level=...)
             or getattr(dialect, "default_isolation_level", None)  # what the server said at the first connection
         )

@@ -13,8 +13,18 @@ Unit = Any  # unit.Unit, which stands on this
 
 def features_of(unit: Unit) -> tuple[Feature, ...]:
     """Return the features of a unit that begins."""
-    request, run, session = unit.request, unit.run, unit.session
     found: list[Feature] = []
+    try:
+        _add_features(found, unit)
+    except BaseException:
+        for feature in found:
+            feature.refused()
+        raise
+    return tuple(found)
+
+
+def _add_features(found: list[Feature], unit: Unit) -> None:
+    request, run, session = unit.request, unit.run, unit.session
     if request.schemas is not None:
         from .schemas import TranslatedSchemas
 
@@ -51,7 +61,6 @@ def features_of(unit: Unit) -> tuple[Feature, ...]:
         from .manual_commit import ManualCommit
 
         found.append(ManualCommit(unit))
-    return tuple(found)
 
 
 READERS = ("readers", "read_your_writes", "reader_wait", "max_lag", "no_reader", "allow_writable_readers")

@@ -36,6 +36,9 @@ class Feature:
     def check(self, engine: Engine) -> None:
         """Refuse an engine that cannot do it."""
 
+    def refused(self) -> None:
+        """Undo what making the feature has done: the unit does not begin."""
+
     def route(self, bind: Any) -> Any:
         """Return what the unit talks to where its session is bound to `bind`."""
         return bind

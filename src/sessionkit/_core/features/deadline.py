@@ -51,6 +51,9 @@ class Deadline(Feature):
         self._watchdog = Watchdog(ends - time.monotonic(), lambda: connections(transaction), unit.asynchronous)
         self._watchdog.__enter__()
 
+    def refused(self) -> None:
+        self.ending()
+
     def route(self, bind: Any) -> Any:
         bound_connecting(bind.engine)
         return bind
