@@ -13,7 +13,7 @@ from ._core.unit import Unit, bound_engines
 from ._dialects import Position, is_autocommit, root_of
 from ._factory_info import FactoryInfo
 from ._observers import Observation, Observer, observers, tell_retried
-from ._plan import Options
+from ._plan import ManualCommit, Options, Request
 from ._twins import to_completion
 from ._waiting import pause, skipping, sleep
 from .context import Entry, State, current_of, describe, factory_key, here, pop, sync_session_of, top
@@ -28,10 +28,12 @@ __all__ = [
     "FactoryInfo",
     "Hook",
     "Joined",
+    "ManualCommit",
     "Observation",
     "Observer",
     "Options",
     "Position",
+    "Request",
     "Run",
     "ScopeAware",
     "ScopeConnection",

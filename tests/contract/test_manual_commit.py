@@ -503,6 +503,18 @@ async def test_each_call_site_is_told_once_at_the_users_line(doors: Door) -> Non
     assert "not durable before the scope ends" in str(mine[0].message)
 
 
+async def test_a_call_site_is_told_once_though_each_scope_has_a_name_of_its_own(doors: Door) -> None:
+    """The scope of a web request is named after its path, of which there are any number."""
+    work, _ = users_function(doors)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        for number in range(3):
+            async with doors.scope(name=f"GET /users/{number}", **BY_HAND) as session:
+                await called(doors, work, session)
+    lines = [warning.lineno for warning in told if issubclass(warning.category, errors.ManualCommit)]
+    assert lines == [3, 5]
+
+
 async def test_the_warning_can_be_filtered(doors: Door) -> None:
     assert issubclass(errors.ManualCommit, UserWarning)
     work, _ = users_function(doors)

@@ -69,13 +69,19 @@ class AsyncTurn(Turn):
         self._plain: dict[object, Entry] = {}
         self._places: asyncio.Semaphore | None = None  # of which it has taken one
 
-    async def enter(self, factory: Any, options: Options) -> Any:
-        """Open a scope in this task, and return its session; without options, one for each factory. No I/O."""
+    async def enter(self, factory: Any, options: Options, defaults: Options | None = None) -> Any:
+        """Open a scope in this task, and return its session; without options, one for each factory. No I/O.
+
+        Args:
+            factory: what makes the session.
+            options: what whoever asks for the session wants of the scope.
+            defaults: what goes for the whole application: who has no options of their own shares this session.
+        """
         key = factory_key(factory)
         plain = None if options else self._plain.get(key)
         if plain is not None and plain.belongs_to(here()):
             return plain.handed
-        scope = self.scope_of(factory, options)
+        scope = self.scope_of(factory, options or defaults or {})
         if not isinstance(scope, AsyncScope):
             await self._take_a_place()
         run = self.request.run()

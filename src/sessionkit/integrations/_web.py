@@ -10,11 +10,23 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._spi import Attempts, Run, as_retry, connections, observers, pause, sync_session_of, tell_retried, unit_of
-from ..errors import ColourError, HookError, MalformedETag, OptionError, classify, first_of
+from .._spi import (
+    Attempts,
+    Options,
+    Run,
+    as_retry,
+    connections,
+    observers,
+    pause,
+    sync_session_of,
+    tell_retried,
+    unit_of,
+)
+from .._spi import Request as ScopeOptions
+from ..errors import ColourError, HookError, MalformedETag, OptionError, classify, first_of, outcome_of
 from ..hooks import set_rollback_only
 from ..retry import Attempt, Retry
 from ..scope import AsyncScope, session_scope
@@ -24,7 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy import orm
     from sqlalchemy.ext import asyncio as sa_asyncio
 
-    from .._spi import Options
+    from .._spi import ManualCommit
     from ..scope import Scope
 
     SyncFactory = orm.sessionmaker[Any] | orm.scoped_session[Any]
@@ -34,6 +46,9 @@ logger = logging.getLogger("sessionkit")
 
 RollbackOn = Callable[[int], bool]
 """Tells of the status of a response whether its request's work is to be rolled back."""
+
+NoRollbackFor = type[BaseException] | tuple[type[BaseException], ...]
+"""The classes of exceptions that do not keep a request from being committed."""
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 """The methods that a client may send again, RFC 9110, section 9.2.2."""
@@ -106,6 +121,7 @@ class Rules:
     rollback_on: RollbackOn
     retry: Retry | None
     retry_methods: frozenset[str]
+    options: Options = field(default_factory=Options)  # of the scopes, where they differ from the factories'
 
 
 def rules(
@@ -114,6 +130,8 @@ def rules(
     rollback_on: RollbackOn,
     retry: Retry | int | None,
     retry_methods: Iterable[str],
+    manual_commit: ManualCommit | None,
+    no_rollback_for: NoRollbackFor | None,
     *,
     asynchronous: bool,
 ) -> Rules:
@@ -122,7 +140,7 @@ def rules(
     Args:
         where: what was called.
         factories: whose scopes are opened around each request.
-        rollback_on, retry, retry_methods: as given by the user.
+        rollback_on, retry, retry_methods, manual_commit, no_rollback_for: as given by the user.
         asynchronous: whether async factories can be served.
 
     Raises:
@@ -130,6 +148,12 @@ def rules(
         ColourError: it is async, and the framework is not.
         OptionError: another option has a value that cannot be honoured.
     """
+    options: Options = {}
+    if manual_commit is not None:
+        options["manual_commit"] = manual_commit
+    if no_rollback_for is not None:
+        options["no_rollback_for"] = no_rollback_for
+    ScopeOptions().but(options, where)
     for factory in factories:
         if isinstance(session_scope(factory), AsyncScope) and not asynchronous:
             raise ColourError(f"{where} got the async factory {factory!r}, but WSGI is sync; give it a sessionmaker")
@@ -152,7 +176,7 @@ def rules(
             f"retry= was given to {where} with {len(factories)} factories; they commit one after the other, and what has "
             "committed cannot be run again: have one factory with binds=, or retry inside the request"
         )
-    return Rules(tuple(factories), rollback_on, policy, methods)
+    return Rules(tuple(factories), rollback_on, policy, methods, options)
 
 
 # -- one request, which may take several turns ----------------------------------------------------------------------
@@ -280,6 +304,8 @@ class Turn:
         if failure is not None and not isinstance(failure, Exception):
             return failure  # a cancellation, an interrupt: theirs is the right of way
         if error is not None:
+            if scope in self._lasting and outcome_of(error) != "rolled back":  # in spite of it
+                self._committed.append(scope)
             return error  # the first one is what the user must see; the other one's own unit has logged it
         if isinstance(failure, HookError):
             # The response tells what became of the data, and that is settled.
@@ -323,7 +349,7 @@ class SyncTurn(Turn):
     def enter(self) -> None:
         """Open a scope of each factory, the first one innermost. No I/O."""
         for factory in self.request.rules.factories[::-1]:
-            scope: Any = self.scope_of(factory, {})
+            scope: Any = self.scope_of(factory, self.request.rules.options)
             self.opened(scope, scope._begin(self.request.run()))
 
     def end(self, status: int | None) -> None:

@@ -19,7 +19,8 @@ from ._async_turn import AsyncTurn
 from ._web import IDEMPOTENT, LONGEST_BODY, Answer, Request, RollbackOn, Rules, on_error_status, rules
 
 if TYPE_CHECKING:
-    from ._web import AsyncFactory, SyncFactory
+    from .._spi import ManualCommit
+    from ._web import AsyncFactory, NoRollbackFor, SyncFactory
 
 __all__ = ["SessionKitMiddleware"]
 
@@ -61,6 +62,11 @@ class SessionKitMiddleware:
         retry: run a request again after errors for which that can help: a `Retry`, or a number of attempts. The
             whole application is called again, and only if nothing of a response has left. Default: None.
         retry_methods: the methods of requests that are run again; default: the idempotent ones.
+        manual_commit: ``"savepoint"``: the application may call ``session.commit()`` and ``rollback()`` by hand, as in
+            `session_scope`; default: what the factory says.
+        no_rollback_for: a class of exceptions, or a tuple of them, that do not keep the request from being committed, as
+            in `session_scope`; default: what the factory says. An exception that was handled
+            inside is not seen.
 
     Raises:
         ScopeError, OptionError: an argument is not of its kind.
@@ -77,10 +83,21 @@ class SessionKitMiddleware:
         rollback_on: RollbackOn = on_error_status,
         retry: Retry | int | None = None,
         retry_methods: Iterable[str] = IDEMPOTENT,
+        manual_commit: ManualCommit | None = None,
+        no_rollback_for: NoRollbackFor | None = None,
     ) -> None:
         factories: Sequence[Any] = factory if isinstance(factory, Sequence) else [factory]
         self.app = app
-        self._rules = rules("SessionKitMiddleware", factories, rollback_on, retry, retry_methods, asynchronous=True)
+        self._rules = rules(
+            "SessionKitMiddleware",
+            factories,
+            rollback_on,
+            retry,
+            retry_methods,
+            manual_commit,
+            no_rollback_for,
+            asynchronous=True,
+        )
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         """Serve a connection."""
@@ -167,7 +184,7 @@ class Exchange:
         connection[EXCHANGE] = self
         try:
             for factory in turn.request.rules.factories[::-1]:
-                await turn.enter(factory, {})
+                await turn.enter(factory, {}, turn.request.rules.options)
             await app(connection, self.body.receive, self.send)
         except BaseException as error:  # noqa: BLE001 - raised there, unless it is answered
             return await self._failed(error)

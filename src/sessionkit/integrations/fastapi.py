@@ -67,7 +67,8 @@ def SessionDepends(factory: "SyncFactory | AsyncFactory", **options: "Unpack[Opt
 
     Args:
         factory: an ``async_sessionmaker`` or ``sessionmaker``, or a scoped session.
-        options: those of `session_scope`, as ``read_only=True`` or ``isolation="SERIALIZABLE"``, but for `propagation`.
+        options: those of `session_scope`, as ``read_only=True``, ``isolation="SERIALIZABLE"`` or
+            ``manual_commit="savepoint"``, but for `propagation`.
             With `retry` the requests to the endpoints that ask for this session are run again, whatever their method
             and whatever `install` says of others; it needs `install`.
 

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
     from flask import Response
 
-    from ._web import SyncFactory
+    from .._spi import ManualCommit
+    from ._web import NoRollbackFor, SyncFactory
 
 __all__ = ["SessionKit"]
 
@@ -73,6 +74,10 @@ class SessionKit:
         retry: run a request again after errors for which that can help: a `Retry`, or a number of attempts. Everything
             from ``before_request`` on runs again, in a new request context. Default: None.
         retry_methods: the methods of requests that are run again; default: the idempotent ones.
+        manual_commit: ``"savepoint"``: the application may call ``session.commit()`` and ``rollback()`` by hand, as in
+            `session_scope`; default: what the factory says.
+        no_rollback_for: a class of exceptions, or a tuple of them, that do not keep the request from being committed, as
+            in `session_scope`; default: what the factory says.
 
     Raises:
         ScopeError, ColourError, OptionError: an argument is not of its kind.
@@ -89,8 +94,16 @@ class SessionKit:
         rollback_on: RollbackOn = on_error_status,
         retry: Retry | int | None = None,
         retry_methods: Iterable[str] = IDEMPOTENT,
+        manual_commit: ManualCommit | None = None,
+        no_rollback_for: NoRollbackFor | None = None,
     ) -> None:
-        self._options: dict[str, Any] = {"rollback_on": rollback_on, "retry": retry, "retry_methods": retry_methods}
+        self._options: dict[str, Any] = {
+            "rollback_on": rollback_on,
+            "retry": retry,
+            "retry_methods": retry_methods,
+            "manual_commit": manual_commit,
+            "no_rollback_for": no_rollback_for,
+        }
         self._named = None if factory is None else _named(factory)
         self._rules([] if self._named is None else list(self._named.values()))
         if app is not None:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from ._web import SyncFactory
+    from .._spi import ManualCommit
+    from ._web import NoRollbackFor, SyncFactory
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
@@ -58,6 +59,10 @@ class SessionKitMiddleware:
         retry: run a request again after errors for which that can help: a `Retry`, or a number of attempts. The
             whole application is called again, and only if nothing of a response has left. Default: None.
         retry_methods: the methods of requests that are run again; default: the idempotent ones.
+        manual_commit: ``"savepoint"``: the application may call ``session.commit()`` and ``rollback()`` by hand, as in
+            `session_scope`; default: what the factory says.
+        no_rollback_for: a class of exceptions, or a tuple of them, that do not keep the request from being committed, as
+            in `session_scope`; default: what the factory says.
 
     Raises:
         ScopeError, ColourError, OptionError: an argument is not of its kind.
@@ -74,10 +79,21 @@ class SessionKitMiddleware:
         rollback_on: RollbackOn = on_error_status,
         retry: Retry | int | None = None,
         retry_methods: Iterable[str] = IDEMPOTENT,
+        manual_commit: ManualCommit | None = None,
+        no_rollback_for: NoRollbackFor | None = None,
     ) -> None:
         factories: Sequence[Any] = factory if isinstance(factory, Sequence) else [factory]
         self.app = app
-        self._rules = rules("SessionKitMiddleware", factories, rollback_on, retry, retry_methods, asynchronous=False)
+        self._rules = rules(
+            "SessionKitMiddleware",
+            factories,
+            rollback_on,
+            retry,
+            retry_methods,
+            manual_commit,
+            no_rollback_for,
+            asynchronous=False,
+        )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve a request."""

@@ -77,7 +77,7 @@ class ManualCommit(Feature):
             return True
         current = self._current()
         if method == "commit":
-            _warn(str(self.unit))
+            _warn()
             current.keep()
             if self._expires:
                 session.expire_all()
@@ -99,7 +99,7 @@ class ManualCommit(Feature):
             current.rollback()
 
 
-def _warn(unit: str) -> None:
+def _warn() -> None:
     """Tell the call site once that its commit is not durable yet."""
     frame: FrameType | None = sys._getframe(2)
     outermost: FrameType | None = None
@@ -115,7 +115,8 @@ def _warn(unit: str) -> None:
     if outermost is None:
         return
     warnings.warn_explicit(
-        f"commit() was called by hand inside {unit} with manual_commit='savepoint': what was done is kept, but not "
+        # The same text for all scopes: warnings that differ are told each, and each is kept for ever.
+        "commit() was called by hand inside a scope with manual_commit='savepoint': what was done is kept, but not "
         "durable before the scope ends; where nothing else calls this code, take the call out",
         ManualCommitWarning,
         outermost.f_code.co_filename,
