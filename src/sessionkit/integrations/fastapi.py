@@ -63,7 +63,9 @@ def SessionDepends(factory: "SyncFactory | AsyncFactory", **options: "Unpack[Opt
       ROLLBACK. COMMIT fails: the application's exception handlers answer.
     - After `install` the transaction ends when the response begins. Without it, it ends with the endpoint, and of a status
       only that is seen which the endpoint has set on FastAPI's ``Response``: raise an ``HTTPException`` instead of
-      returning an error. A dependency with ``yield`` that asks for the session then needs ``scope="function"`` as well.
+      returning an error.
+    - A dependency with ``yield`` that asks for the session needs ``scope="function"``, or ``return`` in the place of
+      ``yield``: FastAPI would end it after the response, and so after the session.
 
     Args:
         factory: an ``async_sessionmaker`` or ``sessionmaker``, or a scoped session.
