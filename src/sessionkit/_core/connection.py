@@ -245,12 +245,14 @@ class ScopeConnection(Connection):
         super()._rollback_to_savepoint_impl(name)
 
     def _release_savepoint_impl(self, name: str) -> None:
-        if self.failures is not None:
-            self.failures.released(name)
-        if (unit := self.borrower) is not None and unit.state is State.COMMITTING:
-            self._commit_by_release(name)
-        else:
-            super()._release_savepoint_impl(name)
+        try:
+            if (unit := self.borrower) is not None and unit.state is State.COMMITTING:
+                self._commit_by_release(name)
+            else:
+                super()._release_savepoint_impl(name)
+        finally:  # a release that failed is noted inside the savepoint, which may have been rolled back since
+            if self.failures is not None:
+                self.failures.released(name)
 
     def _commit_by_release(self, name: str) -> None:
         # On a connection of the user's own, or a test's, the release of a savepoint is a unit's COMMIT.
@@ -403,7 +405,9 @@ _classes: dict[type[Connection], type[ScopeConnection]] = {Connection: ScopeConn
 
 def follow(connection: Connection) -> ScopeConnection:
     """Make a ScopeConnection of a connection, and return it. Its own class, where that is a user's, stays in force."""
-    kind = connection.__class__  # a wrapper (wrapt, say) gives that of the connection inside, and changes it there
+    kind: type[Any] = (
+        connection.__class__
+    )  # a wrapper (wrapt, say) gives that of the connection inside, and changes it there
     if not issubclass(kind, ScopeConnection):
         if not issubclass(kind, Connection):
             raise ScopeError(

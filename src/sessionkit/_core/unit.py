@@ -43,6 +43,10 @@ logger = logging.getLogger("sessionkit")
 _OUTCOMES: dict[State, Outcome] = {State.COMMITTED: "committed", State.UNKNOWN: "unknown"}
 
 
+_NOT_BEGUN: Any = None
+"""The transaction of a unit whose session has not begun."""
+
+
 class Unit(Entry):
     """The transaction of one opened scope, and the entry that opened it."""
 
@@ -93,7 +97,7 @@ class Unit(Entry):
         self.question: Callable[[float], Any] | None = None  # what answers how a COMMIT ended whose answer was lost
         # The units of the same thread or task that wait until this one is done.
         self.enclosing: list[Unit] = [] if self.outer is None else _enclosing(self.outer, owner)
-        self.transaction: Any = None
+        self.transaction: Any = _NOT_BEGUN
         session._sessionkit_unit = self
         session.begin()  # makes a UnitTransaction and sets it here: see `ScopeAware`
         if self.transaction is None:
