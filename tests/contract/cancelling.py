@@ -121,8 +121,8 @@ async def by_a_timeout(unit: Any, *awaits: int) -> Cut:
             await Cancelled(watched(), *awaits[:1], by=strike)
 
     (result,) = await asyncio.gather(asyncio.create_task(run()), return_exceptions=True)
-    if left:
-        assert isinstance(result, TimeoutError)
+    if left and isinstance(left[0], asyncio.CancelledError):  # and not an error of the unit's own
+        assert isinstance(result, TimeoutError), f"{left[0]!r} left the unit, but {result!r} is what came of it"
     return Cut(result, left[0] if left else None, len(done))
 
 
