@@ -40,6 +40,7 @@ ROOMS: dict[str, str] = {
     "retry": "errors",
     "context": "errors",
     "_schemas": "errors",
+    "_binds": "errors",
     "commits": "_dialects _schemas errors",
     "_observers": "context retry",
     # The session's methods that find conflicts: versions put themselves in there, once there are any.
@@ -48,12 +49,12 @@ ROOMS: dict[str, str] = {
     "_plan": "_schemas errors isolation retry",
     # the transaction of a unit, from BEGIN to close: its __init__ says in which order to read it
     "_core": "",
-    "_core.seams": "",
+    "_core.seams": "_dialects",
     "_core.savepoints": "",
     "_core.connection": "_twins _core.seams _dialects commits context errors",
     "_core.hooks": "_core.connection _core.savepoints errors",
-    "_core.commit": "_core.connection _core.savepoints _dialects _waiting context errors",
-    "_core.session": "_core.connection _core.commit _core.seams _stale context errors",
+    "_core.commit": "_binds _core.connection _core.savepoints _dialects _waiting context errors",
+    "_core.session": "_binds _core.connection _core.commit _core.seams _stale context errors",
     "_core.features": "_core.commit _core.connection _core.savepoints _core.seams _dialects _schemas _waiting commits context errors "
     "isolation",
     "_core.unit": "_core.commit _core.connection _core.features _core.hooks _core.savepoints _core.session _dialects _plan "
@@ -66,10 +67,9 @@ ROOMS: dict[str, str] = {
     "scope": "_core.hooks _core.joined _core.session _core.unit _decorate _factory_info _observers _plan _twins context "
     "errors isolation retry",
     "hooks": "_core.connection _core.hooks _core.savepoints _core.session context errors",
-    "_binds": "errors",
     "_methods": "_attempts _plan retry scope",
     "factory": "_binds _core.features _core.session _factory_info _methods _plan context errors",
-    "async_factory": "_binds _core.features _factory_info _methods factory",
+    "async_factory": "_binds _core.features _factory_info _methods errors factory",
     # what works on a session that it is given; a conflict is found in any session, and ours finds some more
     "version": "_dialects _stale errors",
     "bulk": "_core.connection _dialects _twins errors version",

@@ -68,7 +68,9 @@ def _mistake(bind: Any, asynchronous: bool) -> tuple[type[SessionKitError], str,
 
 
 def refuse_unbound(session: Session) -> None:
-    """Refuse a session that has no engine, and no way of its own to find one.
+    """Refuse a session that has no engine, and no way of its own to find one: called when none was found.
+
+    Not before: a statement may name its engine itself, by ``bind_arguments``.
 
     Raises:
         ScopeError: it has neither ``bind`` nor ``binds``, and ``get_bind`` is SQLAlchemy's.

@@ -13,10 +13,12 @@ from ._binds import check_binds
 from ._core.features import split_readers
 from ._factory_info import FactoryInfo
 from ._methods import AsyncScopeMethods
+from .errors import ScopeError
 from .factory import ContextRegistry, Session, split_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
 
 __all__ = ["AsyncSession", "async_scoped_session", "async_sessionmaker"]
@@ -30,6 +32,16 @@ class AsyncSession(sa_asyncio.AsyncSession):
     """SQLAlchemy's ``AsyncSession`` around a `sessionkit.Session`: it refuses inside a scope what that refuses."""
 
     sync_session_class = Session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        unit = getattr(self.sync_session, "_sessionkit_unit", None)
+        try:
+            await super().__aexit__(kind, error, traceback)
+        except ScopeError:  # close() by hand; the first error is the one to see
+            if unit is None or not unit.left_by(error):
+                raise
 
 
 class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS]):

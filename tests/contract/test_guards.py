@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -133,6 +134,34 @@ async def test_a_commit_in_a_listener_of_the_scopes_own_commit_is_refused(doors:
     assert len(refused) == 1
     assert isinstance(refused[0], errors.ScopeError | InvalidRequestError)
     assert await names(doors) == ["ann"]
+
+
+async def test_an_exception_that_leaves_a_block_of_the_session_itself_is_the_one_to_see(doors: Door) -> None:
+    """Such a block would close the session, which is refused: the exception must not be replaced by that."""
+    lost = KeyError("lost")
+    with pytest.raises(KeyError) as caught:
+        async with doors.scope() as session:
+            async with session:
+                session.add(User(name="ann"))
+                raise lost
+    assert caught.value is lost
+    assert errors.outcome_of(lost) == "rolled back"
+    with pytest.raises(errors.UnexpectedRollback, match="KeyError"):
+        async with doors.scope() as session:
+            with suppress(KeyError):
+                async with session:  # whose close would have rolled it back
+                    session.add(User(name="bob"))
+                    raise lost
+    async with doors.scope() as session:
+        with suppress(KeyError):
+            async with session.begin_nested(), session:
+                session.add(User(name="eve"))
+                raise lost
+        session.add(User(name="joe"))
+    with pytest.raises(errors.ScopeError, match=r"session\.close\(\) was called inside"):
+        async with doors.scope() as session, session:
+            session.add(User(name="mia"))
+    assert await names(doors) == ["joe"]
 
 
 async def test_outside_of_scopes_a_session_of_ours_is_sqlalchemys(doors: Door) -> None:

@@ -242,7 +242,7 @@ def test_a_timeout_of_asyncio_stands_for_its_cancellation_on_each_python() -> No
     async def unit() -> None:
         async with asyncio.timeout(0):
             try:
-                await asyncio.sleep(10)
+                await asyncio.Event().wait()
             except asyncio.CancelledError as error:
                 errors.set_outcome(error, "committed")
                 raise

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from sqlalchemy import create_engine, orm
+from sqlalchemy import create_engine, literal, orm, select
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import sessionkit
-from sessionkit import async_sessionmaker, errors, sessionmaker
+from sessionkit import async_sessionmaker, errors, session_scope, sessionmaker
 from sessionkit._binds import refuse_unbound
 from tests.support.models import Account, User
 
@@ -139,3 +141,29 @@ def test_an_async_session_is_judged_by_the_session_inside() -> None:
     refuse_unbound(async_sessionmaker(class_=Own)().sync_session)
     with pytest.raises(errors.ScopeError, match="has no engine"):
         refuse_unbound(async_sessionmaker()().sync_session)
+
+
+@pytest.mark.parametrize("make", [sessionmaker, orm.sessionmaker])
+def test_a_statement_in_a_scope_without_an_engine_says_what_to_pass(make: Any) -> None:
+    with pytest.raises(errors.ScopeError, match=r"has no engine.*sessionmaker\(engine\)") as caught:
+        with session_scope(make()) as session:
+            session.execute(select(literal(1)))
+    assert isinstance(caught.value.__context__, UnboundExecutionError)
+    with pytest.raises(errors.ScopeError, match="has no engine"):
+        with session_scope(make()) as session:
+            session.add(User())
+    with session_scope(make()) as session:  # the statement says where
+        assert session.scalar(select(literal(1)), bind_arguments={"bind": ENGINE}) == 1
+    with pytest.raises(UnboundExecutionError):  # it has engines, but none for this: SQLAlchemy names the class
+        with session_scope(make(binds={User: ENGINE})) as session:
+            session.execute(select(literal(1)))
+
+
+@pytest.mark.parametrize("make", [async_sessionmaker, sa_asyncio.async_sessionmaker])
+def test_a_statement_in_an_async_scope_without_an_engine_says_what_to_pass(make: Any) -> None:
+    async def unit() -> None:
+        async with session_scope(make()) as session:
+            await session.execute(select(literal(1)))
+
+    with pytest.raises(errors.ScopeError, match="has no engine"):
+        asyncio.run(unit())

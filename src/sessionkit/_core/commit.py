@@ -13,11 +13,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, UnboundExecutionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.session import SessionTransactionState
 
 from .. import _dialects
+from .._binds import refuse_unbound
 from .._waiting import sleep
 from ..context import State
 from ..errors import (
@@ -218,6 +219,9 @@ def prepare(unit: Unit, inherited: Callable[[], None]) -> None:
         if first is None or first is error:
             raise
         raise _refuse(unit, swallowed(first), first) from first
+    except UnboundExecutionError:
+        refuse_unbound(unit.session)
+        raise
     unit.held = held = _refuse_lost(unit)
     if unit.rollback_only:
         raise RollbackAsked

@@ -405,9 +405,8 @@ _classes: dict[type[Connection], type[ScopeConnection]] = {Connection: ScopeConn
 
 def follow(connection: Connection) -> ScopeConnection:
     """Make a ScopeConnection of a connection, and return it. Its own class, where that is a user's, stays in force."""
-    kind: type[Any] = (
-        connection.__class__
-    )  # a wrapper (wrapt, say) gives that of the connection inside, and changes it there
+    # Not type(connection): a wrapper (wrapt, say) gives the class of the connection inside, and changes it there.
+    kind: type[Any] = connection.__class__
     if not issubclass(kind, ScopeConnection):
         if not issubclass(kind, Connection):
             raise ScopeError(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy.engine import Connection, Engine
 
+from .._dialects import root_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,13 +38,6 @@ at_commit: list[Callable[[Any], None]] = []
 
 at_release: list[Callable[[Any, str], None]] = []
 """The same where the release of a savepoint is the COMMIT: with the connection and the savepoint's name."""
-
-
-def root_of(engine: Engine) -> Engine:
-    """Return the engine that `engine` was derived from by ``execution_options()``."""
-    while (proxied := getattr(engine, "_proxied", None)) is not None:
-        engine = proxied
-    return engine
 
 
 def override_of(bind: Engine | Connection) -> Override | None:

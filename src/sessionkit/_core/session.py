@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import orm
+from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm.session import SessionTransactionOrigin, SessionTransactionState
 from sqlalchemy.util.concurrency import in_greenlet
 
+from .._binds import refuse_unbound
 from ..context import OPEN, State, get_ident, get_running_loop, here
 from ..errors import ScopeError, UnexpectedRollback, told
 from . import seams
@@ -21,6 +23,7 @@ from .connection import USER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
     from sqlalchemy.engine import Connection, Engine
 
@@ -77,10 +80,37 @@ def _one_at_a_time(name: str) -> Callable[..., Any]:
             unit.refuse(owner, name)
         try:
             return inherited(*args, **kwargs)
+        except UnboundExecutionError:
+            refuse_unbound(self)
+            raise
         finally:
             inside.pop(USER, None)
             if unit.when_free is not None:
                 unit.when_free()
+
+    method.__name__ = name
+    return method
+
+
+def _of_the_scope(name: str, instead: str) -> Callable[..., Any]:
+    """Return a method that by hand is refused, or stands for a savepoint.
+
+    The scope itself ends through it too, so that overrides see its end.
+    """
+
+    def method(self: ScopeAware) -> None:
+        unit: Any = self._sessionkit_unit
+        if (
+            unit is None
+            or unit.session is None
+            or (
+                unit.state is not OPEN
+                and unit.inside.get(USER) == (get_ident() if get_running_loop() is None else here())
+            )
+        ):
+            getattr(super(ScopeAware, self), name)()
+        else:
+            unit.by_hand(name, instead)
 
     method.__name__ = name
     return method
@@ -92,6 +122,13 @@ class ScopeAware(_Base):
     _sessionkit_unit: Unit | None = None
 
     if not TYPE_CHECKING:  # out of the type checkers' sight, to keep SQLAlchemy's overloads
+        close = _of_the_scope("close", "it closes its session when its block ends")
+        commit = _of_the_scope("commit", "it commits when its block ends")
+        reset = _of_the_scope("reset", "it closes its session when its block ends")
+        rollback = _of_the_scope(
+            "rollback", "to have nothing committed, raise an exception or call set_rollback_only(session)"
+        )
+
         begin_nested = _one_at_a_time("begin_nested")
         bulk_insert_mappings = _one_at_a_time("bulk_insert_mappings")
         bulk_save_objects = _one_at_a_time("bulk_save_objects")
@@ -116,63 +153,15 @@ class ScopeAware(_Base):
                 raise ScopeError(_ended(unit))
         return super()._autobegin_t(begin)
 
-    # By hand these are refused, or stand for a savepoint; the scope itself calls them too, so that overrides see its end.
-
-    def commit(self) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         unit = self._sessionkit_unit
-        if (
-            unit is None
-            or unit.session is None
-            or (
-                unit.state is not OPEN
-                and unit.inside.get(USER) == (get_ident() if get_running_loop() is None else here())
-            )
-        ):
-            super().commit()
-        else:
-            unit.by_hand("commit", "it commits when its block ends")
-
-    def rollback(self) -> None:
-        unit = self._sessionkit_unit
-        if (
-            unit is None
-            or unit.session is None
-            or (
-                unit.state is not OPEN
-                and unit.inside.get(USER) == (get_ident() if get_running_loop() is None else here())
-            )
-        ):
-            super().rollback()
-        else:
-            unit.by_hand("rollback", "to have nothing committed, raise an exception or call set_rollback_only(session)")
-
-    def close(self) -> None:
-        unit = self._sessionkit_unit
-        if (
-            unit is None
-            or unit.session is None
-            or (
-                unit.state is not OPEN
-                and unit.inside.get(USER) == (get_ident() if get_running_loop() is None else here())
-            )
-        ):
-            super().close()
-        else:
-            unit.by_hand("close", "it closes its session when its block ends")
-
-    def reset(self) -> None:
-        unit = self._sessionkit_unit
-        if (
-            unit is None
-            or unit.session is None
-            or (
-                unit.state is not OPEN
-                and unit.inside.get(USER) == (get_ident() if get_running_loop() is None else here())
-            )
-        ):
-            super().reset()
-        else:
-            unit.by_hand("reset", "it closes its session when its block ends")
+        try:
+            super().__exit__(kind, error, traceback)
+        except ScopeError:  # close() by hand; the first error is the one to see
+            if unit is None or not unit.left_by(error):
+                raise
 
 
 class AwareSession(ScopeAware, orm.Session):

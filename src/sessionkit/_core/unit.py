@@ -243,7 +243,7 @@ class Unit(Entry):
             )
         for enclosing in self.enclosing:
             for held in () if enclosing.transaction is None else connections(enclosing.transaction):
-                if held.dialect.name == engine.dialect.name and (
+                if _dialects.of(held) is beginning.dialect and (
                     why := beginning.dialect.conflict(held, engine, self.request.preset)
                 ):
                     asked = (
@@ -327,6 +327,16 @@ class Unit(Entry):
         """Keep the unit from committing because of `error`, unless the savepoint `level` is rolled back."""
         self.levels()
         self.causes.append((level, Failure.now(error)))
+
+    def left_by(self, error: BaseException | None) -> bool:
+        """Return whether an exception left a ``with session:``, whose close() was refused, while the unit goes on.
+
+        The close would have rolled back, so the unit must not commit if the exception is swallowed further out.
+        """
+        if error is None or self.state is not State.OPEN:
+            return False
+        self.must_roll_back(error, self.session.get_nested_transaction())
+        return True
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ def refuse_unable(connection: Connection) -> None:
     Raises:
         OptionError: it cannot.
     """
-    engine = seams.root_of(connection.engine)
+    engine = _dialects.root_of(connection.engine)
     if engine in _able:
         return
     why = two_phase_of(connection).refusal(connection)
@@ -97,7 +97,7 @@ def refuse_unable(connection: Connection) -> None:
 
 def identity_of(connection: Connection) -> str:
     """Return what names the database of a connection. Asks once for each engine."""
-    engine = seams.root_of(connection.engine)
+    engine = _dialects.root_of(connection.engine)
     known = _identities.get(engine)
     if known is None:
         known = _identities[engine] = two_phase_of(connection).identity(connection)
