@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from sessionkit import Retry, commits, errors
@@ -241,6 +241,32 @@ async def test_without_its_table_verify_commit_fails_before_the_body_and_says_wh
     await create_markers(doors)
     async with doors.scope(verify_commit=True) as session:
         session.add(User(name="ann"))
+    assert await names(doors) == ["ann"]
+
+
+async def test_a_connection_that_cannot_be_had_fails_the_attempt_and_not_the_look_for_the_table(doors: Door) -> None:
+    """At the entry it could not be retried. Asyncpg's errors, for one, come as they are while it connects."""
+    await create_markers(doors)
+    ran: list[object] = []
+
+    class Refused(Exception):
+        pass
+
+    def refuse(*_: object) -> None:
+        if len(ran) < 2:
+            raise Refused
+
+    async def unit(session: Any) -> None:
+        ran.append(session)
+        session.add(User(name="ann"))
+        await session.flush()
+
+    event.listen(doors.sync_engine, "checkout", refuse)
+    try:
+        await doors.decorate(unit, verify_commit=True, retry=Retry(3, on=Refused, wait=0))()
+    finally:
+        event.remove(doors.sync_engine, "checkout", refuse)
+    assert len(ran) == 2
     assert await names(doors) == ["ann"]
 
 

@@ -20,6 +20,8 @@
     ├── PartialCommit               of several databases that do not commit as one, not all have committed
     └── HookError                   on_commit or on_rollback callables failed; the transaction is settled
 
+    ManualCommit                    a warning: commit() by hand inside a scope is durable at its end only (UserWarning)
+
 A driver's error is never wrapped: it reaches the caller as SQLAlchemy raised it.
 
 ``str(error)`` is the message and, on a line of its own, the address of what the documentation says about it.
