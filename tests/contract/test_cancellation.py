@@ -25,7 +25,6 @@ pytestmark = pytest.mark.doors(colour="async")
 def _collections_are_short() -> None:
     """Have the collections of a test, one for each await, not go over what all the tests before it have left."""
     gc.collect()
-    gc.freeze()
 
 
 @pytest.mark.parametrize(("times", "verify"), [(1, False), (2, False), (3, False), (2, True)])

@@ -31,6 +31,7 @@ KEEPER_KEY = "sessionkit_keeper_port"
 guard_key = pytest.StashKey[postgres.Guard]()
 told_key = pytest.StashKey[str]()
 report_key = pytest.StashKey[pytest.TestReport]()
+tests_key = pytest.StashKey[int]()
 
 # Several runs may share a server that was named by URL: each process has databases of its own.
 TEMPLATE = f"sessionkit_{secrets.token_hex(4)}"
@@ -181,10 +182,23 @@ def sqlite_databases(tmp_path_factory: pytest.TempPathFactory) -> SqliteDatabase
 # The server
 
 
-def pytest_collection_finish() -> None:
-    """Have the many collections of the tests not go over what stays anyhow: the modules and the collected tests."""
-    gc.collect()
+_COLLECT_EVERY = 250  # tests
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, bool | None]:
+    """Have the collections of a test go over its own objects, and not over all that was imported and run before it.
+
+    Tests that ask what is left after a unit collect some sixty times each: they took ten minutes of a whole run.
+    """
+    count = item.config.stash[tests_key] = item.config.stash.get(tests_key, 0) + 1
+    if count % _COLLECT_EVERY == 0:
+        gc.collect()
     gc.freeze()
+    try:
+        return (yield)
+    finally:
+        gc.unfreeze()
 
 
 def pytest_configure() -> None:
