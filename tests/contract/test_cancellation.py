@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,12 +18,6 @@ if TYPE_CHECKING:
     from tests.support.doors import Door
 
 pytestmark = pytest.mark.doors(colour="async")
-
-
-@pytest.fixture(autouse=True)
-def _collections_are_short() -> None:
-    """Have the collections of a test, one for each await, not go over what all the tests before it have left."""
-    gc.collect()
 
 
 @pytest.mark.parametrize(("times", "verify"), [(1, False), (2, False), (3, False), (2, True)])

@@ -1,4 +1,4 @@
-"""One call of a bulk verb: what it can be undone to, the chunks through it, the bad rows out of it."""
+"""One call of a bulk verb: what it can be undone to, and the chunks of the input through it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from .. import _dialects
-from ..errors import BulkError, OptionError, VersionConflict, message_of
+from ..errors import BulkError, OptionError, VersionConflict
 from ..version import Conflicts, server_now, telling_time
-from ._conflicts import swallowed
-from ._identity import expire
-from ._paths import SQLALCHEMY, Path, choose
-from ._plan import OMIT
+from ._faults import Delivery
 from ._progress import Bar
-from ._result import BulkResult, Fault, Mismatch, Outcome, Tally, Unfit, Unpackable
+from ._result import BulkResult, Outcome, Tally
 from ._rows import Chunk, Rows, chunks, length_of
-from ._statements import tables_of
 from ._undo import start
 
 if TYPE_CHECKING:
@@ -28,7 +23,6 @@ if TYPE_CHECKING:
 
     from ._context import Work
     from ._options import Options
-    from ._page import Page
 
 CHUNK = 10_000  # of what is in memory anyway
 CHUNK_OF_UNKNOWN = 4_000  # of a generator: with everything that is made of them, a few MB
@@ -54,7 +48,7 @@ class Call:
         self.dialect = _dialects.of(self.connection).bulk
         self.collects = options.on_error == "collect"
         self.tally = Tally()
-        self.conflicts: list[Any] = []
+        self._delivery = Delivery(self)
         self._memory: dict[str, Any] = {}
         self._fresh = True
         self._alone = False
@@ -75,26 +69,26 @@ class Call:
                 self._write(first, total, bar)
                 for chunk in parts:
                     self._write(chunk, total, bar)
-                if self.conflicts:
-                    raise self._conflict()
+                if self._delivery.conflicts:
+                    raise self._conflict(self._delivery.conflicts)
                 self.work.finish(self, self.tally)
         finally:
             if bar is not None:
                 bar.close()
         return self.tally.result
 
-    def _conflict(self) -> VersionConflict:
+    def _conflict(self, conflicts: list[Any]) -> VersionConflict:
         """Return the error that names every stale row of the input."""
-        others = self.tally.length - len(self.conflicts)
+        others = self.tally.length - len(conflicts)
         did = f"{others} more rows of bulk.{self.work.verb}({self.plan.name})"
-        return VersionConflict(Conflicts.of(self.conflicts, (did,) if others else ()))
+        return VersionConflict(Conflicts.of(conflicts, (did,) if others else ()))
 
     def _write(self, chunk: Chunk, total: int | None, bar: Bar | None) -> None:
         self.tally.length += len(chunk.rows)
         self._memory.pop("now", None)
         for page in self.work.pages(self, chunk):
             if page.values:
-                self.deliver(page)
+                self._delivery.deliver(page)
         for report in (self.options.on_progress, bar):
             if report is not None:
                 report(self.tally.length, total)
@@ -140,124 +134,6 @@ class Call:
             self._memory[name] = find()
         return self._memory[name]
 
-    # Pages, and what is wrong with them
-
-    def deliver(self, page: Page) -> None:
-        """Write a page; if rows of it cannot be written, find them."""
-        for part in page.by_omission(null_too=False):
-            if self.conflicts:
-                # The call has failed already. It goes on looking, so that its error can name every stale row.
-                self._judge(part)
-            elif (path := choose(self, part)) is SQLALCHEMY:
-                self._by_sqlalchemy(part)
-            else:
-                self._deliver_by(path, part)
-
-    def _deliver_by(self, path: Path, page: Page) -> None:
-        try:
-            send = path.prepare(self, page)
-        except Exception as error:  # noqa: BLE001 - whatever a type or a packer says: SQLAlchemy's way is the truth
-            unfit = error
-        else:
-            self._send(path, page, send)
-            return
-        self._divide(path, page, unfit)
-
-    def _send(self, path: Path, page: Page, send: Callable[[], Outcome]) -> None:
-        problem: Exception
-        try:
-            outcome = self.attempt(send)
-        except (Mismatch, Unfit, Unpackable) as found:
-            problem = found
-        except Exception as error:
-            if not self._blames_the_row(error):
-                raise
-            problem = error
-        else:
-            self.tally.add(page, outcome, path.method)
-            self._refresh(page)
-            return
-        # Outside of the `except`, so that what comes now does not drag this error along.
-        if isinstance(problem, Mismatch):
-            if not self._judge(page):
-                if page.places("expect"):
-                    raise swallowed(self, page, problem.count)
-                page.uncounted = True
-                self._send(path, page, send)
-        elif isinstance(problem, Unfit):
-            self._by_sqlalchemy(page)
-        elif isinstance(problem, Unpackable):
-            self._divide(path, page, problem)
-        else:
-            self._bisect(path, page, problem)
-
-    def _refresh(self, page: Page) -> None:
-        """Have objects of the session that the page has touched read again when they are used next."""
-        if self.work.verb != "insert" and self.session.identity_map:
-            places = [i for i, cell in enumerate(page.cells) if cell.slot in self.work.finds_by]
-            keys = (tuple(row[i] for i in places) for row in page.values)
-            expire(self.session, self.plan, [page.cells[i].slot for i in places], keys)
-
-    def _divide(self, path: Path, page: Page, error: Exception) -> None:
-        """Send what a fast path cannot express by SQLAlchemy, and the rest of the page by the path."""
-        if path is SQLALCHEMY:
-            raise error
-        places: dict[bool, list[int]] = {True: [], False: []}
-        for place in range(len(page)):
-            try:
-                path.prepare(self, page.part(place, place + 1), probe=True)
-            except Exception:  # noqa: BLE001 - as above
-                places[False].append(place)
-            else:
-                places[True].append(place)
-        good, bad = places[True], places[False]
-        if good and bad:
-            self._deliver_by(path, page.only(good))
-            page = page.only(bad)
-        # All of them one by one, and yet not together: then it is no row's fault.
-        self._by_sqlalchemy(page)
-
-    def _by_sqlalchemy(self, page: Page) -> None:
-        for part in page.by_omission(null_too=True):
-            self._deliver_by(SQLALCHEMY, part)
-
-    def _bisect(self, path: Path, page: Page, error: Exception) -> None:
-        if len(page) > 1:
-            middle = len(page) // 2
-            self._deliver_by(path, page.part(0, middle))
-            self._deliver_by(path, page.part(middle, len(page)))
-        elif path is SQLALCHEMY:
-            self.refuse(self._error_of(page, error))
-        else:
-            # Once more, the way that gives the error which SQLAlchemy would have raised.
-            self._by_sqlalchemy(page)
-
-    def _judge(self, page: Page) -> bool:
-        """Find the rows of a page that are not there as expected; see to the others. Tell whether there were any."""
-        try:
-            self.work.verify(self, page)
-        except Fault as fault:
-            found = fault
-        else:
-            return False
-        self._sort_out(page, found)
-        return True
-
-    def _sort_out(self, page: Page, fault: Fault) -> None:
-        for place, error in fault.errors.items():
-            conflicts = getattr(error, "conflicts", None)
-            if self.collects:
-                self.tally.reject(page.positions[place], page.rows[place], error)
-            elif conflicts is not None:
-                self.conflicts.extend(conflicts)
-            else:
-                raise error
-        left_out = fault.errors.keys() | fault.ignored
-        if not self.conflicts:
-            rest = page.only(place for place in range(len(page)) if place not in left_out)
-            if rest.values:
-                self.deliver(rest)
-
     def refuse(self, error: BulkError) -> None:
         """A row is wrong: note it, or raise."""
         if not self.collects:
@@ -265,41 +141,6 @@ class Call:
             raise error from cause
         error.__cause__ = getattr(error, "orig", None)
         self.tally.reject(error.position, error.row, error)
-
-    def _blames_the_row(self, error: Exception) -> bool:
-        if isinstance(error, SQLAlchemyError):
-            return self.dialect.blames_the_row(error)
-        # Neither SQLAlchemy's nor the driver's: a type's or a default's own exception, about a value.
-        return not isinstance(error, OptionError)
-
-    def _error_of(self, page: Page, error: Exception) -> BulkError:
-        position, row = page.positions[0], page.rows[0]
-        column = self._column_of(page, error)
-        about = f", column {column!r}" if column else ""
-        cause = getattr(error, "orig", None) or error
-        message = (
-            f"row {position}{about} of bulk.{self.work.verb}({self.plan.name}) was refused: "
-            f"{type(cause).__name__}: {message_of(cause).strip()}"
-        )
-        bulk_error = BulkError.of(error, message, position=position, row=row, column=column)
-        if not isinstance(error, StatementError):
-            bulk_error.__cause__ = error
-        return bulk_error
-
-    def _column_of(self, page: Page, error: Exception) -> str | None:
-        for table in tables_of(self.plan):
-            name = self.dialect.column_of(error, table)
-            for slot in self.plan.slots.values() if name else ():
-                if slot.column.name == name:
-                    return slot.label
-        for cell, value in zip(page.cells, page.values[0], strict=True):
-            process = cell.slot.column.type._cached_bind_processor(self.connection.dialect)
-            if process is not None and value is not OMIT:
-                try:
-                    process(value)
-                except Exception:  # noqa: BLE001 - this is what is looked for
-                    return cell.slot.label
-        return None
 
 
 def _refuse_autocommit(connection: Connection) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ._options import Options
     from ._page import Page
     from ._plan import Plan, Slot
-    from ._result import Tally
+    from ._result import Outcome, Tally
     from ._rows import Chunk, Shapes
 
 
@@ -30,6 +30,11 @@ class CallContext(Protocol):
     dialect: Bulk
     tally: Tally
     temporary_name: str
+    collects: bool
+
+    def attempt(self, send: Callable[[], Outcome]) -> Outcome:
+        """Send a page. If it fails, the database is as it was before."""
+        ...
 
     def remembered(self, name: str, find: Callable[[], Any]) -> Any:
         """Return what was found out in this call, or find it out."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import OptionError
+from . import _copy, _executemany, _sets, _sqlalchemy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,11 +20,11 @@ class Path(NamedTuple):
 
     Attributes:
         method: its public name.
-        module: where `refusal` and `prepare` are; imported when it is first taken.
+        module: where its `refusal` and `prepare` are.
     """
 
     method: str
-    module: str
+    module: Any
 
     def refusal(self, call: CallContext, page: Page) -> str | None:
         """Tell why this way cannot take pages of this shape; None if it can."""
@@ -33,7 +33,7 @@ class Path(NamedTuple):
             return (
                 f"the rows of {plan.name} have several tables (joined inheritance), which only 'sqlalchemy' can write"
             )
-        refusal: str | None = self._module().refusal(call, page, self.method)
+        refusal: str | None = self.module.refusal(call, page, self.method)
         return refusal
 
     def prepare(self, call: CallContext, page: Page, *, probe: bool = False) -> Callable[[], Outcome]:
@@ -47,23 +47,20 @@ class Path(NamedTuple):
         Raises:
             Exception: whatever tells that a value cannot be expressed this way.
         """
-        send: Callable[[], Outcome] = self._module().prepare(call, page, self.method, probe=probe)
+        send: Callable[[], Outcome] = self.module.prepare(call, page, self.method, probe=probe)
         return send
 
-    def _module(self) -> Any:
-        return import_module(f"{__package__}.{self.module}")
 
-
-SQLALCHEMY = Path("sqlalchemy", "_sqlalchemy")
+SQLALCHEMY = Path("sqlalchemy", _sqlalchemy)
 
 _PATHS = {
     path.method: path
     for path in (
         SQLALCHEMY,
-        Path("executemany", "_executemany"),
-        Path("copy", "_copy"),
-        Path("unnest", "_sets"),
-        Path("temp", "_sets"),
+        Path("executemany", _executemany),
+        Path("copy", _copy),
+        Path("unnest", _sets),
+        Path("temp", _sets),
     )
 }
 

@@ -1,0 +1,190 @@
+"""Delivering a page, and finding the rows of it that cannot be written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import SQLAlchemyError, StatementError
+
+from ..errors import BulkError, OptionError, message_of
+from ._conflicts import swallowed
+from ._identity import expire
+from ._paths import SQLALCHEMY, Path, choose
+from ._plan import OMIT
+from ._result import Fault, Mismatch, Outcome, Unfit, Unpackable
+from ._statements import tables_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._context import CallContext
+    from ._page import Page
+
+
+class Delivery:
+    """Sends the pages of a call. What keeps a page from being written is traced to the rows that are to blame.
+
+    Attributes:
+        conflicts: the stale rows that were found, of which the error of the call is to tell.
+    """
+
+    def __init__(self, call: CallContext) -> None:
+        self._call = call
+        self.conflicts: list[Any] = []
+
+    def deliver(self, page: Page) -> None:
+        """Write a page; if rows of it cannot be written, find them."""
+        for part in page.by_omission(null_too=False):
+            if self.conflicts:
+                # The call has failed already. It goes on looking, so that its error can name every stale row.
+                self._judge(part)
+            elif (path := choose(self._call, part)) is SQLALCHEMY:
+                self._by_sqlalchemy(part)
+            else:
+                self._deliver_by(path, part)
+
+    def _deliver_by(self, path: Path, page: Page) -> None:
+        try:
+            send = path.prepare(self._call, page)
+        except Exception as error:  # noqa: BLE001 - whatever a type or a packer says: SQLAlchemy's way is the truth
+            unfit = error
+        else:
+            self._send(path, page, send)
+            return
+        self._divide(path, page, unfit)
+
+    def _send(self, path: Path, page: Page, send: Callable[[], Outcome]) -> None:
+        problem: Exception
+        try:
+            outcome = self._call.attempt(send)
+        except (Mismatch, Unfit, Unpackable) as found:
+            problem = found
+        except Exception as error:
+            if not self._blames_the_row(error):
+                raise
+            problem = error
+        else:
+            self._call.tally.add(page, outcome, path.method)
+            self._refresh(page)
+            return
+        # Outside of the `except`, so that what comes now does not drag this error along.
+        if isinstance(problem, Mismatch):
+            if not self._judge(page):
+                if page.places("expect"):
+                    raise swallowed(self._call, page, problem.count)
+                page.uncounted = True
+                self._send(path, page, send)
+        elif isinstance(problem, Unfit):
+            self._by_sqlalchemy(page)
+        elif isinstance(problem, Unpackable):
+            self._divide(path, page, problem)
+        else:
+            self._bisect(path, page, problem)
+
+    def _refresh(self, page: Page) -> None:
+        """Have objects of the session that the page has touched read again when they are used next."""
+        work, session = self._call.work, self._call.session
+        if work.verb != "insert" and session.identity_map:
+            places = [i for i, cell in enumerate(page.cells) if cell.slot in work.finds_by]
+            keys = (tuple(row[i] for i in places) for row in page.values)
+            expire(session, self._call.plan, [page.cells[i].slot for i in places], keys)
+
+    def _divide(self, path: Path, page: Page, error: Exception) -> None:
+        """Send what a fast path cannot express by SQLAlchemy, and the rest of the page by the path."""
+        if path is SQLALCHEMY:
+            raise error
+        places: dict[bool, list[int]] = {True: [], False: []}
+        for place in range(len(page)):
+            try:
+                path.prepare(self._call, page.part(place, place + 1), probe=True)
+            except Exception:  # noqa: BLE001 - as above
+                places[False].append(place)
+            else:
+                places[True].append(place)
+        good, bad = places[True], places[False]
+        if good and bad:
+            self._deliver_by(path, page.only(good))
+            page = page.only(bad)
+        # All of them one by one, and yet not together: then it is no row's fault.
+        self._by_sqlalchemy(page)
+
+    def _by_sqlalchemy(self, page: Page) -> None:
+        for part in page.by_omission(null_too=True):
+            self._deliver_by(SQLALCHEMY, part)
+
+    def _bisect(self, path: Path, page: Page, error: Exception) -> None:
+        if len(page) > 1:
+            middle = len(page) // 2
+            self._deliver_by(path, page.part(0, middle))
+            self._deliver_by(path, page.part(middle, len(page)))
+        elif path is SQLALCHEMY:
+            self._call.refuse(error_of(self._call, page, error))
+        else:
+            # Once more, the way that gives the error which SQLAlchemy would have raised.
+            self._by_sqlalchemy(page)
+
+    # Rows that are not there as expected
+
+    def _judge(self, page: Page) -> bool:
+        """Find the rows of a page that are not there as expected; see to the others. Tell whether there were any."""
+        try:
+            self._call.work.verify(self._call, page)
+        except Fault as fault:
+            found = fault
+        else:
+            return False
+        self._sort_out(page, found)
+        return True
+
+    def _sort_out(self, page: Page, fault: Fault) -> None:
+        for place, error in fault.errors.items():
+            conflicts = getattr(error, "conflicts", None)
+            if self._call.collects:
+                self._call.tally.reject(page.positions[place], page.rows[place], error)
+            elif conflicts is not None:
+                self.conflicts.extend(conflicts)
+            else:
+                raise error
+        left_out = fault.errors.keys() | fault.ignored
+        if not self.conflicts:
+            rest = page.only(place for place in range(len(page)) if place not in left_out)
+            if rest.values:
+                self.deliver(rest)
+
+    def _blames_the_row(self, error: Exception) -> bool:
+        if isinstance(error, SQLAlchemyError):
+            return self._call.dialect.blames_the_row(error)
+        # Neither SQLAlchemy's nor the driver's: a type's or a default's own exception, about a value.
+        return not isinstance(error, OptionError)
+
+
+def error_of(call: CallContext, page: Page, error: Exception) -> BulkError:
+    """Return the error that tells which row of the input the database, or a type, has refused: that of a page of one row."""
+    position, row = page.positions[0], page.rows[0]
+    column = _column_of(call, page, error)
+    about = f", column {column!r}" if column else ""
+    cause = getattr(error, "orig", None) or error
+    message = (
+        f"row {position}{about} of bulk.{call.work.verb}({call.plan.name}) was refused: "
+        f"{type(cause).__name__}: {message_of(cause).strip()}"
+    )
+    bulk_error = BulkError.of(error, message, position=position, row=row, column=column)
+    if not isinstance(error, StatementError):
+        bulk_error.__cause__ = error
+    return bulk_error
+
+
+def _column_of(call: CallContext, page: Page, error: Exception) -> str | None:
+    for table in tables_of(call.plan):
+        name = call.dialect.column_of(error, table)
+        for slot in call.plan.slots.values() if name else ():
+            if slot.column.name == name:
+                return slot.label
+    for cell, value in zip(page.cells, page.values[0], strict=True):
+        process = cell.slot.column.type._cached_bind_processor(call.connection.dialect)
+        if process is not None and value is not OMIT:
+            try:
+                process(value)
+            except Exception:  # noqa: BLE001 - this is what is looked for
+                return cell.slot.label
+    return None
