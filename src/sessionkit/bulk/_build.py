@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._defaults import row_by_row
 from ._page import Cell
-from ._plan import OMIT, Composite, DefaultContext, Plan, Slot, Supply
+from ._plan import OMIT, Composite, Plan, Slot, Supply
+from ._statements import tables_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from ._defaults import DefaultContext
 
 _MISSING = object()
 
@@ -17,19 +21,21 @@ class Builder(NamedTuple):
     """What the tuples hold, the function that makes them, and the cells in which they can hold OMIT."""
 
     cells: tuple[Cell, ...]
-    build: Callable[[list[Mapping[str, Any]]], list[tuple[Any, ...]]]
+    build: Callable[[list[Mapping[str, Any]], DefaultContext], list[tuple[Any, ...]]]
     may_omit: tuple[int, ...]
 
 
 class _Code:
     """An expression for each cell, over ``r``, the row."""
 
-    def __init__(self, plan: Plan, uniform: bool) -> None:
+    def __init__(self, plan: Plan, uniform: bool, *, in_context: bool = False) -> None:
         self.plan = plan
         self.uniform = uniform
-        self.names: dict[str, Any] = {"OMIT": OMIT, "M": _MISSING, "X": DefaultContext, "plan": plan}
+        self.names: dict[str, Any] = {"OMIT": OMIT, "M": _MISSING}
         self.cells: list[Cell] = []
         self.parts: list[str] = []
+        self._in_context = in_context
+        self._later: dict[int, Callable[[Any], Any]] = {}
 
     def name(self, value: Any) -> str:
         name = f"n{len(self.names)}"
@@ -41,10 +47,12 @@ class _Code:
         self.parts.append(expression)
 
     def supplied(self, slot: Slot, supply: Supply) -> str:
-        if supply.kind == "constant":
-            return self.name(supply.value)
-        if supply.kind == "call":
-            return f"{self.name(supply.value)}(X(plan, r))"
+        """Return an expression for the value of the next cell, where the row has none."""
+        if supply.kind in {"constant", "call", "context"}:
+            if self._in_context:
+                self._later[len(self.cells)] = (lambda _: supply.value) if supply.kind == "constant" else supply.value
+                return "D"
+            return self.name(supply.value) if supply.kind == "constant" else f"{self.name(supply.value)}(X)"
         return "OMIT" if supply.kind == "database" or slot.keeps_none else "None"
 
     def given(self, keys: frozenset[str]) -> dict[Slot, str]:
@@ -64,11 +72,22 @@ class _Code:
                 expressions[named] = got
         return expressions
 
-    def builder(self) -> Builder:
-        # A trailing comma: one cell is a tuple too.
-        body = f"lambda rows: [({' '.join(part + ',' for part in self.parts)}) for r in rows]"
-        build = eval(body, self.names)  # noqa: S307 - made of names that this file chose and of literals
+    def builder(self, *, is_insert: bool = True) -> Builder:
         may_omit = tuple(i for i, part in enumerate(self.parts) if "OMIT" in part)
+        if self._in_context:
+            written = {
+                cell.slot: place for place, cell in enumerate(self.cells) if is_insert or cell.role in {"set", "renew"}
+            }
+            columns = self.plan.columns
+            tables = [
+                (table, {columns[slot, table]: place for slot, place in written.items() if (slot, table) in columns})
+                for table in tables_of(self.plan)
+            ]
+            build = row_by_row(self.names, self.parts, tables, self._later, is_insert=is_insert)
+        else:
+            # A trailing comma: one cell is a tuple too.
+            body = f"lambda rows, X: [({' '.join(part + ',' for part in self.parts)}) for r in rows]"
+            build = eval(body, self.names)  # noqa: S307 - made of names that this file chose and of literals
         return Builder(tuple(self.cells), build, may_omit)
 
 
@@ -83,15 +102,18 @@ def insert_builder(plan: Plan, keys: frozenset[str], *, uniform: bool, render_nu
     """
 
     def make() -> Builder:
-        code = _Code(plan, uniform)
+        every = (*plan.slots.values(), *plan.unmapped)
+        code = _Code(plan, uniform, in_context=any(slot.supply.kind == "context" for slot in every))
         given = code.given(keys)
-        for slot in (*plan.slots.values(), *plan.unmapped):
+        for slot in every:
             supply = slot.supply
             default = code.supplied(slot, supply)
             got = given.get(slot)
             if got is None or slot.decided:
                 # Where nobody has a value, the database fills the column, or NULL does that the mapper would write.
-                if supply.kind in {"constant", "call"} or (supply.kind == "null" and slot.key and default == "None"):
+                if supply.kind in {"constant", "call", "context"} or (
+                    supply.kind == "null" and slot.key and default == "None"
+                ):
                     code.add(Cell("set", slot), default)
                 continue
             # In place of a None: what the row would get without it. A key of the database's making is never NULL.
@@ -118,7 +140,9 @@ def update_builder(plan: Plan, keys: frozenset[str], *, check: bool) -> Builder:
     """
 
     def make() -> Builder:
-        code = _Code(plan, True)
+        every = (*plan.slots.values(), *plan.unmapped)
+        in_context = any(slot.renew is not None and slot.renew.kind == "context" for slot in every)
+        code = _Code(plan, True, in_context=in_context)
         given = code.given(keys)
         for slot in plan.key:
             code.add(Cell("key", slot), given.pop(slot))
@@ -131,10 +155,10 @@ def update_builder(plan: Plan, keys: frozenset[str], *, check: bool) -> Builder:
             code.add(Cell("set", slot), got)
         if len(code.cells) > len(plan.key) or (version is not None):
             # Nothing is renewed where nothing changes.
-            for slot in (*plan.slots.values(), *plan.unmapped):
+            for slot in every:
                 if slot.renew is not None and slot.renew.kind != "database" and slot not in given:
                     code.add(Cell("renew", slot), code.supplied(slot, slot.renew))
-        return code.builder()
+        return code.builder(is_insert=False)
 
     return plan.remembered(("update", keys, check), make)  # type: ignore[no-any-return]
 

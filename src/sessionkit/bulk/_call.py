@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 from .. import _dialects
 from ..errors import BulkError, OptionError, VersionConflict
 from ..version import Conflicts, server_now, telling_time
+from ._defaults import DefaultContext
 from ._faults import Delivery
 from ._progress import Bar
 from ._result import BulkResult, Outcome, Tally
@@ -49,6 +50,7 @@ class Call:
         self.collects = options.on_error == "collect"
         self.tally = Tally()
         self._delivery = Delivery(self)
+        self.context = DefaultContext(self.connection)
         self._memory: dict[str, Any] = {}
         self._fresh = True
         self._alone = False

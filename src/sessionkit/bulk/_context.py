@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from .._dialects import Bulk
     from ..errors import BulkError
+    from ._defaults import DefaultContext
     from ._options import Options
     from ._page import Page
     from ._plan import Plan, Slot
@@ -31,6 +32,7 @@ class CallContext(Protocol):
     tally: Tally
     temporary_name: str
     collects: bool
+    context: DefaultContext
 
     def attempt(self, send: Callable[[], Outcome]) -> Outcome:
         """Send a page. If it fails, the database is as it was before."""

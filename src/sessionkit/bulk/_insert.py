@@ -41,7 +41,7 @@ class InsertWork:
         read = self.shapes.read(chunk, call.refuse)
         keys = frozenset[str]().union(*read.shapes)
         builder = insert_builder(self.plan, keys, uniform=len(read.shapes) == 1, render_nulls=self._render_nulls)
-        page = build(builder, chunk, read, call.refuse)
+        page = build(call, builder, chunk, read)
         yield with_keys(page, self.plan, self._made_by_us, "the key", call.refuse)
 
     def verify(self, call: CallContext, page: Page) -> None:

@@ -92,7 +92,7 @@ class KeyedWork(ABC):
                 break
         if not read.rows:
             return Page((), [], [], [])
-        page = build(self.builder(keys), chunk, read, call.refuse)
+        page = build(call, self.builder(keys), chunk, read)
         return with_keys(page, self.plan, self.finds_by, "the key", call.refuse)
 
     def compare(self, call: CallContext, page: Page, count: int) -> None:

@@ -18,9 +18,10 @@ from sqlalchemy.orm import ColumnProperty, CompositeProperty, Mapper, SynonymPro
 
 from ..errors import OptionError
 from ..version import kind_of
+from ._defaults import takes_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from sqlalchemy import ColumnElement
 
@@ -32,7 +33,8 @@ class _Omit(enum.Enum):
 OMIT: Final = _Omit.OMIT
 """In the place of a value: the column is left out of the statement, and the database fills it."""
 
-Kind = Literal["null", "constant", "call", "database"]
+Kind = Literal["null", "constant", "call", "context", "database"]
+"""NULL; the same for all rows; what a function gives; what it gives when it has seen the row; the database's own."""
 
 
 class Supply(NamedTuple):
@@ -327,7 +329,7 @@ def _supply(column: Column[Any]) -> Supply:
         if default.is_scalar:
             return Supply("constant", default.arg)  # type: ignore[attr-defined]
         if default.is_callable:
-            return Supply("call", default.arg)  # type: ignore[attr-defined]
+            return _called(default.arg)  # type: ignore[attr-defined]
         return SQL  # an expression, or a sequence
     if column.server_default is not None or column is getattr(column.table, "autoincrement_column", None):
         return DATABASE  # also Identity and Computed
@@ -340,29 +342,8 @@ def _renew(column: Column[Any]) -> Supply | None:
         return None
     if onupdate.is_scalar:
         return Supply("constant", onupdate.arg)
-    return Supply("call", onupdate.arg) if onupdate.is_callable else DATABASE
+    return _called(onupdate.arg) if onupdate.is_callable else DATABASE
 
 
-class DefaultContext:
-    """What a default that takes a context gets: the row that it belongs to."""
-
-    __slots__ = ("_plan", "_row")
-
-    def __init__(self, plan: Plan, row: Mapping[str, Any]) -> None:
-        self._plan = plan
-        self._row = row
-
-    def get_current_parameters(self, isolate_multiinsert_groups: bool = True) -> dict[str, Any]:
-        """Return the values of the row by column, as an execution context of SQLAlchemy does."""
-        values: dict[str, Any] = {}
-        for name, value in self._row.items():
-            named = self._plan.names[name]
-            if isinstance(named, Composite):
-                values.update(zip((s.column.key for s in named.slots), named.split(value), strict=True))
-            else:
-                values[named.column.key] = value
-        return values
-
-    @property
-    def current_parameters(self) -> dict[str, Any]:
-        return self.get_current_parameters()
+def _called(function: Callable[..., Any]) -> Supply:
+    return Supply("context" if takes_context(function) else "call", function)

@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     Refuse = Callable[[BulkError], None]
 
 
-def build(builder: Builder, chunk: Chunk, read: Read, refuse: Refuse, *, bumps: bool = False) -> Page:
-    """Return a page of the rows that were read. A row whose default or composite fails goes to `refuse`."""
-    rows, places = read.rows, read.places
+def build(call: CallContext, builder: Builder, chunk: Chunk, read: Read) -> Page:
+    """Return a page of the rows that were read. A row whose default or composite fails is refused."""
+    rows, places, context = read.rows, read.places, call.context
     try:
-        values = builder.build(rows)
+        values = builder.build(rows, context)
     except Exception:  # noqa: BLE001 - a default of the user's; found again below, with its row
         values, kept = list[tuple[Any, ...]](), list[int]()
         for place, row in zip(places, rows, strict=True):
             try:
-                values.append(builder.build([row])[0])
+                values.append(builder.build([row], context)[0])
                 kept.append(place)
             except Exception as error:  # noqa: BLE001 - as above
-                refuse(_of(chunk, place, f"row {chunk.start + place}: {told(error)}", cause=error))
+                call.refuse(_of(chunk, place, f"row {chunk.start + place}: {told(error)}", cause=error))
         places = kept
     positions: Sequence[int]
     given: list[Any]
@@ -42,7 +42,7 @@ def build(builder: Builder, chunk: Chunk, read: Read, refuse: Refuse, *, bumps: 
         positions, given = range(chunk.start, chunk.start + len(places)), chunk.rows
     else:
         positions, given = [chunk.start + place for place in places], [chunk.rows[place] for place in places]
-    return Page(builder.cells, values, positions, given, bumps, builder.may_omit)
+    return Page(builder.cells, values, positions, given, may_omit=builder.may_omit)
 
 
 def _of(chunk: Chunk, place: int, message: str, column: str | None = None, cause: Exception | None = None) -> BulkError:

@@ -205,16 +205,23 @@ class Shapes:
         for name in self._plan.mapper.relationships.keys() & held.keys():
             if held[name] and not (state.key or self._changes_only):
                 raise _WrongRow(f"holds the relationship {name!r}: {self._plan.refusal(name)}", name)
-        keys: Any = held.keys() & slots.keys()
-        if self._changes_only and state.key is not None:
-            always = {slot.key for slot in self._plan.key}
-            if self._plan.version is not None:
-                always.add(self._plan.version.key)
-            changed = {key for key in keys & state.committed_state.keys() if _has_changes(state, key)}
-            keys &= always | changed
-            if not keys - always:
-                keys = [slot.key for slot in self._plan.key]  # nothing to write: no reason to raise the version
-        return {key: held[key] for key in slots if key in keys}
+        if state.key is None:
+            return {key: held[key] for key in slots if key in held}
+        # What an expired object is, is known without a look at the database; what it holds is not.
+        identity = dict(zip((slot.label for slot in self._plan.key), state.key[1], strict=True))
+        values = identity | held
+        if not (self._changes_only or self._keys):
+            unloaded = next((key for key in slots if key not in values), None)
+            if unloaded is not None:
+                raise _WrongRow(
+                    f"has not loaded {unloaded!r}; refresh the object, or give its values as a mapping", unloaded
+                )
+        elif self._changes_only:
+            always = {*identity, *([self._plan.version.key] if self._plan.version is not None else ())}
+            changed = {key for key in values.keys() & state.committed_state.keys() if _has_changes(state, key)}
+            # With nothing to write there is no reason to raise the version.
+            values = {key: values[key] for key in (always | changed if changed - always else identity) if key in values}
+        return {key: values[key] for key in slots if key in values}
 
 
 def _has_changes(state: InstanceState[Any], key: str) -> bool:

@@ -138,7 +138,7 @@ def _send(
     work: Any = call.work
     verb = work.verb
     if verb == "upsert":
-        return _upsert(call, page, _typed(page, fields, source()), parameters, _every_row(kind))
+        return _upsert(call, page, _typed(call, page, source()), parameters, _every_row(kind))
     key = ("set", kind, verb, page.cells, page.bumps, work.wants_keys, tuple(fields))
     statement = call.plan.remembered(key, lambda: _statement(call, page, fields, source(), kind))
     result = call.connection.execute(statement, parameters)
@@ -153,16 +153,19 @@ def _statement(call: CallContext, page: Page, fields: list[Field], source: FromC
     table: Any = plan.table
     verb = call.work.verb
     if verb == "insert":
-        typed = _typed(page, fields, source)
+        typed = _typed(call, page, source)
         if call.work.wants_keys:
             return insert_of(page, table, typed, order=source.c.n).returning(*(slot.column for slot in plan.key))
         return insert_of(page, table, typed, where=_every_row(kind))
-    values = _typed(page, fields, source)
+    values = _typed(call, page, source)
     if verb == "update":
         statement = update_of(plan, page, values.__getitem__, table)
     elif kind == "unnest" and len(page.cells) == 1:
         # An array and no relation: a scan of the index, where a join may come to scan the whole table.
-        by_key = sa_delete(table).where(plan.key[0].column == func.any(_array_of(0, fields[0])))
+        key, array = plan.key[0].column, _array_of(0, fields[0])
+        if _is_enumeration(call, key.type):
+            array = cast(array, sqltypes.ARRAY(key.type))
+        by_key = sa_delete(table).where(key == func.any(array))
         return by_key.where(*plan.of_class.values())
     else:
         statement = delete_of(plan, page, values.__getitem__, table)
@@ -170,13 +173,18 @@ def _statement(call: CallContext, page: Page, fields: list[Field], source: FromC
     return statement if every is None else statement.where(every)
 
 
-def _typed(page: Page, fields: list[Field], source: FromClause) -> list[ColumnElement[Any]]:
+def _typed(call: CallContext, page: Page, source: FromClause) -> list[ColumnElement[Any]]:
     """Return the columns of the relation; an enumeration came as text."""
-    columns: list[ColumnElement[Any]] = []
-    for cell, value in zip(page.cells, source.c, strict=False):
-        enumeration = isinstance(cell.slot.column.type, sqltypes.Enum) and cell.slot.column.type.native_enum
-        columns.append(cast(value, cell.slot.column.type) if enumeration else value)
-    return columns
+    return [
+        cast(value, cell.slot.column.type) if _is_enumeration(call, cell.slot.column.type) else value
+        for cell, value in zip(page.cells, source.c, strict=False)
+    ]
+
+
+def _is_enumeration(call: CallContext, type_: Any) -> bool:
+    # As the dialect sees it: it may stand behind a TypeDecorator or a variant.
+    impl = type_._unwrapped_dialect_impl(call.connection.dialect)
+    return isinstance(impl, sqltypes.Enum) and bool(impl.native_enum)
 
 
 def _keys(call: CallContext, page: Page, result: Any) -> list[tuple[Any, ...]]:

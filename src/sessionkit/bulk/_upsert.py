@@ -231,7 +231,7 @@ class _NoRow:
 
 def _renewed(plan: Plan, slot: Slot) -> Any:
     assert slot.renew is not None
-    if slot.renew.kind == "call":
+    if slot.renew.kind in {"call", "context"}:
         return slot.renew.value(_NoRow())
     return slot.renew.value if slot.renew.kind == "constant" else slot.column.onupdate.arg  # type: ignore[union-attr]
 
