@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
-pytestmark = pytest.mark.doors(backend="postgresql")
+pytestmark = [pytest.mark.above_drivers, pytest.mark.doors(backend="postgresql")]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from tests.support.models import Account, Pledge, User
 if TYPE_CHECKING:
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 AT_ONCE = Retry(5, wait=0)
 
 

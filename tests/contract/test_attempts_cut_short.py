@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 AT_ONCE = Retry(5, wait=0)
 SAID = pytest.warns(RuntimeWarning, match="was left although its last attempt had failed.*StaleDataError: too late")
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.contract.many import Two
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 class Interrupt(BaseException):
     """As a KeyboardInterrupt, which an event loop would not let a test catch."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 @dataclass
 class Seen:

@@ -14,6 +14,8 @@ from tests.support.models import User
 if TYPE_CHECKING:
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 def addresses(error: BaseException) -> list[str]:
     """Return the sections that an error, its notes and its causes lead to, each error's and note's by itself."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 POSTGRESQL = pytest.mark.doors(backend="postgresql")
 AT_ONCE = Retry(3, wait=0)
 

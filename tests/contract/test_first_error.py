@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 class Unheard(BaseException):
     """What no `except Exception` sees."""

@@ -16,6 +16,8 @@ from tests.support.models import Base, User
 if TYPE_CHECKING:
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 class Planned(Exception):
     pass

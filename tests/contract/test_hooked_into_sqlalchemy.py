@@ -17,6 +17,8 @@ from tests.support.models import User
 if TYPE_CHECKING:
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 @pytest.fixture(params=HOMES)
 def home(request: pytest.FixtureRequest) -> str:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 class Log(list[str]):
     """What ran, in order."""

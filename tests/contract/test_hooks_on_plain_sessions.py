@@ -20,6 +20,8 @@ from tests.support.models import User
 if TYPE_CHECKING:
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 @pytest.fixture(params=["plain", "ours"])
 def factory(request: pytest.FixtureRequest, doors: Door) -> Any:

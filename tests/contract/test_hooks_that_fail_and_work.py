@@ -22,6 +22,8 @@ from tests.support.models import Pledge, User
 if TYPE_CHECKING:
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 # Failing
 

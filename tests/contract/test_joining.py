@@ -15,6 +15,8 @@ from tests.support.models import User
 if TYPE_CHECKING:
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 # Joining
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 POSTGRESQL = pytest.mark.doors(backend="postgresql")
 LOCKS = Retry(5, wait=0, lock_on_retry=True)
 

@@ -18,7 +18,7 @@ from tests.support.models import Pledge, User
 if TYPE_CHECKING:
     from tests.support.doors import Door
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*not durable before the scope ends")
+pytestmark = [pytest.mark.above_drivers, pytest.mark.filterwarnings("ignore:.*not durable before the scope ends")]
 
 BY_HAND: dict[str, Any] = {"manual_commit": "savepoint"}
 

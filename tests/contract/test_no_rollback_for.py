@@ -14,6 +14,8 @@ from tests.support.models import Pledge, User
 if TYPE_CHECKING:
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 class Rejected(Exception):
     """An answer of the application's: "no", with what led to it kept."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 async def _execute(session: Any) -> Any:
     return await session.execute(GATED)

@@ -14,6 +14,8 @@ from tests.support.models import User
 if TYPE_CHECKING:
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 def static(doors: Door) -> Any:
     """Return an engine whose pool has one connection for all."""

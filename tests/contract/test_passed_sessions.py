@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 async def add(session: AsyncSession, name: str, *, email: str | None = None) -> str:
     """Add a user."""

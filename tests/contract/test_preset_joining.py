@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 LEVELS = list(Isolation)
 
 

@@ -16,6 +16,8 @@ from tests.support.models import Address, Item, User
 if TYPE_CHECKING:
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 @pytest.fixture(params=["ours", "plain", "expiring"])
 def factory(request: pytest.FixtureRequest, doors: Door) -> Any:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sessionkit.retry import Attempt
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 
 async def test_the_body_is_run_until_it_succeeds_each_time_in_a_session_of_its_own(doors: Door) -> None:
     unit = Failing(doors, stale(), stale())

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 POSTGRESQL = pytest.mark.doors(backend="postgresql")
 SQLITE = pytest.mark.doors(backend="sqlite")
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 AT_ONCE = Retry(5, wait=0)
 WAY_OUT = r"give the outermost scope retry= \(as a decorator, or with attempts\(\)\), or ask for propagation='new'"
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 ONE_DATABASE = pytest.mark.doors("sqlite-sync", "sqlite-async")
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 ONE, TWO = {None: "tenant_1"}, {None: "tenant_2"}
 SCHEMAS = ("tenant_1", "tenant_2")
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 # Where a class comes from, and which factory makes its sessions.
 HOMES = ["a plain factory", "orm.Session", "sessionkit.Session"]
 

@@ -29,7 +29,7 @@ from tests.contract.versioned import (
 )
 from tests.support.doors import Door
 
-pytestmark = pytest.mark.usefixtures("tables")
+pytestmark = [pytest.mark.above_drivers, pytest.mark.usefixtures("tables")]
 __all__ = ["tables"]
 
 

@@ -17,7 +17,7 @@ from tests.contract.versioned import Doc, Line, Order, Unique, table, tables
 from tests.support.doors import Door
 from tests.support.models import User
 
-pytestmark = pytest.mark.usefixtures("tables")
+pytestmark = [pytest.mark.above_drivers, pytest.mark.usefixtures("tables")]
 __all__ = ["tables"]
 
 

@@ -18,7 +18,7 @@ from tests.contract.test_version_conflicts import fill, plain, read, rival, riva
 from tests.contract.versioned import Doc, Stamped, Unique, tables
 from tests.support.doors import Door
 
-pytestmark = pytest.mark.usefixtures("tables")
+pytestmark = [pytest.mark.above_drivers, pytest.mark.usefixtures("tables")]
 __all__ = ["tables"]
 
 

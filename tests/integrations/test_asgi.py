@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
-pytestmark = pytest.mark.doors("sqlite-async", "postgresql-async")
+pytestmark = [pytest.mark.above_drivers, pytest.mark.doors("sqlite-async", "postgresql-async")]
 
 
 def make_app(

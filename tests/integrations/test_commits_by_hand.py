@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     Work = Callable[[orm.Session], object]
 
 pytestmark = [
+    pytest.mark.above_drivers,
     pytest.mark.doors("sqlite-sync", "sqlite-async", "postgresql-sync", "postgresql-async"),
     pytest.mark.filterwarnings("ignore:.*not durable before the scope ends"),
 ]

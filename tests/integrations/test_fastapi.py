@@ -27,7 +27,7 @@ from tests.integrations.asgi_client import call, sync_factory, talk
 from tests.support.doors import Door
 from tests.support.models import Pledge, User
 
-pytestmark = pytest.mark.doors("sqlite-async", "postgresql-async")
+pytestmark = [pytest.mark.above_drivers, pytest.mark.doors("sqlite-async", "postgresql-async")]
 
 
 # What a release cannot do without the middleware it refuses; see the last test.

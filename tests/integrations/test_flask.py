@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
-pytestmark = pytest.mark.doors("sqlite-sync", "postgresql-sync")
+pytestmark = [pytest.mark.above_drivers, pytest.mark.doors("sqlite-sync", "postgresql-sync")]
 
 
 def make_app(doors: Door, view: Callable[..., Any] | None = None, **options: Any) -> tuple[Flask, SessionKit]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 QUICK = pytest.mark.doors("sqlite-sync", "sqlite-async")
 UNIQUE = {"sqlite": "SQLITE_CONSTRAINT_UNIQUE", "postgresql": "23505"}
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 __all__ = ["tables"]
 
 UNIQUE = {"sqlite": "SQLITE_CONSTRAINT_UNIQUE", "postgresql": "23505"}

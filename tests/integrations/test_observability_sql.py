@@ -24,6 +24,8 @@ from tests.support.models import Account, Item, User
 if TYPE_CHECKING:
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 POSTGRESQL = pytest.mark.doors(backend="postgresql")
 ODD = "100% '; DROP TABLE users --*/ \\ %s :x ä\n$1?"
 

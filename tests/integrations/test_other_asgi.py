@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tests.support.doors import Door
 
 pytestmark = [
+    pytest.mark.above_drivers,
     pytest.mark.doors("sqlite-async", "postgresql-async"),
     # Of Litestar's and Quart's own making.
     pytest.mark.filterwarnings("default::DeprecationWarning"),

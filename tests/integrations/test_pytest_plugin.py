@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 pytest_plugins = ["pytester"]
 
 

@@ -12,6 +12,8 @@ from tests.integrations import kit
 if TYPE_CHECKING:
     from tests.support.doors import Door
 
+pytestmark = pytest.mark.above_drivers
+
 pytest_plugins = ["pytester"]
 
 MIGRATION = """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
-pytestmark = pytest.mark.doors("sqlite-sync", "postgresql-sync")
+pytestmark = [pytest.mark.above_drivers, pytest.mark.doors("sqlite-sync", "postgresql-sync")]
 
 
 class Client:

@@ -53,7 +53,8 @@ what doors and neutral objects give; one that waits otherwise fails in the sync 
 
 **Which doors.** All, or those that match `@pytest.mark.doors(backend="postgresql")`, `(colour="async")`,
 `(driver="asyncpg")`, `("sqlite-sync", ...)`. `SESSIONKIT_BACKENDS=sqlite` deselects the others, so does `-m "not
-postgresql"` or `-m "not drivers"`; nothing is skipped. Each test starts with the tables of models.py, empty, on both
+postgresql"` or `-m "not drivers"`; nothing is skipped. A module that is marked `above_drivers` shows what does not reach
+the driver: it goes through the second drivers only with `--every-driver`. Each test starts with the tables of models.py, empty, on both
 backends with foreign keys enforced; what it does to the database is undone. `@pytest.mark.own_database`: a PostgreSQL
 database of its own.
 

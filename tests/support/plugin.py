@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BACKENDS = ("sqlite", "postgresql")
 BACKENDS_VARIABLE = "SESSIONKIT_BACKENDS"
 KEEPER_KEY = "sessionkit_keeper_port"
+EVERY_DRIVER = "--every-driver"
 
 guard_key = pytest.StashKey[postgres.Guard]()
 told_key = pytest.StashKey[str]()
@@ -48,12 +49,22 @@ def chosen_backends() -> tuple[str, ...]:
 # Which tests run
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        EVERY_DRIVER,
+        action="store_true",
+        help="send the tests that are marked `above_drivers` through the second driver of each backend too",
+    )
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "doors" not in metafunc.fixturenames:
         return
     kinds = fitting(metafunc.definition.iter_markers("doors"))
     if not kinds:
         raise pytest.UsageError(f"no door fits the `doors` marks of {metafunc.definition.nodeid}")
+    if metafunc.definition.get_closest_marker("above_drivers") and not metafunc.config.getoption(EVERY_DRIVER):
+        kinds = [kind for kind in kinds if not kind.second] or kinds
     metafunc.parametrize(
         "doors", [pytest.param(kind, id=kind.name, marks=_marks(kind)) for kind in kinds], indirect=True
     )
