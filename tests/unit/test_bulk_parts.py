@@ -6,15 +6,22 @@ import io
 import json
 import pickle
 from decimal import Decimal
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from sqlalchemy.exc import IntegrityError
 
 from sessionkit._dialects._json import dumps
 from sessionkit.bulk._duplicates import Seen
+from sessionkit.bulk._equality import fold_value
 from sessionkit.bulk._progress import Bar
 from sessionkit.bulk._wire import HELPERS
 from sessionkit.errors import BulkError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sessionkit.bulk._equality import Equality
 
 
 @pytest.mark.parametrize(
@@ -41,12 +48,37 @@ def test_what_is_no_exact_number_is_not_packed(value: object) -> None:
         HELPERS["numeric"](value)
 
 
+class Caseless:
+    """An equality in which capital letters and small ones are one."""
+
+    def folded(self, keys: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
+        return [tuple(map(fold_value, key)) for key in keys]
+
+    def one_key(self, a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+        return [str(x).lower() for x in a] == [str(x).lower() for x in b]
+
+
 def test_duplicates_are_found_within_and_across_chunks() -> None:
-    seen = Seen()
-    assert seen.duplicates([(1,), (3,), (5,)], range(3)) == {}
-    assert seen.duplicates([(7,), (9,)], range(3, 5)) == {}
-    assert seen.duplicates([(4,), (3,), (8,), (4,), (9,)], range(5, 10)) == {1: 1, 3: 5, 4: 4}
-    assert seen.duplicates([("a", 1), ("a", 1)], range(10, 12)) == {1: 10}
+    seen, equality = Seen(), cast("Equality", Caseless())
+    assert seen.duplicates([(1,), (3,), (5,)], range(3), equality) == {}
+    assert seen.duplicates([(7,), (9,)], range(3, 5), equality) == {}
+    assert seen.duplicates([(4,), (3,), (8,), (4,), (9,)], range(5, 10), equality) == {1: 1, 3: 5, 4: 4}
+    assert seen.duplicates([("a", 1), ("a", 1)], range(10, 12), equality) == {1: 10}
+
+
+def test_keys_that_look_alike_are_duplicates_if_they_are_one_key() -> None:
+    seen, equality = Seen(), cast("Equality", Caseless())
+    assert seen.duplicates([("Bob",), ("b-ob",), ("bOB",), ("b.ob",)], range(4), equality) == {2: 0}
+    assert seen.duplicates([("B-OB",), ("bob",), ("b.ob ",)], range(4, 7), equality) == {0: 1, 1: 0}
+    assert seen.duplicates([("x",)], range(7, 8), equality) == {}
+    assert seen.duplicates([("X",)], range(8, 9), equality) == {0: 7}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("Straße", "STRASSE"), ("é", "e\u0301"), ("é", "E"), ("a ", "a"), ("a-b", "A_B"), ("ﬁn", "FIN")]
+)
+def test_what_a_collation_may_take_for_one_value_folds_to_one(one: str, other: str) -> None:
+    assert fold_value(one) == fold_value(other)
 
 
 def test_a_bar_shows_rows_rate_and_what_is_left() -> None:

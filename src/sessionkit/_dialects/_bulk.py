@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sqlalchemy import literal
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from ..errors import OptionError
@@ -52,8 +53,16 @@ def _no_better(column: Any, type_: Any, values: list[Any]) -> ColumnElement[bool
     return None
 
 
-def _none_reserved(connection: Connection, table: Table, count: int) -> list[int] | None:
-    return None
+def _bound(value: Any, type_: Any) -> Any:
+    return literal(value, type_)
+
+
+def _as_python(connection: Connection, column: Column[Any]) -> Callable[[Any, Any], bool]:
+    return lambda a, b: bool(a == b)
+
+
+def _no(error: BaseException) -> bool:
+    return False
 
 
 def _only_the_type(type_: Any, dialect: Any) -> tuple[str, dict[str, Any]] | None:
@@ -70,7 +79,7 @@ def _not_asked(connection: Connection, table: Table) -> str:
 
 def _no_copy(
     connection: Connection, table: Table | str, columns: Sequence[Column[Any] | str], data: Iterable[bytes]
-) -> None:
+) -> int:
     raise OptionError(f"COPY was asked for, but {connection.dialect.name} has none, or nobody has looked")
 
 
@@ -111,13 +120,18 @@ class Bulk:
         locks_rows: SELECT ... FOR UPDATE exists.
         any_of: ``column = any of these values``, all of them as one parameter; None where there is nothing better
             than IN for these.
-        reserve: makes that many keys for new rows of a table, ascending, which nobody else gets; None where the table
-            does not allow to tell them in advance.
+        reserve: has the database make the values of these columns for as many new rows of a table, which nobody else
+            gets; None where the rows may come to hold other ones. The last argument: an identity that is GENERATED ALWAYS
+            will do.
         stored_as: an expression that brings a value of a type (``{}``) into the form that the driver stores, and the
             names that it needs; None for what only the type itself can do. A value of another kind makes it raise.
         neutral: the dialect without a driver, whose types make plain Python values and nothing of a driver's.
         columns: what the catalogue says of the columns of a table; or, in words, why its rows must not be copied.
-        copy_in: sends binary COPY data, in parts, for columns of a table (or, by name, of a temporary one).
+        parameter: makes an expression of a value that stands for itself, where no column tells its type.
+        same: returns what tells whether two values are one key in a column, by its type and its collation there.
+        lacks_is_new: tells whether an error means that this table cannot say `is_new`.
+        copy_in: sends binary COPY data, in parts, for columns of a table (or, by name, of a temporary one); returns how
+            many rows were made of it.
         array: makes the parameter for all the values of a column: of a type; what is absent is NULL; through the
             driver's own arrays, or packed by the function.
         by_index: a block in which rows are found by the index, one after the other, whatever the planner thinks of it.
@@ -133,10 +147,13 @@ class Bulk:
     is_new: ColumnElement[bool] | None = None
     locks_rows: bool = True
     any_of: Callable[[Any, Any, list[Any]], ColumnElement[bool] | None] = _no_better
-    reserve: Callable[[Connection, Table, int], list[int] | None] = _none_reserved
+    reserve: Callable[[Connection, Table, Sequence[Column[Any]], int, bool], list[tuple[Any, ...]] | None] | None = None
+    parameter: Callable[[Any, Any], Any] = _bound
+    same: Callable[[Connection, Column[Any]], Callable[[Any, Any], bool]] = _as_python
+    lacks_is_new: Callable[[BaseException], bool] = _no
     stored_as: Callable[[Any, Any], tuple[str, dict[str, Any]] | None] = _only_the_type
     neutral: Callable[[Dialect], Dialect] = _same
     columns: Callable[[Connection, Table], dict[str, ColumnFacts] | str] = _not_asked
-    copy_in: Callable[[Connection, Table | str, Sequence[Column[Any] | str], Iterable[bytes]], None] = _no_copy
+    copy_in: Callable[[Connection, Table | str, Sequence[Column[Any] | str], Iterable[bytes]], int] = _no_copy
     array: Callable[[Connection, Any, Sequence[Any], object, Callable[[Any], bytes]], Any] = _a_list
     by_index: Callable[[Connection], AbstractContextManager[object]] = nullcontext

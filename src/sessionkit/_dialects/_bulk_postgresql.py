@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Boolean, ForeignKeyConstraint, PrimaryKeyConstraint, func, literal, literal_column, text
+from sqlalchemy import Boolean, ForeignKeyConstraint, PrimaryKeyConstraint, cast, func, literal, literal_column, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from . import _copy_postgresql
@@ -43,6 +43,11 @@ def _blames_the_row(error: BaseException) -> bool:
 
 def _is_operational(error: StatementError) -> bool:
     return isinstance(error, DBAPIError) and type(error).__name__ in {"OperationalError", "InternalError"}
+
+
+def _lacks_is_new(error: BaseException) -> bool:
+    # A partitioned table cannot retrieve a system column, a view has none.
+    return _sqlstate(getattr(error, "orig", None)) in {"0A000", "42703"}
 
 
 def _column_of(error: BaseException, table: Table) -> str | None:
@@ -130,6 +135,9 @@ BULK = Bulk(
     neutral=_copy_postgresql.neutral,
     columns=_copy_postgresql.columns,
     reserve=_copy_postgresql.reserve,
+    parameter=lambda value, type_: cast(literal(value, type_), type_),
+    same=_copy_postgresql.same,
+    lacks_is_new=_lacks_is_new,
     copy_in=_copy_postgresql.copy_in,
     array=_copy_postgresql.array,
     by_index=_by_index,

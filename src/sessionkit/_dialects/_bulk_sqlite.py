@@ -6,14 +6,16 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, Enum, Integer, String, TypeDecorator, delete, false, func, select
+from sqlalchemy import JSON, Enum, Integer, String, TypeDecorator, bindparam, delete, false, func, select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from ._bulk import Bulk
 from ._json import dumps_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Table
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy import Column, ColumnElement, Table
     from sqlalchemy.engine import Connection
 
 # https://www.sqlite.org/rescode.html, primary codes: TOOBIG, CONSTRAINT, MISMATCH, RANGE.
@@ -62,10 +64,12 @@ def _upsert(table: Table) -> Any:
     return insert(table)
 
 
-def _reserve(connection: Connection, table: Table, count: int) -> list[int] | None:
+def _reserve(
+    connection: Connection, table: Table, columns: Sequence[Column[Any]], count: int, _always: bool
+) -> list[tuple[Any, ...]] | None:
     """Return the next rowids. The write lock is taken first, so they are nobody else's before this transaction ends."""
     column = table.autoincrement_column
-    if column is None or not table.dialect_options["sqlite"]["with_rowid"]:
+    if column is None or list(columns) != [column] or not table.dialect_options["sqlite"]["with_rowid"]:
         return None
     connection.execute(delete(table).where(false()))  # takes the lock, and nothing else
     preparer = connection.dialect.identifier_preparer
@@ -82,7 +86,29 @@ def _reserve(connection: Connection, table: Table, count: int) -> list[int] | No
         last = max(last, connection.exec_driver_sql(sequence, name).scalar() or 0)
     if last < 0 or last + count >= 2**63:
         return None  # SQLite would look for a gap, at random
-    return list(range(last + 1, last + 1 + count))
+    return list(zip(range(last + 1, last + 1 + count), strict=True))
+
+
+def _same(connection: Connection, column: Column[Any]) -> Callable[[Any, Any], bool]:
+    """Return what tells whether two values are one key in a column, by the collation of its unique index."""
+    preparer = connection.dialect.identifier_preparer
+    schema = connection.schema_for_object(column.table)
+    prefix = f"{preparer.quote_schema(schema)}." if schema else ""
+
+    def pragma(name: str, of: str) -> Any:
+        return connection.exec_driver_sql(f"PRAGMA {prefix}{name}({preparer.quote_identifier(of)})").mappings().all()
+
+    collations = [
+        part["coll"]
+        for index in pragma("index_list", column.table.name)
+        if index["unique"]
+        for part in pragma("index_xinfo", index["name"])
+        if part["name"] == column.name
+    ]
+    collate = f" COLLATE {preparer.quote_identifier(collations[0])}" if collations else ""
+    sides = bindparam("a", type_=column.type), bindparam("b", type_=column.type)
+    query = text(f"SELECT :a = :b{collate}").bindparams(*sides)
+    return lambda a, b: bool(connection.scalar(query, {"a": a, "b": b}))
 
 
 _JSON_KEYS = frozenset({int, str})
@@ -159,5 +185,6 @@ BULK = Bulk(
     locks_rows=False,
     any_of=_any_of,
     reserve=_reserve,
+    same=_same,
     stored_as=_stored_as,
 )

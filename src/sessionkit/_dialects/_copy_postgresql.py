@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import text
+from sqlalchemy import TEXT, VARCHAR, String, Text, Unicode, UnicodeText, bindparam, func, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
@@ -77,36 +77,71 @@ def columns(connection: Connection, table: Table) -> dict[str, ColumnFacts] | st
     return {row.attname: ColumnFacts(row.type, row.kind, row.element, row.generated) for row in rows}
 
 
-_RESERVE = text(
+_DEFAULTS = text(
     """
-    WITH found AS MATERIALIZED (
-        SELECT s.seq FROM (SELECT to_regclass(pg_get_serial_sequence(:table, :column)) AS seq) s
-        JOIN pg_attribute a ON a.attrelid = to_regclass(:table) AND a.attname = :column
-        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-        WHERE s.seq IS NOT NULL AND has_sequence_privilege(s.seq, 'USAGE')
-          AND a.attidentity <> 'a'
-          AND (a.attidentity = 'd'
-               OR pg_get_expr(d.adbin, d.adrelid) = 'nextval(' || quote_literal(CAST(s.seq AS text)) || '::regclass)')
-          AND NOT EXISTS (SELECT 1 FROM pg_trigger g
-                          WHERE g.tgrelid = a.attrelid AND NOT g.tgisinternal AND (g.tgtype & 7) = 7)
-    )
-    SELECT array_agg(n) FROM (SELECT nextval(seq) AS n FROM found, generate_series(1, :count)) numbers
-""".replace("::regclass)'", "\\:\\:regclass)'")
+    SELECT a.attname, CASE a.attidentity
+             WHEN '' THEN pg_get_expr(d.adbin, d.adrelid) ELSE format('nextval(%L)', s.seq) END AS expression
+    FROM pg_class c
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = ANY (:names)
+    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    CROSS JOIN LATERAL (SELECT CASE WHEN a.attidentity <> '' THEN pg_get_serial_sequence(:table, a.attname) END AS seq) s
+    WHERE c.oid = to_regclass(:table) AND c.relkind IN ('r', 'p') AND NOT c.relhasrules
+      AND (a.attidentity <> 'a' OR :always) AND a.attgenerated = ''
+      AND (s.seq IS NULL OR has_sequence_privilege(s.seq, 'USAGE'))
+      AND NOT EXISTS (SELECT 1 FROM pg_trigger g
+                      WHERE (g.tgrelid = c.oid OR g.tgrelid IN (SELECT relid FROM pg_partition_tree(c.oid)))
+                        AND NOT g.tgisinternal AND (g.tgtype & 7) = 7)
+"""
 )
 
 
-def reserve(connection: Connection, table: Table, count: int) -> list[int] | None:
-    """Take numbers from the sequence behind a table's key, if that is all that gives the key its value.
+def reserve(
+    connection: Connection, table: Table, columns: Sequence[Column[Any]], count: int, always: bool
+) -> list[tuple[Any, ...]] | None:
+    """Evaluate the defaults of columns for new rows, if they are all that gives the columns their values.
 
-    A default of another kind, a trigger before the INSERT, or an identity that is GENERATED ALWAYS could give another
-    value than the one that we would tell.
+    A trigger before the INSERT or a rule could give other values than these. An INSERT may not write an identity that is
+    GENERATED ALWAYS; COPY does.
     """
-    column = table.autoincrement_column
-    if column is None:
+    names = [column.name for column in columns]
+    parameters = {"table": table_name(connection, table), "names": names, "always": always}
+    told = {row.attname: row.expression for row in connection.execute(_DEFAULTS, parameters)}
+    if any(told.get(column.name) is None for column in columns):
         return None
-    parameters = {"table": table_name(connection, table), "column": column.name, "count": count}
-    numbers: list[int] | None = connection.execute(_RESERVE, parameters).scalar_one()
-    return numbers
+    # The server's own text of the expression, which it would evaluate for each new row.
+    made = select(*(literal_column(told[column.name], column.type) for column in columns))
+    return [tuple(row) for row in connection.execute(made.select_from(func.generate_series(1, count)))]
+
+
+_EQUALITY = text(
+    """
+    SELECT format_type(a.atttypid, a.atttypmod) AS type, coalesce(l.collisdeterministic, true) AS deterministic,
+           quote_ident(n.nspname) || '.' || quote_ident(l.collname) AS collation, coalesce(b.typname, t.typname) AS name
+    FROM pg_attribute a
+    JOIN pg_type t ON t.oid = a.atttypid
+    LEFT JOIN pg_type b ON t.typtype = 'd' AND b.oid = t.typbasetype
+    LEFT JOIN pg_collation l ON l.oid = a.attcollation
+    LEFT JOIN pg_namespace n ON n.oid = l.collnamespace
+    WHERE a.attrelid = to_regclass(:table) AND a.attname = :column
+"""
+)
+
+
+def same(connection: Connection, column: Column[Any]) -> Callable[[Any, Any], bool]:
+    """Return what tells whether two values are one key in a column, as the server sees it."""
+    found = connection.execute(
+        _EQUALITY, {"table": table_name(connection, column.table), "column": column.name}
+    ).first()
+    if found is None or (found.deterministic and found.name in {"text", "varchar"} and type(column.type) in _AS_GIVEN):
+        return lambda a, b: bool(a == b)
+    # Both words are the server's own, of its own catalogue.
+    collate = f" COLLATE {found.collation}" if not found.deterministic else ""
+    a, b = (f"CAST(:{name} AS {found.type}){collate}".replace("::", "\\:\\:") for name in "ab")
+    query = text(f"SELECT {a} = {b}").bindparams(bindparam("a", type_=column.type), bindparam("b", type_=column.type))
+    return lambda a, b: bool(connection.scalar(query, {"a": a, "b": b}))
+
+
+_AS_GIVEN = frozenset({String, Text, Unicode, UnicodeText, VARCHAR, TEXT})
 
 
 # The drivers
@@ -130,12 +165,12 @@ def _idle_asyncpg(proxied: Any) -> bool:
 
 def copy_in(
     connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: Iterable[bytes]
-) -> None:
-    """Send binary COPY data."""
+) -> int:
+    """Send binary COPY data; return how many rows were made of it."""
     send = _SENDERS[connection.dialect.driver]
     driver = connection.connection
     try:
-        send(connection, table, names, data)
+        return send(connection, table, names, data)
     except Exception as error:
         dialect = connection.dialect
         dbapi = dialect.loaded_dbapi
@@ -169,36 +204,40 @@ def _statement(connection: Connection, table: Table | str, names: Sequence[Colum
 
 def _psycopg(
     connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: Iterable[bytes]
-) -> None:
+) -> int:
     statement = _statement(connection, table, names)
     driver: Any = connection.connection.driver_connection
     if connection.dialect.is_async:
-        await_only(_psycopg_async(driver, statement, data))
-        return
-    with driver.cursor() as cursor, cursor.copy(statement) as copy:
-        for part in data:
-            copy.write(part)
+        return await_only(_psycopg_async(driver, statement, data))
+    with driver.cursor() as cursor:
+        with cursor.copy(statement) as copy:
+            for part in data:
+                copy.write(part)
+        return int(cursor.rowcount)
 
 
-async def _psycopg_async(driver: Any, statement: str, data: Iterable[bytes]) -> None:
-    async with driver.cursor() as cursor, cursor.copy(statement) as copy:
-        for part in data:
-            await copy.write(part)
+async def _psycopg_async(driver: Any, statement: str, data: Iterable[bytes]) -> int:
+    async with driver.cursor() as cursor:
+        async with cursor.copy(statement) as copy:
+            for part in data:
+                await copy.write(part)
+        return int(cursor.rowcount)
 
 
 def _psycopg2(
     connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: Iterable[bytes]
-) -> None:
+) -> int:
     from io import BytesIO
 
     driver: Any = connection.connection.driver_connection
     with driver.cursor() as cursor:
         cursor.copy_expert(_statement(connection, table, names), BytesIO(b"".join(data)), size=1 << 16)
+        return int(cursor.rowcount)
 
 
 def _asyncpg(
     connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: Iterable[bytes]
-) -> None:
+) -> int:
     driver: Any = connection.connection.driver_connection
     schema = None if isinstance(table, str) else connection.schema_for_object(table)
     work = driver.copy_to_table(
@@ -209,12 +248,13 @@ def _asyncpg(
         format="binary",
     )
     try:
-        await_only(work)
+        tag: str = await_only(work)  # "COPY 20000"
     except Exception as error:
         # SQLAlchemy's adapter knows which class of the DBAPI an error of asyncpg's belongs to.
         adapted: Any = connection.connection.dbapi_connection
         adapted._handle_exception(error)
         raise
+    return int(tag.rsplit(maxsplit=1)[-1])
 
 
 async def _pieces(data: Iterable[bytes]) -> AsyncIterator[bytes]:
@@ -228,7 +268,12 @@ _IDLE: dict[str, Callable[[Any], bool]] = {
     "psycopg2": _idle_psycopg,  # the same names
     "asyncpg": _idle_asyncpg,
 }
-_SENDERS = {"psycopg": _psycopg, "psycopg_async": _psycopg, "psycopg2": _psycopg2, "asyncpg": _asyncpg}
+_SENDERS: dict[str, Callable[..., int]] = {
+    "psycopg": _psycopg,
+    "psycopg_async": _psycopg,
+    "psycopg2": _psycopg2,
+    "asyncpg": _asyncpg,
+}
 
 
 class _Packed(bytes):

@@ -91,6 +91,11 @@ class _Code:
         return Builder(tuple(self.cells), build, may_omit)
 
 
+def replaces_none(slot: Slot) -> bool:
+    """Tell whether a None that a row holds stands for the default of the column, where the row is new."""
+    return slot.supply.kind != "null" and not slot.keeps_none
+
+
 def insert_builder(plan: Plan, keys: frozenset[str], *, uniform: bool, render_nulls: bool) -> Builder:
     """Return the builder of new rows.
 
@@ -117,8 +122,7 @@ def insert_builder(plan: Plan, keys: frozenset[str], *, uniform: bool, render_nu
                     code.add(Cell("set", slot), default)
                 continue
             # In place of a None: what the row would get without it. A key of the database's making is never NULL.
-            in_key = slot in plan.key
-            replaces = supply.kind != "null" and not slot.keeps_none and (in_key or not render_nulls)
+            replaces = replaces_none(slot) and (slot in plan.key or not render_nulls)
             if uniform:
                 code.add(Cell("set", slot), f"({default} if (v := {got}) is None else v)" if replaces else got)
             elif replaces:

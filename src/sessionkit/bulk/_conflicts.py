@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def compare(page: Page, count: int) -> None:
-    """Compare how many rows were matched with how many there are.
+    """Compare how many rows were written with how many there are.
 
     Raises:
         Mismatch: it were not all of them. Which ones is asked when what the statement wrote is undone.

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ._equality import Equality
+
     Key = tuple[Any, ...]
 
 
@@ -29,26 +31,56 @@ class Seen:
         self._runs: list[_Run] = []
         self._last: int | None = None
         self._others: dict[Key, int] = {}
+        # Of keys that may be equal to others: those that were given, and where.
+        self._spelled: dict[Key, list[tuple[Key, int]]] = {}
 
-    def duplicates(self, keys: Sequence[Key], positions: Sequence[int]) -> dict[int, int]:
-        """Return, for each place of a key that was there before, the position where it was first."""
+    def duplicates(self, keys: Sequence[Key], positions: Sequence[int], equality: Equality) -> dict[int, int]:
+        """Return, for each place of a key that was there before, the position where it was first.
+
+        Raises:
+            TypeError: a key holds what cannot be compared.
+        """
         run = self._ascending(keys)
         if run is not None and not self._others and isinstance(positions, range):
             self._runs.append(_Run(run, positions))
             self._last = run[-1]
             return {}
-        fresh = dict(zip(keys, positions, strict=True))
+        folded = equality.folded(keys)
+        fresh = dict(zip(folded, positions, strict=True))
         if not self._runs and len(fresh) == len(keys) and fresh.keys().isdisjoint(self._others):
             self._others |= fresh
+            self._spell(keys, folded, positions)
             return {}
         found: dict[int, int] = {}
-        for place, (key, position) in enumerate(zip(keys, positions, strict=True)):
-            first = self._in_runs(key)
+        for place, (key, fold, position) in enumerate(zip(keys, folded, positions, strict=True)):
+            first = self._in_runs(fold)
             if first is None:
-                first = self._others.setdefault(key, position)
+                first = self._first(key, fold, position, equality)
             if first != position:
                 found[place] = first
         return found
+
+    def _spell(self, keys: Sequence[Key], folded: Sequence[Key], positions: Sequence[int]) -> None:
+        if folded is not keys:
+            self._spelled.update(
+                (fold, [(key, position)])
+                for key, fold, position in zip(keys, folded, positions, strict=True)
+                if key != fold
+            )
+
+    def _first(self, key: Key, fold: Key, position: int, equality: Equality) -> int:
+        """Return where a key was first, which is here if it was not there before."""
+        known = self._others.setdefault(fold, position)
+        if known == position:
+            if key != fold:
+                self._spelled[fold] = [(key, position)]
+            return position
+        spellings = self._spelled.setdefault(fold, [(fold, known)])
+        for other, first in spellings:
+            if equality.one_key(other, key):
+                return first
+        spellings.append((key, position))
+        return position
 
     def _ascending(self, keys: Sequence[Key]) -> array[int] | None:
         if len(keys[0]) != 1:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import delete as sa_delete
 
-from ._page import Cell, Page
+from ._made_keys import missing_keys, with_keys_made
+from ._page import Page
 from ._plan import OMIT
-from ._result import Outcome
+from ._result import Outcome, Unfit
 from ._sqlalchemy import upsert_outcome
 from ._statements import delete_of, insert_of, parameter, parameter_name, update_of, written_places
 
@@ -30,6 +31,8 @@ def refusal(call: CallContext, page: Page, method: str) -> str | None:
     work: Any = call.work
     if work.verb == "upsert" and work.status and work.is_conditional:
         return "the driver does not tell of each row whether it was written; 'sqlalchemy' asks"
+    if work.verb == "upsert" and work.index_where is not None:
+        return "whether a row is new depends on the predicate of a partial index; 'sqlalchemy' asks of each row"
     return None
 
 
@@ -53,7 +56,7 @@ def _send(call: CallContext, page: Page, sql: str, rows: list[tuple[Any, ...]]) 
     there: list[bool] = work.existing(call, page) if work.verb == "upsert" else []
     count = call.connection.exec_driver_sql(sql, rows).rowcount
     if work.verb == "insert":
-        return Outcome(inserted=len(page))
+        return Outcome(inserted=count)
     if work.verb == "upsert":
         return upsert_outcome(work, call, page, there, count)
     work.compare(call, page, count)
@@ -76,29 +79,21 @@ def _with_reserved_keys(call: CallContext, page: Page, rows: list[tuple[Any, ...
         page: the rows.
         rows: the same in the driver's form, cell by cell.
     """
-    from . import _sqlalchemy
-
-    plan = call.plan
-    held = {cell.slot: place for place, cell in enumerate(page.cells)}
-    if all(slot in held for slot in plan.key):
-        keyed = page
-    else:
-        assert plan.table is not None
-        reserved = call.dialect.reserve(call.connection, plan.table, len(page)) if len(plan.key) == 1 else None
-        if reserved is None:
-            return _sqlalchemy.prepare(call, page, "sqlalchemy")()
-        made = list(zip(reserved, strict=True))
-        cell = Cell("set", plan.key[0])
-        stored = _adapt(call, Page((cell,), made, page.positions, page.rows), [0])
-        rows = [(*row, key) for row, (key,) in zip(rows, stored, strict=True)]
-        keyed = page.with_cell(cell, reserved)
+    made = missing_keys(call.plan, page)
+    keyed = with_keys_made(call, page)
+    if keyed is None:
+        raise Unfit
+    if made:
+        cells, keys = keyed.cells[len(page.cells) :], [row[len(page.cells) :] for row in keyed.values]
+        stored = _adapt(call, Page(cells, keys, page.positions, page.rows), range(len(cells)))
+        rows = [(*row, *key) for row, key in zip(rows, stored, strict=True)]
     sql, places, constants = _statement(call, keyed)
     if constants:
         rows = _adapt(call, keyed, places, constants)
     elif places != list(range(len(keyed.cells))):
         rows = list(map(itemgetter(*places), rows))  # more than one: otherwise they are in order
-    call.connection.exec_driver_sql(sql, rows)
-    return Outcome(inserted=len(page), keys=keyed.of_slots(plan.key))
+    count = call.connection.exec_driver_sql(sql, rows).rowcount
+    return Outcome(inserted=count, keys=keyed.of_slots(call.plan.key))
 
 
 def _statement(call: CallContext, page: Page) -> tuple[str, list[int], dict[int, Any]]:

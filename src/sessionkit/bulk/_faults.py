@@ -11,7 +11,7 @@ from ._conflicts import swallowed
 from ._identity import expire
 from ._paths import SQLALCHEMY, Path, choose
 from ._plan import OMIT
-from ._result import Fault, Mismatch, Outcome, Unfit, Unpackable
+from ._result import Again, Fault, Mismatch, Outcome, Unfit, Unpackable
 from ._statements import tables_of
 
 if TYPE_CHECKING:
@@ -54,9 +54,11 @@ class Delivery:
         self._divide(path, page, unfit)
 
     def _send(self, path: Path, page: Page, send: Callable[[], Outcome]) -> None:
-        problem: Exception
+        problem: Exception | None
         try:
             outcome = self._call.attempt(send)
+        except Again:
+            problem = None
         except (Mismatch, Unfit, Unpackable) as found:
             problem = found
         except Exception as error:
@@ -68,7 +70,9 @@ class Delivery:
             self._refresh(page)
             return
         # Outside of the `except`, so that what comes now does not drag this error along.
-        if isinstance(problem, Mismatch):
+        if problem is None:
+            self._deliver_by(path, page)
+        elif isinstance(problem, Mismatch):
             if not self._judge(page):
                 if page.places("expect"):
                     raise swallowed(self._call, page, problem.count)

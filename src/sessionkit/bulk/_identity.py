@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm.attributes import instance_state
 
+from ._equality import fold_value
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -25,13 +27,13 @@ def expire(session: Session, plan: Plan, slots: Sequence[Slot], keys: Iterable[K
     objects = [obj for obj in session.identity_map.values() if isinstance(obj, cls)]
     if not objects:
         return
-    touched = {tuple(map(_folded, key)) for key in keys}
+    touched = {tuple(map(fold_value, key)) for key in keys}
     kinds = {tuple(map(type, key)) for key in touched}
     names = [slot.label for slot in slots]
     for obj in objects:
         state = instance_state(obj)
         held = state.dict
-        key = tuple(_folded(held.get(name)) for name in names)
+        key = tuple(fold_value(held.get(name)) for name in names)
         # The database may see equals where Python does not: between types (5 and "5"), in case, in padding.
         known = all(name in held for name in names) and tuple(map(type, key)) in kinds
         if known and key not in touched:
@@ -41,7 +43,3 @@ def expire(session: Session, plan: Plan, slots: Sequence[Slot], keys: Iterable[K
             session.expire(obj, [prop.key for prop in state.mapper.attrs if prop.key not in changed])
         else:
             session.expire(obj)
-
-
-def _folded(value: Any) -> Any:
-    return value.casefold().rstrip() if isinstance(value, str) else value

@@ -50,7 +50,7 @@ class InsertWork:
     def finish(self, call: CallContext, tally: Tally) -> None:
         tally.close(status=False)
         if self.returning:
-            tally.result.returned = read_back(call, self.returning, tally.keys())
+            tally.result.returned = read_back(call, self.returning)
 
 
 def insert(

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import BulkError
 from ._conflicts import compare, judge
+from ._distinct import without_duplicates
 from ._duplicates import Seen
+from ._equality import Equality
 from ._page import Page
-from ._reading import build, group, sorted_by_key, with_keys, without_duplicates
+from ._reading import build, group, sorted_by_key, with_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,7 +46,8 @@ class KeyedWork(ABC):
         self.finds_by = finds_by
         self.missing = missing
         self.on_duplicate = on_duplicate
-        self._seen = Seen()
+        self.seen = Seen()
+        self._equality: Equality | None = None
 
     @abstractmethod
     def builder(self, keys: frozenset[str]) -> Builder:
@@ -62,8 +65,7 @@ class KeyedWork(ABC):
         pages = self.read(call, chunk)
         if not pages:
             return
-        places = [self.where(page) for page in pages]
-        for page in without_duplicates(call, pages, places, self._seen, self.on_duplicate):
+        for page in without_duplicates(call, self, pages):
             if page.values:
                 yield self.finished(call, sorted_by_key(page, self.where(page)))
 
@@ -74,6 +76,20 @@ class KeyedWork(ABC):
     def built(self, call: CallContext, chunk: Chunk, read: Read) -> list[Page]:
         """Return the pages of what was read, one for each set of keys."""
         return [page for part in group(read) if (page := self._page(call, chunk, part)).values]
+
+    def equality(self, call: CallContext, page: Page) -> Equality:
+        """Return what tells which keys are one key in the database."""
+        if self._equality is None:
+            self._equality = Equality(call, [page.cells[place].slot for place in self.where(page)])
+        return self._equality
+
+    def competing(self, call: CallContext, page: Page, places: Sequence[int]) -> list[int]:
+        """Return those of the rows that can be one row of the table with another one of their key: all."""
+        return list(places)
+
+    def competes_with_table(self, call: CallContext, page: Page, place: int) -> bool:
+        """Tell whether an earlier row of this row's key, which is written already, can be one row with it: always."""
+        return True
 
     def where(self, page: Page) -> Sequence[int]:
         """Return the cells that find a row."""

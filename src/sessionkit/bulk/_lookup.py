@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, select, tuple_
+from sqlalchemy import and_, literal_column, null, select, text, tuple_, type_coerce
+
+from ._plan import OMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from .._dialects import Bulk
     from ._context import CallContext
+    from ._page import Page
 
     Key = tuple[Any, ...]
 
@@ -44,6 +47,7 @@ def find(
     keys: Iterable[Key],
     *,
     also: Sequence[Any] = (),
+    where: Any = None,
     of_class: bool = False,
     lock: bool = False,
 ) -> dict[Key, Any]:
@@ -54,12 +58,15 @@ def find(
         columns: the key.
         keys: what to look for, as it was given.
         also: more columns.
+        where: only rows for which this holds.
         of_class: only rows of the mapped class, and not of another one in the same table.
         lock: so that nobody changes the rows before this transaction ends.
     """
     connection, dialect = call.connection, call.dialect
     wanted = list(dict.fromkeys(keys))
     query = select(*columns, *also).select_from(call.plan.mapper.persist_selectable)
+    if where is not None:
+        query = query.where(where)
     if of_class:
         query = query.where(*call.plan.of_class.values())
     if lock and dialect.locks_rows:
@@ -80,3 +87,31 @@ def find(
                 if told is not None:
                     found[key] = tuple(told[width:])
     return found
+
+
+def holding(call: CallContext, page: Page, places: Iterable[int], condition: Any) -> list[int]:
+    """Return those of the rows of a page, not written yet, for which a condition on the table would hold.
+
+    What the database fills has the default that the mapping knows of; where it knows none, the condition is taken to hold.
+    """
+    table: Any = call.plan.table
+    compiler: Any = call.connection.dialect.ddl_compiler(call.connection.dialect, None)  # type: ignore[arg-type]
+    # As in CREATE INDEX: names without their table.
+    words = compiler.sql_compiler.process(condition, include_table=False, literal_binds=True)
+    where = {cell.slot.column: i for i, cell in enumerate(page.cells)}
+    held: list[int] = []
+    for place in places:
+        row = page.values[place]
+        values: list[Any] = []
+        for column in table.columns:
+            value = row[where[column]] if column in where else OMIT
+            given: Any = call.dialect.parameter(value, column.type)
+            if value is OMIT:
+                default: Any = getattr(column.server_default, "arg", None)
+                given = null() if default is None else text(default) if isinstance(default, str) else default
+            values.append(type_coerce(given, column.type).label(column.name))
+        relation = select(*values).subquery(table.name)
+        told = call.connection.scalar(select(literal_column(words)).select_from(relation))
+        if told or (told is None and any(row[i] is OMIT for i in where.values())):
+            held.append(place)
+    return held

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -38,7 +38,8 @@ class Page:
         rows: the rows as they were given.
         bumps: the statement itself raises the version: the rows do not tell the old one.
         may_omit: the cells in which a row can hold OMIT.
-        uncounted: how many rows are matched tells nothing: a trigger takes some of them out.
+        uncounted: how many rows are written tells nothing: a trigger takes some of them out.
+        nulls: columns of an upsert that are NULL where the row is there: the rows hold None, and a new one the default.
     """
 
     cells: tuple[Cell, ...]
@@ -48,25 +49,22 @@ class Page:
     bumps: bool = False
     may_omit: tuple[int, ...] = ()
     uncounted: bool = False
+    nulls: tuple[Slot, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
 
     def part(self, low: int, high: int) -> Page:
-        return Page(
-            self.cells, self.values[low:high], self.positions[low:high], self.rows[low:high], self.bumps, self.may_omit
-        )
+        return replace(self, values=self.values[low:high], positions=self.positions[low:high], rows=self.rows[low:high])
 
     def only(self, chosen: Iterable[int]) -> Page:
         """Return the rows at these places of the page, in this order."""
         places = list(chosen)
-        return Page(
-            self.cells,
-            list(map(self.values.__getitem__, places)),
-            list(map(self.positions.__getitem__, places)),
-            list(map(self.rows.__getitem__, places)),
-            self.bumps,
-            self.may_omit,
+        return replace(
+            self,
+            values=list(map(self.values.__getitem__, places)),
+            positions=list(map(self.positions.__getitem__, places)),
+            rows=list(map(self.rows.__getitem__, places)),
         )
 
     def places(self, *roles: Role) -> list[int]:
@@ -90,19 +88,13 @@ class Page:
 
     def with_versions(self, versions: Sequence[Any], slot: Slot, following: Callable[[Any], Any]) -> Page:
         """Return the page with the version that each row is to have, and the one that it then gets."""
-        cells = (*self.cells, Cell("expect", slot), Cell("set", slot))
-        values = [(*row, version, following(version)) for row, version in zip(self.values, versions, strict=True)]
-        return Page(cells, values, self.positions, self.rows, False, self.may_omit)
-
-    def with_cell(self, cell: Cell, column: Sequence[Any]) -> Page:
-        """Return the page with one more cell, at the end."""
-        values = [(*row, value) for row, value in zip(self.values, column, strict=True)]
-        return Page((*self.cells, cell), values, self.positions, self.rows, self.bumps, self.may_omit)
+        more = [(version, following(version)) for version in versions]
+        return replace(self.with_cells([Cell("expect", slot), Cell("set", slot)], more), bumps=False)
 
     def with_cells(self, cells: Sequence[Cell], rows: Sequence[tuple[Any, ...]]) -> Page:
         """Return the page with more cells, at the end."""
         values = [(*row, *more) for row, more in zip(self.values, rows, strict=True)]
-        return Page((*self.cells, *cells), values, self.positions, self.rows, self.bumps, self.may_omit)
+        return replace(self, cells=(*self.cells, *cells), values=values)
 
     def by_omission(self, *, null_too: bool) -> list[Page]:
         """Return pages in which no cell is left out in some rows and given in others.
@@ -124,6 +116,9 @@ class Page:
 
     def _without(self, omitted: tuple[int, ...]) -> Page:
         kept = [i for i in range(len(self.cells)) if i not in omitted]
-        values = [tuple(row[i] for i in kept) for row in self.values]
-        may_omit = tuple(place for place, i in enumerate(kept) if i in self.may_omit)
-        return Page(tuple(self.cells[i] for i in kept), values, self.positions, self.rows, self.bumps, may_omit)
+        return replace(
+            self,
+            cells=tuple(self.cells[i] for i in kept),
+            values=[tuple(row[i] for i in kept) for row in self.values],
+            may_omit=tuple(place for place, i in enumerate(kept) if i in self.may_omit),
+        )

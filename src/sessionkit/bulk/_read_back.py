@@ -14,13 +14,16 @@ from ._lookup import conditions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sqlalchemy import ColumnElement
+
     from ._context import CallContext
+    from ._plan import Slot
 
     Key = tuple[Any, ...]
 
 
-def read_back(call: CallContext, returning: Sequence[Any], keys: Sequence[Key | None]) -> list[Any]:
-    """Return what `returning` asks for, for each key; None where there is none.
+def read_back(call: CallContext, returning: Sequence[Any]) -> list[Any]:
+    """Return what `returning` asks for, for each row of the input; None where there is no row.
 
     Keys alone are not read again: the database has told them already.
     """
@@ -28,34 +31,74 @@ def read_back(call: CallContext, returning: Sequence[Any], keys: Sequence[Key | 
     if isinstance(returning, str) or not hasattr(returning, "__iter__"):
         raise OptionError(f"returning={returning!r}: it is a list of attributes, or of the class, as [{plan.name}.id]")
     asked = list(returning)
-    whole = len(asked) == 1 and isinstance(inspect(asked[0], raiseerr=False), Mapper)
-    if not whole:
-        slots = [None if isinstance(a, type) else plan.slot_for(a, "returning") for a in asked]
-        if all(slot in plan.key for slot in slots):
-            places = [plan.key.index(slot) for slot in slots if slot is not None]
-            names = [slot.label for slot in slots if slot is not None]
-            if places == list(range(len(plan.key))):
-                return _rows(names, list(keys))
-            return _rows(names, [None if key is None else tuple(key[i] for i in places) for key in keys])
-    columns = [getattr(plan.mapper.entity, str(slot.key)) for slot in plan.key]
-    query = select(*columns, *asked).execution_options(populate_existing=True)
-    width = len(columns)
+    keys = call.tally.keys()
+    if len(asked) == 1 and isinstance(inspect(asked[0], raiseerr=False), Mapper):
+        found = _found(call, _Entities(call), keys)
+        return [None if key is None else found.get(key) for key in keys]
+    slots = [plan.slot_for(a, "returning") for a in asked]
+    names = [str(getattr(a, "key", None) or slot.label) for a, slot in zip(asked, slots, strict=True)]
+    if all(slot in plan.key for slot in slots) and not call.tally.doubtful:
+        places = [plan.key.index(slot) for slot in slots]
+        if places == list(range(len(plan.key))):
+            return _rows(names, list(keys))
+        return _rows(names, [None if key is None else tuple(key[i] for i in places) for key in keys])
+    found = _found(call, _Columns(call, slots), keys)
+    return _rows(names, [None if key is None else found.get(key) for key in keys])
+
+
+class _Columns:
+    """Columns, read past the session: what is hidden from all of its queries was written all the same."""
+
+    def __init__(self, call: CallContext, slots: Sequence[Slot]) -> None:
+        self._connection = call.connection
+        self.key = [slot.column for slot in call.plan.key]
+        self._width = len(self.key)
+        self._query = select(*self.key, *(slot.column for slot in slots)).select_from(
+            call.plan.mapper.persist_selectable
+        )
+
+    def read(self, *conditions: ColumnElement[bool]) -> list[tuple[Key, Any]]:
+        rows = map(tuple, self._connection.execute(self._query.where(*conditions)))
+        return [(row[: self._width], row[self._width :]) for row in rows]
+
+
+class _Entities:
+    """Objects of the session, refreshed. Its listeners, which may hide rows from all of its queries, are not asked."""
+
+    def __init__(self, call: CallContext) -> None:
+        mapper = call.plan.mapper
+        self._session: Any = call.session
+        self._bind_arguments = {"mapper": mapper}
+        self.key = [getattr(mapper.entity, str(slot.key)) for slot in call.plan.key]
+        self._query = select(*self.key, mapper.entity).execution_options(populate_existing=True)
+
+    def read(self, *conditions: ColumnElement[bool]) -> list[tuple[Key, Any]]:
+        # As Session.execute() without its events; the rows are unique already, but for joined eager loading of the mapping.
+        result = self._session._execute_internal(
+            self._query.where(*conditions), bind_arguments=self._bind_arguments, _parent_execute_state=_Unheard
+        )
+        return [(tuple(row[:-1]), row[-1]) for row in result.unique()]
+
+
+class _Unheard:
+    """In the place of a statement's state whose listeners have all been called."""
+
+    @staticmethod
+    def _remaining_events() -> list[Any]:
+        return []
+
+
+def _found(call: CallContext, source: _Columns | _Entities, keys: Sequence[Key | None]) -> dict[Key, Any]:
+    """Return what the source has, by key."""
+    wanted = dict.fromkeys(key for key in keys if key is not None)
     found: dict[Key, Any] = {}
-    for condition in conditions(call.dialect, columns, [key for key in keys if key is not None]):
-        result = call.session.execute(query.where(condition), bind_arguments={"mapper": plan.mapper})
-        for row in result:
-            found[tuple(row[:width])] = row[width] if whole else tuple(row[width:])
-    missing = [key for key in keys if key is not None and key not in found]
-    for key in missing:  # the key was given in another form than the one in which the database tells it
-        row = call.session.execute(
-            query.where(*(c == value for c, value in zip(columns, key, strict=True))),
-            bind_arguments={"mapper": plan.mapper},
-        ).one()
-        found[key] = row[width] if whole else tuple(row[width:])
-    values = [None if key is None else found[key] for key in keys]
-    if whole:
-        return values
-    return _rows([str(getattr(a, "key", None) or getattr(a, "__name__", "?")) for a in asked], values)
+    for condition in conditions(call.dialect, source.key, list(wanted)):
+        found.update(source.read(condition))
+    for key in wanted:
+        if key not in found:  # it was given in another form than the one in which the database tells it
+            told = source.read(*(column == value for column, value in zip(source.key, key, strict=True)))
+            found.update((key, what) for _, what in told)
+    return found
 
 
 def _rows(names: Sequence[str], values: list[Any]) -> list[Any]:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from ._build import Builder
     from ._context import CallContext
-    from ._duplicates import Seen
-    from ._options import OnDuplicate
     from ._plan import Plan, Slot
     from ._rows import Chunk, Read
 
@@ -114,51 +112,3 @@ def sorted_by_key(page: Page, places: Sequence[int]) -> Page:
     except TypeError:
         return page
     return page if order == list(range(len(values))) else page.only(order)
-
-
-def without_duplicates(
-    call: CallContext, pages: list[Page], places: Sequence[Sequence[int]], seen: Seen, on_duplicate: OnDuplicate
-) -> list[Page]:
-    """Return the pages of a chunk with each key once.
-
-    Args:
-        call: gets the errors, and is told which rows stand for those that are left out.
-        pages: the rows.
-        places: the cells that make up the key, for each page.
-        seen: the keys of the input so far.
-        on_duplicate: which row stays.
-    """
-    keys = [key for number, page in enumerate(pages) for key in page.at(places[number])]
-    positions: Sequence[int] = pages[0].positions
-    order: Sequence[int] = range(len(keys))
-    if len(pages) > 1:  # in the order of the input again
-        told = [position for page in pages for position in page.positions]
-        order = sorted(order, key=told.__getitem__)
-        keys, positions = [keys[i] for i in order], [told[i] for i in order]
-    found = seen.duplicates(keys, positions)
-    if not found:
-        return pages
-    everywhere = [(number, place) for number, page in enumerate(pages) for place in range(len(page))]
-    where = [everywhere[i] for i in order]  # (page, place in it)
-    left_out = set(found)
-    if on_duplicate == "error":
-        for i, first in found.items():
-            number, place = where[i]
-            message = (
-                f"row {positions[i]} has the key {', '.join(map(repr, keys[i]))} of row {first} as well; "
-                "on_duplicate='first' or 'last' would take one of them"
-            )
-            call.refuse(BulkError(message, position=positions[i], row=pages[number].rows[place]))
-    elif on_duplicate == "first":
-        for i, first in found.items():
-            call.tally.stands_for(first, positions[i])
-    else:
-        last = {key: i for i, key in enumerate(keys)}
-        left_out = {i for i, key in enumerate(keys) if last[key] != i}
-        for i in left_out:
-            call.tally.stands_for(positions[last[keys[i]]], positions[i])
-    gone = {where[i] for i in left_out}
-    return [
-        page.only(place for place in range(len(page)) if (number, place) not in gone)
-        for number, page in enumerate(pages)
-    ]

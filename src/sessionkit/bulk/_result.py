@@ -61,7 +61,7 @@ class Outcome:
     """What became of a page.
 
     Attributes:
-        keys: the primary key of each row, where it was asked for.
+        keys: the primary key of each row, where it was asked for; None where a trigger has taken the row out.
         status: of each row, where it was asked for.
     """
 
@@ -69,14 +69,25 @@ class Outcome:
     updated: int = 0
     unchanged: int = 0
     deleted: int = 0
-    keys: Sequence[tuple[Any, ...]] | None = None
+    keys: Sequence[tuple[Any, ...] | None] | None = None
     status: Sequence[Status] | None = None
+
+    @classmethod
+    def of(cls, status: Sequence[Status], keys: Sequence[tuple[Any, ...] | None] | None, *, told: bool) -> Outcome:
+        """Return the outcome of a page of which every row is known; `told`: it is asked for."""
+        return cls(
+            inserted=status.count("inserted"),
+            updated=status.count("updated"),
+            unchanged=status.count("unchanged"),
+            keys=keys,
+            status=status if told else None,
+        )
 
     @classmethod
     def merged(cls, parts: Sequence[tuple[Sequence[int], Outcome]]) -> Outcome:
         """Return the outcome of a page of which parts were sent apart: (places in the page, outcome)."""
         whole = cls()
-        keys: dict[int, tuple[Any, ...]] = {}
+        keys: dict[int, tuple[Any, ...] | None] = {}
         status: dict[int, Status] = {}
         for places, part in parts:
             whole.inserted += part.inserted
@@ -93,13 +104,18 @@ class Outcome:
 
 
 class Tally:
-    """Adds up the outcomes of a call."""
+    """Adds up the outcomes of a call.
+
+    Attributes:
+        doubtful: fewer rows were written than were sent, so that a key of the input may have no row.
+    """
 
     def __init__(self) -> None:
         self.result = BulkResult()
         self.length = 0
-        self._keys: dict[int, tuple[Any, ...]] = {}
-        self._keys_in_order: list[tuple[Any, ...]] | None = []  # None: some came out of order
+        self.doubtful = False
+        self._keys: dict[int, tuple[Any, ...] | None] = {}
+        self._keys_in_order: list[tuple[Any, ...] | None] | None = []  # None: some came out of order
         self._status: dict[int, Status] = {}
         self._methods: dict[str, None] = {}
         self._instead: dict[int, int] = {}
@@ -110,6 +126,8 @@ class Tally:
         result.updated += outcome.updated
         result.unchanged += outcome.unchanged
         result.deleted += outcome.deleted
+        if outcome.inserted + outcome.updated + outcome.unchanged + outcome.deleted < len(page):
+            self.doubtful = True
         if method:
             self._methods[method] = None
         if outcome.keys is not None:
@@ -120,7 +138,7 @@ class Tally:
     def reject(self, position: int, row: Any, error: Exception) -> None:
         self.result.rejected.append(Rejected(position, row, error))
 
-    def _add_keys(self, positions: Sequence[int], keys: Sequence[tuple[Any, ...]]) -> None:
+    def _add_keys(self, positions: Sequence[int], keys: Sequence[tuple[Any, ...] | None]) -> None:
         ordered = self._keys_in_order
         if ordered is not None:
             if isinstance(positions, range) and positions.start == len(ordered):
@@ -174,6 +192,10 @@ class Fault(Exception):
         super().__init__()
         self.errors = errors
         self.ignored = frozenset(ignored)
+
+
+class Again(Exception):
+    """A path has learnt something about the table, and can do the page now; what it has written is to be undone."""
 
 
 class Unfit(Exception):

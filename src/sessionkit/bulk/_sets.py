@@ -13,9 +13,11 @@ from sqlalchemy import types as sqltypes
 from sqlalchemy.types import UserDefinedType
 
 from .._core.connection import has_two_phases
+from ._made_keys import missing_keys, with_keys_made
 from ._packer import CopyData, Field, column_packer, fields_of, row_packer
 from ._plan import OMIT
 from ._result import Outcome, Unfit
+from ._sqlalchemy import upsert_outcome, written
 from ._statements import delete_of, insert_of, parameter_name, update_of
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, FromClause
 
     from ._context import CallContext
+    from ._equality import Equality
     from ._page import Page
     from ._result import Status
 
@@ -67,12 +70,21 @@ def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) 
         order, pack = call.plan.remembered(("rows", tuple(fields)), lambda: row_packer(fields))
         data = CopyData(pack, page.values)
         return lambda: _through_table(call, page, fields, order, data)
+    if call.work.wants_keys and not probe and missing_keys(call.plan, page):
+        return lambda: _with_made_keys(call, page, method)
     parameters: dict[str, Any] = {}
     for place, (field, values) in enumerate(zip(fields, zip(*page.values, strict=True), strict=True)):
         pack = call.plan.remembered(("column", field), partial(column_packer, field))
         type_ = page.cells[place].slot.column.type
         parameters[parameter_name(place)] = call.dialect.array(call.connection, type_, values, OMIT, pack)
     return lambda: _send(call, page, fields, lambda: _unnested(page, fields), parameters, "unnest")
+
+
+def _with_made_keys(call: CallContext, page: Page, method: str) -> Outcome:
+    keyed = with_keys_made(call, page)
+    if keyed is None or isinstance(_fields(call, keyed), str):
+        raise Unfit
+    return prepare(call, keyed, method)()
 
 
 def _fields(call: CallContext, page: Page) -> list[Field] | str:
@@ -141,11 +153,12 @@ def _send(
         return _upsert(call, page, _typed(call, page, source()), parameters, _every_row(kind))
     key = ("set", kind, verb, page.cells, page.bumps, work.wants_keys, tuple(fields))
     statement = call.plan.remembered(key, lambda: _statement(call, page, fields, source(), kind))
-    result = call.connection.execute(statement, parameters)
     if verb == "insert":
-        return Outcome(inserted=len(page), keys=_keys(call, page, result) if work.wants_keys else None)
-    work.compare(call, page, result.rowcount)
-    return Outcome(updated=len(page)) if verb == "update" else Outcome(deleted=len(page))
+        count = written(call, statement, parameters)
+        return Outcome(inserted=count, keys=page.of_slots(call.plan.key) if work.wants_keys else None)
+    count = call.connection.execute(statement, parameters).rowcount
+    work.compare(call, page, count)
+    return Outcome(updated=count) if verb == "update" else Outcome(deleted=count)
 
 
 def _statement(call: CallContext, page: Page, fields: list[Field], source: FromClause, kind: str) -> Any:
@@ -153,10 +166,7 @@ def _statement(call: CallContext, page: Page, fields: list[Field], source: FromC
     table: Any = plan.table
     verb = call.work.verb
     if verb == "insert":
-        typed = _typed(call, page, source)
-        if call.work.wants_keys:
-            return insert_of(page, table, typed, order=source.c.n).returning(*(slot.column for slot in plan.key))
-        return insert_of(page, table, typed, where=_every_row(kind))
+        return insert_of(page, table, _typed(call, page, source), where=_every_row(kind))
     values = _typed(call, page, source)
     if verb == "update":
         statement = update_of(plan, page, values.__getitem__, table)
@@ -187,16 +197,6 @@ def _is_enumeration(call: CallContext, type_: Any) -> bool:
     return isinstance(impl, sqltypes.Enum) and bool(impl.native_enum)
 
 
-def _keys(call: CallContext, page: Page, result: Any) -> list[tuple[Any, ...]]:
-    keys = [tuple(row) for row in result]
-    slots = {cell.slot for cell in page.cells}
-    if all(slot in slots for slot in call.plan.key):
-        return page.of_slots(call.plan.key)
-    # The rows are made in the order of the relation; in which order RETURNING tells of them is not promised. Keys of a
-    # sequence go up.
-    return sorted(keys)
-
-
 def _upsert(
     call: CallContext,
     page: Page,
@@ -206,23 +206,39 @@ def _upsert(
 ) -> Outcome:
     work: Any = call.work
     statement = work.statement(call, page, values, every)
-    is_new: Any = call.dialect.is_new
+    is_new: ColumnElement[bool] | None = work.is_new(call)
     if work.status or work.returning:
-        places: list[int] = work.where(page)
-        columns: list[Any] = [page.cells[place].slot.column for place in places]
-        keys = [slot.column for slot in call.plan.key] if work.returning else []
-        rows = call.connection.execute(statement.returning(*columns, is_new, *keys), parameters).all()
-        width = len(places)
-        told = {row[:width]: row[width:] for row in rows}
-        wanted = page.at(places)
-        status: list[Status] = [
-            ("inserted" if told[key][0] else "updated") if key in told else "unchanged" for key in wanted
-        ]
-        if len(told) != len(status) - status.count("unchanged"):
-            raise Unfit  # the database tells keys in another form than the one in which they were given
-        known = {key: row[1:] for key, row in told.items()} if work.returning else None
-        return work.outcome(call, page, status, known)  # type: ignore[no-any-return]
-    written = statement.returning(is_new.label("is_new")).cte("written")
-    counted = select(func.count(), func.count().filter(written.c.is_new)).select_from(written)
-    count, new = call.connection.execute(counted, parameters).one()
+        return _upsert_telling_rows(call, page, statement, parameters, is_new)
+    if is_new is None:
+        there = work.existing(call, page)
+        return upsert_outcome(work, call, page, there, written(call, statement, parameters))
+    rows = statement.returning(is_new.label("is_new")).cte("written")
+    counted = select(func.count(), func.count().filter(rows.c.is_new)).select_from(rows)
+    count, new = work.executed(call, counted, parameters).one()
     return Outcome(inserted=new, updated=count - new, unchanged=len(page) - count)
+
+
+def _upsert_telling_rows(
+    call: CallContext, page: Page, statement: Any, parameters: dict[str, Any], is_new: ColumnElement[bool] | None
+) -> Outcome:
+    """Send an upsert, and find out what became of each row by the key that it was found by."""
+    work: Any = call.work
+    places: list[int] = work.where(page)
+    equality: Equality = work.equality(call, page)
+    wanted = equality.folded(page.at(places))
+    if is_new is None or len(set(wanted)) < len(wanted):
+        raise Unfit  # two rows of one key, outside of the predicate of a partial index: their keys do not tell them apart
+    columns: list[Any] = [page.cells[place].slot.column for place in places]
+    keys = [slot.column for slot in call.plan.key] if work.returning else []
+    rows = work.executed(call, statement.returning(*columns, is_new, *keys), parameters).all()
+    width = len(places)
+    told = dict(zip(equality.folded([tuple(row[:width]) for row in rows]), rows, strict=True))
+    status: list[Status] = [
+        ("inserted" if told[key][width] else "updated") if key in told else "unchanged" for key in wanted
+    ]
+    if len(rows) != len(status) - status.count("unchanged"):
+        raise Unfit  # the database tells keys in another form than the one in which they were given
+    known = {
+        key: tuple(told[fold][width + 1 :]) for key, fold in zip(page.at(places), wanted, strict=True) if fold in told
+    }
+    return work.outcome(call, page, status, known if work.returning else None)  # type: ignore[no-any-return]

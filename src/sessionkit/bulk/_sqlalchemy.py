@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ClauseElement, insert
+from sqlalchemy import ClauseElement, insert, literal_column
 
+from ._made_keys import missing_keys, with_keys_made
 from ._page import Cell
-from ._result import Outcome
+from ._result import Outcome, Unfit
 from ._statements import column_in, delete_of, insert_of, parameter, parameter_name, tables_of, update_of
 
 if TYPE_CHECKING:
@@ -60,21 +61,50 @@ def _parameters(
 
 
 def _insert(call: CallContext, page: Page) -> Outcome:
-    work: Any = call.work
     plan = call.plan
-    outcome = Outcome(inserted=len(page))
     if plan.table is None:
         return _insert_into_several(call, page)
-    statement = insert_of(page, plan.table)
-    written, rows = _parameters(page, range(len(page.cells)), [cell.slot.column for cell in page.cells])
-    if written:
-        statement = statement.values(written)
-    if work.wants_keys:
-        statement = statement.returning(*(slot.column for slot in plan.key), sort_by_parameter_order=len(rows) > 1)
-        outcome.keys = [tuple(row) for row in call.connection.execute(statement, rows)]
-    else:
-        call.connection.execute(statement, rows)
-    return outcome
+    statement: Any = insert_of(page, plan.table)
+    expressions, rows = _parameters(page, range(len(page.cells)), [cell.slot.column for cell in page.cells])
+    if expressions:
+        statement = statement.values(expressions)
+    if not call.work.wants_keys:
+        return Outcome(inserted=_count_inserted(call, statement, rows))
+    if not missing_keys(plan, page):
+        return Outcome(inserted=_count_inserted(call, statement, rows), keys=page.of_slots(plan.key))
+    keyed = with_keys_made(call, page) if len(rows) > 1 else None
+    if keyed is not None:
+        return _insert(call, keyed)
+    keys = _inserted_keys(call, statement, rows)
+    return Outcome(inserted=len(keys) - keys.count(None), keys=keys)
+
+
+def _inserted_keys(call: CallContext, statement: Any, rows: list[dict[str, Any]]) -> list[tuple[Any, ...] | None]:
+    """Insert, and return the key that the server made for each row: None for one that a trigger has taken out."""
+    columns = [slot.column for slot in call.plan.key]
+    if call.dialect.reserve is None and len(rows) > 1:
+        in_order = statement.returning(*columns, sort_by_parameter_order=True)
+        return [tuple(row) for row in call.connection.execute(in_order, rows)]
+    # One by one, since nothing but that proves it: SQLAlchemy, too, sorts by what it takes for an ascending number.
+    statement = statement.returning(*columns)
+    told = [call.connection.execute(statement, row).first() for row in rows]
+    return [None if row is None else tuple(row) for row in told]
+
+
+def _count_inserted(call: CallContext, statement: Any, rows: list[dict[str, Any]]) -> int:
+    """Insert, and return how many rows were made: a trigger may take some out."""
+    dialect = call.connection.dialect
+    if len(rows) == 1 or (dialect.supports_sane_multi_rowcount and not dialect.use_insertmanyvalues_wo_returning):
+        return written(call, statement, rows)
+    # asyncpg's executemany counts nothing, nor does SQLAlchemy where it makes one statement of many; rows that come back
+    # can be counted.
+    return len(call.connection.execute(statement.returning(literal_column("1")), rows).all())
+
+
+def written(call: CallContext, statement: Any, parameters: Any) -> int:
+    """Execute an INSERT, and return how many rows it has written."""
+    result = call.connection.execute(statement, parameters, execution_options={"preserve_rowcount": True})
+    return result.rowcount
 
 
 def _insert_into_several(call: CallContext, page: Page) -> Outcome:
@@ -98,8 +128,8 @@ def _insert_parts(call: CallContext, page: Page, table: Table, returning: Sequen
     """Insert what a page holds of the rows of one table."""
     columns = {place: column_in(call.plan, cell, table) for place, cell in enumerate(page.cells)}
     places = [place for place, column in columns.items() if column is not None]
-    written, rows = _parameters(page, places, [columns[place] for place in places])
-    statement: Any = insert(table).values(written) if written else insert(table)
+    expressions, rows = _parameters(page, places, [columns[place] for place in places])
+    statement: Any = insert(table).values(expressions) if expressions else insert(table)
     if not returning:
         call.connection.execute(statement, rows)
         return []
@@ -132,27 +162,47 @@ def _delete(call: CallContext, page: Page) -> Outcome:
 def _upsert(call: CallContext, page: Page) -> Outcome:
     work: Any = call.work
     statement = work.statement(call, page)
-    written, rows = _parameters(page, range(len(page.cells)), [cell.slot.column for cell in page.cells])
-    if written:
-        statement = statement.values(written)
-    execute = call.connection.execute
-    status: list[Status]
-    if call.dialect.is_new is not None:
-        statement = statement.returning(call.dialect.is_new)
-        if work.status and len(rows) > 1:
-            told = [execute(statement, row).scalars().all() for row in rows]
-            status = [("inserted" if new[0] else "updated") if new else "unchanged" for new in told]
-            return work.outcome(call, page, status)  # type: ignore[no-any-return]
-        counts = Counter(execute(statement, rows).scalars())
-        untouched = len(rows) - counts.total()
-        status = [*_times("inserted", counts[True]), *_times("updated", counts[False]), *_times("unchanged", untouched)]
-        return work.outcome(call, page, status)  # type: ignore[no-any-return]
-    there = work.existing(call, page)
-    if work.status and work.is_conditional:
-        known = zip(there, [execute(statement, row).rowcount for row in rows], strict=True)
-        status = [("updated" if old else "inserted") if count else "unchanged" for old, count in known]
-        return work.outcome(call, page, status)  # type: ignore[no-any-return]
-    return upsert_outcome(work, call, page, there, execute(statement, rows).rowcount)
+    expressions, rows = _parameters(page, range(len(page.cells)), [cell.slot.column for cell in page.cells])
+    if expressions:
+        statement = statement.values(expressions)
+    is_new: ColumnElement[bool] | None = work.is_new(call)
+    if work.status or work.index_where is not None:
+        return _upsert_one_by_one(call, page, statement, rows, is_new)
+    if is_new is None:
+        there = work.existing(call, page)
+        if len(rows) > 1 and not call.connection.dialect.supports_sane_multi_rowcount:
+            return upsert_outcome(work, call, page, there, sum(written(call, statement, row) for row in rows))
+        return upsert_outcome(work, call, page, there, written(call, statement, rows))
+    counts = Counter(work.executed(call, statement.returning(is_new), rows).scalars())
+    untouched = len(rows) - counts.total()
+    status: list[Status] = [
+        *_times("inserted", counts[True]),
+        *_times("updated", counts[False]),
+        *_times("unchanged", untouched),
+    ]
+    return work.outcome(call, page, status)  # type: ignore[no-any-return]
+
+
+def _upsert_one_by_one(
+    call: CallContext, page: Page, statement: Any, rows: list[dict[str, Any]], is_new: ColumnElement[bool] | None
+) -> Outcome:
+    """Send each row by itself: it is new, or the key that comes back is that of the row which was there."""
+    work: Any = call.work
+    keys = [slot.column for slot in call.plan.key]
+    statement = statement.returning(*keys, *(() if is_new is None else (is_new,)))
+    width = len(keys)
+    status: list[Status] = []
+    found: list[tuple[Any, ...] | None] = []
+    for place, row in enumerate(rows):
+        before = work.found(call, page, place) if is_new is None else None
+        told = work.executed(call, statement, row).first()
+        key = before if told is None else tuple(told[:width])
+        new = told is not None and (key != before if is_new is None else bool(told[width]))
+        status.append("unchanged" if told is None else "inserted" if new else "updated")
+        if key is None and work.returning:
+            key = work.found(call, page, place)
+        found.append(key)
+    return Outcome.of(status, found if work.returning else None, told=work.status)
 
 
 def _times(status: Status, count: int) -> list[Status]:
@@ -161,13 +211,19 @@ def _times(status: Status, count: int) -> list[Status]:
 
 def upsert_outcome(work: Any, call: CallContext, page: Page, there: list[bool], count: int) -> Outcome:
     """Return what became of the rows of an upsert, from which were there before and how many were written in all."""
-    written: Status = "updated" if page.places("set") else "unchanged"
-    status: list[Status] = [written if old else "inserted" for old in there]
-    outcome: Outcome = work.outcome(call, page, status)
-    if written == "updated":  # but for those of which a condition did not hold
-        outcome.unchanged = len(page) - count
-        outcome.updated -= outcome.unchanged
-    return outcome
+    updates = work.updates(page)
+    inserted = there.count(False)
+    if count != (len(page) if updates else inserted):
+        # A condition did not hold, or a trigger has taken rows out.
+        if work.status:
+            raise Unfit
+        after = work.existing(call, page)
+        inserted = sum(now and not before for now, before in zip(after, there, strict=True))
+        outcome = Outcome(inserted=inserted, updated=count - inserted, unchanged=len(page) - count)
+        outcome.keys = work.keys_of(call, page)
+        return outcome
+    written: Status = "updated" if updates else "unchanged"
+    return work.outcome(call, page, [written if old else "inserted" for old in there])  # type: ignore[no-any-return]
 
 
 def _count(call: CallContext, statement: Any, page: Page) -> int:

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
-from sqlalchemy import Text, cast, or_
+from sqlalchemy import ARRAY, JSON, Text, cast, null, or_
+from sqlalchemy.exc import DBAPIError
 
 from ..errors import OptionError
-from ._build import Builder, insert_builder
+from ._build import Builder, insert_builder, replaces_none
 from ._call import Call
+from ._defaults import DefaultContext
 from ._keyed import KeyedWork
-from ._lookup import find
+from ._lookup import find, holding
 from ._options import OnDuplicate, WriteOptions, checked, one_of
 from ._page import Cell
 from ._plan import Plan, plan_for
 from ._read_back import read_back
-from ._result import Outcome
-from ._rows import Shapes
+from ._reading import group
+from ._result import Again, Outcome
+from ._rows import Read, Shapes
 from ._statements import insert_of
 from ._unique import chosen, inferred
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy import ColumnElement, Table
+    from sqlalchemy.engine import Dialect
     from sqlalchemy.orm import Session
 
     from ._context import CallContext
-    from ._page import Page
+    from ._page import Page, Role
     from ._plan import Slot
     from ._result import BulkResult, Status, Tally
     from ._rows import Chunk, Rows
@@ -58,7 +63,7 @@ class UpsertWork(KeyedWork):
         self,
         plan: Plan,
         *,
-        match: Sequence[Any] | None,
+        match: Sequence[Any] | str | None,
         update: Sequence[Any] | None,
         when_changed: bool,
         where: Where,
@@ -82,14 +87,15 @@ class UpsertWork(KeyedWork):
         self.returning = returning
         self.render_nulls = render_nulls
         self.index_where: Any = None
+        self.tells_new = True  # until a table is seen that cannot
         for slot in self.update or ():
             if slot is plan.version:
                 raise OptionError(f"update names {slot.label!r}, the version of {plan.name}, which goes up by itself")
 
-    def prepare(self, dialect_name: str) -> None:
+    def prepare(self, dialect: Dialect) -> None:
         """Look up what `match` names, before anything is sent."""
         if self.match is not None:
-            self.finds_by, self.index_where = chosen(self.plan, self.table, self.match, dialect_name)
+            self.finds_by, self.index_where = chosen(self.plan, self.table, self.match, dialect)
 
     def read(self, call: CallContext, chunk: Chunk) -> list[Page]:
         read = self.shapes.read(chunk, call.refuse)
@@ -97,24 +103,84 @@ class UpsertWork(KeyedWork):
             first, *others = read.shapes
             every = first.intersection(*others)
             held = {slot for key in every for slot in self.plan.slots_of(key)}
-            self.finds_by, self.index_where = inferred(self.plan, self.table, held, call.connection.dialect.name)
+            self.finds_by, self.index_where = inferred(self.plan, self.table, held, call.connection.dialect)
         return self.built(call, chunk, read)
+
+    def built(self, call: CallContext, chunk: Chunk, read: Read) -> list[Page]:
+        """Return the pages of what was read, one for each set of keys and of those that hold None where a default is.
+
+        Where the row is there, the None is written; a new row gets the default.
+        """
+        pages: list[Page] = []
+        for part in group(read):
+            for nulls, rows in self._by_nulls(part):
+                page = self._page(call, chunk, rows)
+                if page.values:
+                    cells = tuple(Cell("new", slot) if slot in nulls else Cell(role, slot) for role, slot in page.cells)
+                    pages.append(replace(page, cells=cells, nulls=nulls))
+        return pages
+
+    def _by_nulls(self, read: Read) -> Iterator[tuple[tuple[Slot, ...], Read]]:
+        (keys,) = read.shapes
+        replaced = {
+            key: [
+                slot for slot in self.plan.slots_of(key) if self._role(slot, held=True) == "set" and replaces_none(slot)
+            ]
+            for key in sorted(keys)
+        }
+        names = [key for key, slots in replaced.items() if slots]
+        if self.render_nulls or not any(row[name] is None for row in read.rows for name in names):
+            yield (), read
+            return
+        groups: dict[tuple[str, ...], tuple[list[int], list[Any]]] = {}
+        for place, row in zip(read.places, read.rows, strict=True):
+            places, rows = groups.setdefault(tuple(name for name in names if row[name] is None), ([], []))
+            places.append(place)
+            rows.append(row)
+        for nulls, (places, rows) in groups.items():
+            yield tuple(slot for name in nulls for slot in replaced[name]), Read(places, rows, read.shapes)
+
+    def _role(self, slot: Slot, *, held: bool) -> Role:
+        if slot in self.finds_by:
+            return "key"
+        if not held or slot is self.plan.version:
+            return "new"
+        if self.update is None:
+            return "new" if slot in self.plan.key else "set"
+        return "set" if slot in self.update else "new"
+
+    def competing(self, call: CallContext, page: Page, places: Sequence[int]) -> list[int]:
+        return list(places) if self.index_where is None else holding(call, page, places, self.index_where)
+
+    def competes_with_table(self, call: CallContext, page: Page, place: int) -> bool:
+        return self.index_where is None or self.existing(call, page.only([place]))[0]
+
+    def updates(self, page: Page) -> bool:
+        """Tell whether anything is written where a row is there."""
+        return bool(page.places("set") or page.nulls)
+
+    def is_new(self, call: CallContext) -> ColumnElement[bool] | None:
+        """Return what tells in RETURNING whether a row is new; None where the database, or this table, cannot tell."""
+        return call.dialect.is_new if self.tells_new else None
+
+    def executed(self, call: CallContext, statement: Any, parameters: Any) -> Any:
+        """Execute a statement that asks for `is_new`."""
+        try:
+            return call.connection.execute(statement, parameters)
+        except DBAPIError as error:
+            if not self.tells_new or not call.dialect.lacks_is_new(error):
+                raise
+        self.tells_new = False
+        raise Again
 
     def builder(self, keys: frozenset[str]) -> Builder:
         plan = self.plan
         made = insert_builder(plan, keys, uniform=True, render_nulls=self.render_nulls)
         held = {slot for key in keys for slot in plan.slots_of(key)}
 
-        def role(slot: Slot) -> Any:
-            if slot in self.finds_by:
-                return "key"
-            if slot not in held or slot is plan.version:
-                return "new"
-            if self.update is None:
-                return "new" if slot in plan.key else "set"
-            return "set" if slot in self.update else "new"
-
-        return made._replace(cells=tuple(Cell(role(cell.slot), cell.slot) for cell in made.cells))
+        return made._replace(
+            cells=tuple(Cell(self._role(cell.slot, held=cell.slot in held), cell.slot) for cell in made.cells)
+        )
 
     def statement(
         self,
@@ -129,21 +195,23 @@ class UpsertWork(KeyedWork):
         index = {"index_elements": [slot.column for slot in self.finds_by], "index_where": self.index_where}
         statement = insert_of(page, self.table, values, into=insert, where=every)
         columns = [page.cells[place].slot.column for place in page.places("set")]
-        if not columns:
+        if not self.updates(page):
             return statement.on_conflict_do_nothing(**index)
         plan, excluded = self.plan, insert.excluded
         assignments: dict[Any, Any] = {column: excluded[column.key] for column in columns}
+        assignments |= {slot.column: null() for slot in page.nulls}
         if plan.version is not None and plan.generator is not None:
             assignments[plan.version.column] = self._next_version(plan)
         for slot in (*plan.slots.values(), *plan.unmapped):
             if slot.renew is not None and slot.column not in assignments:
-                assignments[slot.column] = _renewed(plan, slot)
+                assignments[slot.column] = _renewed(call, slot)
         conditions: list[ColumnElement[bool]] = []
         if self.when_changed:
             compared = [
                 _comparable(column, call).is_distinct_from(_comparable(excluded[column.key], call))
                 for column in columns
             ]
+            compared += [slot.column.is_not(None) for slot in page.nulls]
             conditions.append(or_(*compared))
         if self.where_ is not None:
             chosen_rows: Any = self.where_(Excluded(plan, excluded)) if callable(self.where_) else self.where_
@@ -170,7 +238,7 @@ class UpsertWork(KeyedWork):
 
     def keys_of(
         self, call: CallContext, page: Page, known: dict[Any, Any] | None = None
-    ) -> list[tuple[Any, ...]] | None:
+    ) -> list[tuple[Any, ...] | None] | None:
         """Return the primary key of each row of a page that was sent, if it is asked for.
 
         Args:
@@ -178,35 +246,36 @@ class UpsertWork(KeyedWork):
             page: the rows.
             known: what the database has told of them already, by what they were found by.
         """
-        if not self.returning:
-            return None
-        found = known or {}
+        return self._keys(call, page, known or {}) if self.returning else None
+
+    def _keys(self, call: CallContext, page: Page, found: dict[Any, Any]) -> list[tuple[Any, ...] | None]:
         places = self.where(page)
         wanted = page.at(places)
         asked = [key for key in wanted if key not in found]
         if asked:
             columns = [page.cells[place].slot.column for place in places]
-            found |= find(call, columns, asked, also=[slot.column for slot in self.plan.key])
-        return [found[key] for key in wanted]
+            keys = [slot.column for slot in self.plan.key]
+            found |= find(call, columns, asked, also=keys, where=self.index_where)
+        return [found.get(key) for key in wanted]
+
+    def found(self, call: CallContext, page: Page, place: int) -> tuple[Any, ...] | None:
+        """Return the primary key of the row that is there for one of a page."""
+        return (self._keys(call, page.only([place]), {}) or [None])[0]
 
     def existing(self, call: CallContext, page: Page) -> list[bool]:
         """Return for each row whether it is there before the page is sent."""
         places = self.where(page)
         wanted = page.at(places)
-        found = find(call, [page.cells[place].slot.column for place in places], wanted)
+        columns = [page.cells[place].slot.column for place in places]
+        # Locked, so that what is there now is there when the page is sent.
+        found = find(call, columns, wanted, where=self.index_where, lock=True)
         return [key in found for key in wanted]
 
     def outcome(
         self, call: CallContext, page: Page, status: Sequence[Status], known: dict[Any, Any] | None = None
     ) -> Outcome:
         """Return what became of a page of which every row is known; for `known` see `keys_of`."""
-        return Outcome(
-            inserted=status.count("inserted"),
-            updated=status.count("updated"),
-            unchanged=status.count("unchanged"),
-            keys=self.keys_of(call, page, known),
-            status=status if self.status else None,
-        )
+        return Outcome.of(status, self.keys_of(call, page, known), told=self.status)
 
     def verify(self, call: CallContext, page: Page) -> None:
         """Nothing is expected: no version is compared."""
@@ -214,10 +283,10 @@ class UpsertWork(KeyedWork):
     def finish(self, call: CallContext, tally: Tally) -> None:
         tally.close(status=self.status)
         if self.returning:
-            tally.result.returned = read_back(call, self.returning, tally.keys())
+            tally.result.returned = read_back(call, self.returning)
 
 
-class _NoRow:
+class _NoRow(DefaultContext):
     """The context of an `onupdate` that no single row is there for."""
 
     def get_current_parameters(self, isolate_multiinsert_groups: bool = True) -> NoReturn:
@@ -226,20 +295,27 @@ class _NoRow:
             "column in the rows and name it in update"
         )
 
-    current_parameters = property(get_current_parameters)
+    current_parameters = property(get_current_parameters, lambda *_: None)
 
 
-def _renewed(plan: Plan, slot: Slot) -> Any:
+def _renewed(call: CallContext, slot: Slot) -> Any:
     assert slot.renew is not None
     if slot.renew.kind in {"call", "context"}:
-        return slot.renew.value(_NoRow())
+        context = _NoRow(call.connection)
+        context.isupdate, context.current_column = True, slot.column
+        return slot.renew.value(context)
     return slot.renew.value if slot.renew.kind == "constant" else slot.column.onupdate.arg  # type: ignore[union-attr]
 
 
 def _comparable(column: Any, call: CallContext) -> Any:
     # PostgreSQL's json, unlike jsonb, has no equality; its text has.
-    impl = column.type.dialect_impl(call.connection.dialect)
-    return cast(column, Text) if impl.__visit_name__ == "JSON" else column
+    impl = column.type._unwrapped_dialect_impl(call.connection.dialect)
+    is_array = isinstance(impl, ARRAY)
+    if is_array:
+        impl = impl.item_type._unwrapped_dialect_impl(call.connection.dialect)
+    if not isinstance(impl, JSON) or impl.__visit_name__ != "JSON":
+        return column
+    return cast(column, ARRAY(Text) if is_array else Text)
 
 
 def upsert(
@@ -247,7 +323,7 @@ def upsert(
     entity: type[Any],
     rows: Rows,
     *,
-    match: Sequence[Any] | None = None,
+    match: Sequence[Any] | str | None = None,
     update: Sequence[Any] | None = None,
     when_changed: bool = False,
     where: Where = None,
@@ -267,10 +343,12 @@ def upsert(
             next use.
         entity: the mapped class; one table, no joined inheritance.
         rows: as in `insert`. Each must hold the columns of `match`.
-        match: attributes that make up a unique key of the table, by which a row is found; may be left out where the
-            rows hold just one unique key.
+        match: attributes that make up a unique key of the table, by which a row is found, or the name of a unique
+            constraint or index; may be left out where the rows hold just one unique key. Under a partial index, rows
+            outside of its predicate are no conflict.
         update: attributes that are written where the row is there; by default all that the row holds, without the
-            primary key. An empty list leaves such rows as they are. What a row does not hold is not written.
+            primary key. An empty list leaves such rows as they are. What a row does not hold is not written; a None
+            that it does hold is, also in a column with a default.
         when_changed: leave a row alone in which nothing would change: no new version, no `onupdate`, no trigger.
         where: leave a row alone for which this does not hold: a condition on the class (the row that is there), or a
             function that makes one of the new row: ``lambda new: new.seen_at > User.seen_at``.
@@ -287,7 +365,9 @@ def upsert(
 
     Raises:
         BulkError: a row cannot be written; nothing was.
-        OptionError: `match` is no unique key; an option that cannot be honoured. Nothing was sent.
+        OptionError: `match` is no unique key, or one that ON CONFLICT cannot go by (a deferrable or an exclusion
+            constraint, an index over expressions), or means several partial indexes; an option that cannot be
+            honoured. Nothing was sent.
 
     SQL: ``SAVEPOINT``; for each set of keys of a chunk ``INSERT ... SELECT FROM unnest(...) ON CONFLICT (...) DO
     UPDATE`` on PostgreSQL (from 2,000 rows on from a temporary table, filled by ``COPY``), one prepared
@@ -313,5 +393,5 @@ def upsert(
     call = Call(session, work, known)
     if call.dialect.upsert is None:
         raise OptionError(f"sessionkit knows no upsert of {call.connection.dialect.name}")
-    work.prepare(call.connection.dialect.name)
+    work.prepare(call.connection.dialect)
     return call.run(rows)
