@@ -63,7 +63,15 @@ def verb(doors: Door, name: str) -> Any:
     return doors.twin(getattr(bulk, name), getattr(bulk, f"async_{name}"))
 
 
-# Keys that the server makes
+# Keys that the server makes, or the type changes
+
+
+class Upper(TypeDecorator[str]):
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else value.upper()
 
 
 class Keyed(Base):
@@ -152,6 +160,42 @@ async def test_a_key_of_sqlites_making_belongs_to_its_row(doors: Door, count: in
     async with doors.scope() as session:
         result = await verb(doors, "insert")(session, Keyed, [{"n": i} for i in range(count)], returning=[Keyed.n])
     assert [row.n for row in result.returned] == list(range(count))
+
+
+class Defaulted(Base):
+    __tablename__ = "real_defaulted"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    place: Mapped[int]
+    n: Mapped[int] = mapped_column(server_default="17")
+
+
+@pytest.mark.parametrize("count", [4, 40, 400])
+async def test_keys_go_up_with_the_input_though_rows_leave_different_columns_to_the_server(
+    doors: Door, count: int
+) -> None:
+    await made(doors, Defaulted)
+    rows = [{"place": i, **({"n": 1} if i % 3 else {})} for i in range(count)]
+    async with doors.scope() as session:
+        await verb(doors, "insert")(session, Defaulted, rows)
+        stored = await session.execute(select(Defaulted.place, Defaulted.n).order_by(Defaulted.id))
+        assert [tuple(row) for row in stored] == [(i, 1 if i % 3 else 17) for i in range(count)]
+
+
+class ByDecorated(Base):
+    __tablename__ = "real_by_decorated"
+
+    id: Mapped[str] = mapped_column("key", Upper(20), primary_key=True)
+    n: Mapped[int]
+
+
+@pytest.mark.parametrize("method", ["auto", "sqlalchemy"])
+async def test_a_key_that_its_type_changes_belongs_to_its_row(doors: Door, method: str) -> None:
+    await made(doors, ByDecorated)
+    rows = [{"id": key, "n": i} for i, key in enumerate("abc")]
+    async with doors.scope() as session:
+        result = await verb(doors, "insert")(session, ByDecorated, rows, returning=[ByDecorated.n], method=method)
+        assert [row.n for row in result.returned] == [0, 1, 2]
 
 
 # Rows that a trigger takes out

@@ -9,6 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError, StatementError
 from ..errors import BulkError, OptionError, message_of
 from ._conflicts import swallowed
 from ._identity import expire
+from ._made_keys import with_keys_made
 from ._paths import SQLALCHEMY, Path, choose
 from ._plan import OMIT
 from ._result import Again, Fault, Mismatch, Outcome, Unfit, Unpackable
@@ -34,7 +35,10 @@ class Delivery:
 
     def deliver(self, page: Page) -> None:
         """Write a page; if rows of it cannot be written, find them."""
-        for part in page.by_omission(null_too=False):
+        parts = page.by_omission(null_too=False)
+        if len(parts) > 1:
+            parts = self._in_order(page).by_omission(null_too=False)
+        for part in parts:
             if self.conflicts:
                 # The call has failed already. It goes on looking, so that its error can name every stale row.
                 self._judge(part)
@@ -107,10 +111,17 @@ class Delivery:
                 places[True].append(place)
         good, bad = places[True], places[False]
         if good and bad:
+            page = self._in_order(page)
             self._deliver_by(path, page.only(good))
             page = page.only(bad)
         # All of them one by one, and yet not together: then it is no row's fault.
         self._by_sqlalchemy(page)
+
+    def _in_order(self, page: Page) -> Page:
+        """Return a page that is to be sent in parts with keys that go up with the input, if they can be made beforehand."""
+        if self._call.work.verb != "insert" or self._call.plan.table is None:
+            return page
+        return with_keys_made(self._call, page) or page
 
     def _by_sqlalchemy(self, page: Page) -> None:
         for part in page.by_omission(null_too=True):

@@ -111,7 +111,8 @@ def holding(call: CallContext, page: Page, places: Iterable[int], condition: Any
                 given = null() if default is None else text(default) if isinstance(default, str) else default
             values.append(type_coerce(given, column.type).label(column.name))
         relation = select(*values).subquery(table.name)
-        told = call.connection.scalar(select(literal_column(words)).select_from(relation))
-        if told or (told is None and any(row[i] is OMIT for i in where.values())):
+        told: Any = call.connection.scalar(select(literal_column(words)).select_from(relation))
+        left_open = any(row[i] is OMIT for i in where.values())
+        if told or (told is None and left_open):
             held.append(place)
     return held

@@ -92,9 +92,10 @@ def update(
         entity: the mapped class.
         rows: as in `insert`. Of an object of the class that was loaded, the changed columns are taken, with its
             version.
-        missing: "error" raises for a key without a row, "ignore" leaves it out.
+        missing: "error" raises for a key without a row, "ignore" leaves it out. A row with nothing to change is not
+            looked for.
         on_duplicate: what to do with a second row of the same key: "error", or take the "first" or the "last" one.
-            Across chunks of an input without a length, "last" writes both, the last one at last.
+            Across chunks, "last" writes both, the last one at last.
         check: None compares the versions of the rows that hold one; True demands that all do; False compares none.
         **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``; see `WriteOptions`.
 
