@@ -791,3 +791,15 @@ async def test_a_key_that_cannot_be_compared_names_its_row(doors: Door) -> None:
         with pytest.raises(errors.BulkError, match="cannot be compared") as told:
             await verb(doors, "upsert")(session, Listed, rows)
         assert (told.value.position, told.value.column) == (1, "key")
+
+
+class Chosen(Base):
+    __table__ = select(Numbered.__table__).where(Numbered.__table__.c.n > 0).subquery("chosen")
+    __mapper_args__ = {"primary_key": [__table__.c.id]}  # noqa: RUF012 - SQLAlchemy's name and form
+
+
+@pytest.mark.parametrize("name", ["insert", "update", "upsert", "delete", "get"])
+async def test_a_class_that_is_mapped_to_a_query_is_refused_by_name(doors: Door, name: str) -> None:
+    async with doors.scope() as session:
+        with pytest.raises(errors.OptionError, match="Chosen is mapped to a query"):
+            await verb(doors, name)(session, Chosen, [{"id": 1}])

@@ -193,6 +193,11 @@ def plan_for(entity: object) -> Plan:
     plan = _plans.get(mapper)
     if plan is None:
         mapper._check_configure()  # relationships and the like of classes that were never used yet
+        if not all(isinstance(column.table, Table) for column in mapper.primary_key):
+            raise OptionError(
+                f"bulk works on classes that are mapped to tables, and {mapper.class_.__name__} is mapped to a query; give "
+                "bulk the class of the table behind it, or use the session"
+            )
         plan = _plans[mapper] = _make(mapper)
     return plan
 
