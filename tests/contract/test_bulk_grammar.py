@@ -56,6 +56,8 @@ NAMED = {
         6,
         there=6,
     ),
+    "keys that the server makes, by an array": Case("insert", Shape(key="identity"), size=6, returning="class"),
+    "keys that the server makes, by COPY": Case("insert", Shape(key="identity"), size=201, returning="columns"),
     "one more row than a temporary table takes": Case(
         "upsert", Shape((Col("integer", "%s"),), version="kit"), ({"attr0": 4},), 2001, there=1000, returning="columns"
     ),

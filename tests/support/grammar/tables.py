@@ -223,10 +223,6 @@ class Built:
             connection.execute(text("DROP SEQUENCE grammar_keys"))
 
 
-def has_default(col: Col) -> bool:
-    return bool(col.default)
-
-
 def _context_default(col: Col, word: Word) -> dict[str, Any]:
     def value(context: Any) -> Any:
         if col.word == "integer":
