@@ -49,10 +49,6 @@ def _some_leave_it_to_the_database(case: Case) -> bool:
 
 
 KNOWN: dict[str, Known] = {
-    "context": Known(
-        "the context of a default from Python has no isinsert, isupdate, connection",
-        lambda case, backend: any(col.default in {"isinsert", "connection"} for col in case.shape.columns),
-    ),
     "skipped": Known(
         "rows that a trigger takes out are counted, or not noticed",
         lambda case, backend: (
@@ -64,10 +60,6 @@ KNOWN: dict[str, Known] = {
         "where only some rows hold their key, the server makes those of the others not in the order of the input",
         lambda case, backend: case.verb in {"insert", "upsert"} and _some_hold_their_key(case),
     ),
-    "left to the database": Known(
-        "rows that leave other columns to the database, or hold what a fast path cannot express, are sent apart: their keys are not in the order of the input",
-        lambda case, backend: case.verb == "insert" and _some_leave_it_to_the_database(case),
-    ),
     "meeting elsewhere": Known(
         "of two new rows of an upsert that meet in another unique key, the one with the higher key is the bad one, not the later",
         lambda case, backend: case.verb == "upsert" and any(kind == "code" for _, kind in case.bad),
@@ -78,33 +70,6 @@ KNOWN: dict[str, Known] = {
             case.verb == "update"
             and (case.there < case.size or case.shape.trigger == "skip insert")
             and not all(case.rows)
-        ),
-    ),
-    "None in an upsert": Known(
-        "None where there is a default is the default in an upsert also for the row that is there",
-        lambda case, backend: case.verb == "upsert" and _holds_none_with_a_default(case, backend),
-    ),
-    "painted": Known(
-        "an enumeration behind a decorator is sent as text into a column of its own type",
-        lambda case, backend: backend == "postgresql" and any(col.word == "painted" for col in case.shape.columns),
-    ),
-    "last across chunks": Known(
-        "on_duplicate='last' writes and counts both rows of a list where they are in two chunks",
-        lambda case, backend: (
-            case.on_duplicate == "last"
-            and case.chunk is not None
-            and any(kind in {"again", "label"} for _, kind in case.bad)
-        ),
-    ),
-    "decorated key": Known(
-        "keys that a decorator changes are asked for in the order of the parameters, which SQLAlchemy refuses for them",
-        lambda case, backend: case.verb == "insert" and bool(case.returning) and case.shape.key == "lower",
-    ),
-    "served uuid": Known(
-        "keys that are no sequence are sorted, and so belong to other rows",
-        lambda case, backend: (
-            case.shape.key in {"served uuid", "descending", "trigger", "half made"}
-            and case.verb in {"insert", "upsert"}
         ),
     ),
 }
