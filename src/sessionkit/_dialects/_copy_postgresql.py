@@ -21,12 +21,19 @@ _neutral: WeakKeyDictionary[Dialect, Dialect] = WeakKeyDictionary()
 
 
 def neutral(dialect: Dialect) -> Dialect:
-    """Return PostgreSQL's dialect without a driver, with the JSON functions that the engine was given."""
+    """Return PostgreSQL's dialect with the name of a driver and nothing else of it, and the engine's JSON functions."""
     found = _neutral.get(dialect)
     if found is None:
+        from sqlalchemy.dialects.postgresql import HSTORE
         from sqlalchemy.dialects.postgresql.base import PGDialect
 
+        class Dictionary(HSTORE):
+            def bind_processor(self, dialect: Dialect) -> None:
+                """Leave the dict as it is, as the drivers that know it do."""
+
         found = _neutral[dialect] = PGDialect()  # type: ignore[no-untyped-call]
+        found.driver = dialect.driver
+        found.colspecs = {**found.colspecs, HSTORE: Dictionary}
         for name in ("_json_serializer", "_json_deserializer"):
             setattr(found, name, getattr(dialect, name, None))
         found.supports_native_decimal = True  # which SQLAlchemy says of the drivers and not of PostgreSQL
@@ -248,6 +255,9 @@ def array(
     psycopg takes bytes that are packed already; asyncpg packs lists by itself, as fast; psycopg2 sends text.
     """
     if connection.dialect.driver not in {"psycopg", "psycopg_async"}:
+        if connection.dialect.driver == "psycopg2":
+            # In an array it would make something of values that it refuses by themselves. The packer refuses them too.
+            pack(values)
         return as_list(connection, type_, values, absent)
     if _PREPARED not in connection.connection.info:
         _teach_psycopg(connection.connection.driver_connection)

@@ -83,14 +83,14 @@ def _fields(call: CallContext, page: Page) -> list[Field] | str:
     if isinstance(known, str):
         return known
     for place, cell in enumerate(page.cells):
-        stored = _stored(fields[place], known.get(cell.slot.column.name))
+        stored = _stored(fields[place], known.get(cell.slot.column.name), dialect.driver)
         if isinstance(stored, str):
             return f"{cell.slot.label!r} {stored}"
         fields[place] = stored
     return fields
 
 
-def _stored(field: Field, column: ColumnFacts | None) -> Field | str:
+def _stored(field: Field, column: ColumnFacts | None, driver: str) -> Field | str:
     if column is None:
         return "is not in the table"
     if column.generated:
@@ -98,7 +98,7 @@ def _stored(field: Field, column: ColumnFacts | None) -> Field | str:
     if field.array != (column.element is not None):
         return f"is of type {column.type} in the database"
     name = column.element or column.type
-    wire = as_stored(field.wire, name, column.kind)
+    wire = as_stored(field.wire, name, column.kind, driver)
     if wire is not None and field.array:
         wire = with_oid(wire, name)
     return field._replace(wire=wire) if wire else f"is of type {name} in the database, and not {field.wire.name}"

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import types as sqltypes
 
 from .._dialects import dumps_of
+from ._forms import HELPERS
+from ._nested import array_packer
 from ._plan import OMIT
 from ._result import Unpackable
-from ._wire import HELPERS, Wire, array_packer, element_of, is_plain_json, wire_of
+from ._wire import Wire, element_of, is_plain_json, wire_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +59,8 @@ def field_of(cell: Cell, dialect: Dialect, *, omits: bool) -> Field | None:
 
     Args:
         cell: the cell.
-        dialect: the database's, without a driver, whose processors would make what only that driver understands.
+        dialect: the database's, which knows its driver only by name: the processors of a driver would make what only that
+            driver understands.
         omits: the cell can hold OMIT.
     """
     type_: Any = cell.slot.column.type
@@ -77,7 +80,7 @@ def field_of(cell: Cell, dialect: Dialect, *, omits: bool) -> Field | None:
         # null() make it raise.
         return Field(wire, array, None, omits, impl.none_as_null, dumps_of(dialect))
     elif isinstance(type_, sqltypes.Uuid) and type_.as_uuid:
-        wire = wire._replace(value="{}.bytes")
+        wire = wire._replace(value="{0}.bytes")
     return Field(wire, array, process, omits, nullable)
 
 
@@ -117,7 +120,8 @@ class _Names:
 
     def octets(self, field: Field, value: str) -> str:
         """Return an expression for the bytes of a value with their length before them, not for None."""
-        template = f"{self.add(array_packer(field.wire))}({{}})" if field.array else field.wire.value
+        pack = array_packer(field.wire) if field.array else field.wire.pack
+        template = field.wire.value if pack is None else f"{self.add(pack)}({{0}})"
         made = template.format(value)
         if field.code is None:
             return f"L(len(b := {made})) + b"

@@ -49,6 +49,9 @@ def refusal(call: CallContext, page: Page, method: str) -> str | None:
         return f"the binary form of {fields!r} is not certain"
     if method == "unnest" and any(field.array for field in fields):
         return "arrays of arrays have no form that unnest could take apart; 'temp' can"
+    unlisted = next((field.wire.name for field in fields if not field.wire.listed), None)
+    if method == "unnest" and unlisted is not None:
+        return f"an array of {unlisted} cannot be sent here; 'temp' can"
     if method == "temp" and has_two_phases(call.connection):
         return (
             "PostgreSQL cannot prepare a transaction that has used a temporary table, and this one may be committed in "
@@ -172,11 +175,10 @@ def _statement(call: CallContext, page: Page, fields: list[Field], source: FromC
 
 def _typed(page: Page, fields: list[Field], source: FromClause) -> list[ColumnElement[Any]]:
     """Return the columns of the relation; an enumeration came as text."""
-    columns: list[ColumnElement[Any]] = []
-    for cell, value in zip(page.cells, source.c, strict=False):
-        enumeration = isinstance(cell.slot.column.type, sqltypes.Enum) and cell.slot.column.type.native_enum
-        columns.append(cast(value, cell.slot.column.type) if enumeration else value)
-    return columns
+    return [
+        cast(value, cell.slot.column.type) if field.wire.cast else value
+        for cell, field, value in zip(page.cells, fields, source.c, strict=False)
+    ]
 
 
 def _keys(call: CallContext, page: Page, result: Any) -> list[tuple[Any, ...]]:

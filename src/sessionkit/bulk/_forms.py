@@ -1,0 +1,284 @@
+"""What the expressions of `_wire` call: values in PostgreSQL's binary form. A value of another kind makes them raise."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from socket import AF_INET, AF_INET6, inet_pton
+from struct import Struct
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_EPOCH_NAIVE = datetime(2000, 1, 1)  # noqa: DTZ001 - `timestamp` has no zone
+
+
+# Numbers
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is not an integer")
+    return value
+
+
+def _single(value: Any) -> Any:
+    if 0 < abs(value) < 7.1e-46:
+        raise ValueError(f"{value!r} is too small")  # struct makes a zero of it, PostgreSQL's own reading an error
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise TypeError(f"{value!r} is not a number")
+    return value or 0.0  # a Decimal travels as NUMERIC, whose zero has no sign
+
+
+_NAN = b"\x00\x00\x00\x00\xc0\x00\x00\x00"
+_ONE, _TWO, _THREE = (Struct(">hhHH" + "h" * count).pack for count in (1, 2, 3))
+_LARGEST_SCALE = 16_383
+_TO_WHOLE_GROUPS = ("", "000", "00", "0")
+
+
+def _numeric(value: Any) -> bytes:
+    """Digits to the base of 10,000: how many, the weight of the first, the sign, how many decimals, and they.
+
+    The server takes off the zeros at both ends.
+    """
+    if value.__class__ is not Decimal and value.__class__ is not int:
+        raise TypeError(f"{value!r} is no exact number")  # a float: the server rounds it in its own way
+    return _numeric_text(str(value), value)
+
+
+def _numeric_text(text: str, value: Any) -> bytes:
+    whole, _, decimals = text.partition(".")
+    scale = len(decimals)
+    try:
+        digits = int(whole + decimals + _TO_WHOLE_GROUPS[scale & 3])
+    except ValueError:
+        return _numeric_of_another_form(text, value)
+    weight = -((scale + 3) >> 2)
+    sign = 0
+    if digits <= 0 and text[0] == "-":
+        sign = 0x4000
+        digits = -digits
+    if digits < 10_000:
+        return _ONE(1, weight, sign, scale, digits)
+    if digits < 100_000_000:
+        return _TWO(2, weight + 1, sign, scale, digits // 10_000, digits % 10_000)
+    high, low = divmod(digits, 10_000)
+    high, middle = divmod(high, 10_000)
+    if high < 10_000:
+        return _THREE(3, weight + 2, sign, scale, high, middle, low)
+    if scale > _LARGEST_SCALE:
+        raise ValueError(f"{value!r} has too many decimals")
+    groups = [low, middle]
+    while high:
+        high, low = divmod(high, 10_000)
+        groups.append(low)
+    groups.reverse()
+    return Struct(f">hhHH{len(groups)}h").pack(len(groups), weight + len(groups) - 1, sign, scale, *groups)
+
+
+def _numeric_of_another_form(text: str, value: Decimal) -> bytes:
+    if text == "NaN":
+        return _NAN
+    if "E" not in text:
+        raise ValueError(f"{value!r} is not a finite number")  # infinite: not on every server
+    if abs(cast("int", value.as_tuple()[2])) > _LARGEST_SCALE:
+        raise ValueError(f"{value!r} has too many digits")
+    return _numeric_text(f"{value:f}", value)
+
+
+# Times
+
+
+def _days(value: Any) -> int:
+    if type(value) is not date:
+        raise TypeError(f"{value!r} is not a date")  # a datetime is one, but drops its time in its own way
+    return value.toordinal() - 730_120
+
+
+_FIRST_DAY, _LAST_DAY = _days(date.min), _days(date.max)
+
+
+def _days_or_infinity(value: Any) -> int:
+    days = _days(value)
+    return days if _FIRST_DAY < days < _LAST_DAY else -(2**31) if days < 0 else 2**31 - 1
+
+
+def _microseconds(value: datetime) -> int:
+    since = value - _EPOCH_NAIVE
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+_FIRST, _LAST = (_microseconds(end) for end in (datetime.min, datetime.max))  # noqa: DTZ901 - as above
+
+
+def _time_of_day(value: Any) -> int:
+    if type(value) is not time or value.tzinfo is not None:
+        raise TypeError(f"{value!r} is not a time without a zone")
+    return ((value.hour * 60 + value.minute) * 60 + value.second) * 1_000_000 + value.microsecond
+
+
+_INTERVAL = Struct(">qii")
+
+
+def _interval(value: timedelta) -> bytes:
+    return _INTERVAL.pack(value.seconds * 1_000_000 + value.microseconds, value.days, 0)
+
+
+# Bytes, and text that stands for something
+
+
+def _octets(value: Any) -> bytes:
+    if type(value) is bytes:
+        return value
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(f"{value!r} is not bytes")
+    return bytes(value)
+
+
+def _uuid(value: Any) -> bytes:
+    if type(value) is UUID:
+        return value.bytes
+    result = UUID(value)
+    if value.lower() not in {str(result), result.hex}:
+        raise ValueError(f"{value!r} is written in a way that not every driver reads")
+    return result.bytes
+
+
+def _mac(value: Any, length: int) -> bytes:
+    octets = bytes.fromhex(value.replace(value[2], ""))
+    if len(octets) != length or value[2::3] not in {":" * (length - 1), "-" * (length - 1)}:
+        raise ValueError(f"{value!r} is no hardware address of {length} bytes with : or - between them")
+    return octets
+
+
+_BITS = Struct(">i").pack
+
+
+def _bits(value: Any, length: int | None, varying: bool) -> bytes:
+    if type(value) is not str or value.strip("01"):
+        raise TypeError(f"{value!r} is no text of zeros and ones")
+    count = len(value)
+    # SQLAlchemy casts the parameter, which cuts it or fills it up; an assignment would be an error.
+    if length is not None and (count > length or (count < length and not varying)):
+        raise ValueError(f"{value!r} has not {length} bits")
+    size = (count + 7) // 8
+    return _BITS(count) + (int(value or "0", 2) << (size * 8 - count)).to_bytes(size, "big")
+
+
+def _hstore(value: dict[str, str | None]) -> bytes:
+    if type(value) is not dict:
+        raise TypeError(f"{value!r} is not a dict")
+    out = [_BITS(len(value))]
+    for key, item in value.items():
+        name = key.encode()
+        out += (_BITS(len(name)), name)
+        if item is None:
+            out.append(b"\xff\xff\xff\xff")
+        else:
+            octets = item.encode()
+            out += (_BITS(len(octets)), octets)
+    return b"".join(out)
+
+
+# Addresses of the network: the family, the bits of the network, whether it is a CIDR, how many bytes, and they
+
+
+def _in_network(bits: int, packed: bytes, cidr: bool) -> bytes:
+    return bytes((2 if len(packed) == 4 else 3, bits, cidr, len(packed))) + packed
+
+
+def _inet(value: Any) -> bytes:
+    kind = type(value)
+    if kind is IPv4Address:
+        return b"\x02\x20\x00\x04" + value.packed  # type: ignore[no-any-return]
+    if kind is IPv4Interface or kind is IPv6Interface:
+        _without_scope(value)
+        return _in_network(value.network.prefixlen, value.packed, False)
+    return _network(value, False)
+
+
+def _cidr(value: Any) -> bytes:
+    return _network(value, True)  # an interface: what is right of its mask some drivers cut off, and others refuse
+
+
+def _network(value: Any, cidr: bool) -> bytes:
+    kind = type(value)
+    if kind is str:
+        address, slash, bits = value.partition("/")
+        packed = inet_pton(AF_INET6 if ":" in address else AF_INET, address)
+        longest = len(packed) * 8
+        # Only digits: a mask in the form of an address is read by Python and not by PostgreSQL.
+        length = int(bits) if slash and bits.isascii() and bits.isdigit() else -1 if slash else longest
+        if not 0 <= length <= longest or (slash and str(length) != bits):
+            raise ValueError(f"{value!r} is no address")
+        return _in_network(length, packed, cidr)
+    if kind is IPv4Address or kind is IPv6Address:
+        _without_scope(value)
+        return _in_network(value.max_prefixlen, value.packed, cidr)
+    if kind is IPv4Network or kind is IPv6Network:
+        _without_scope(value.network_address)
+        return _in_network(value.prefixlen, value.network_address.packed, cidr)
+    raise TypeError(f"{value!r} is no address")
+
+
+def _without_scope(value: Any) -> None:
+    if getattr(value, "scope_id", None) is not None:
+        raise ValueError(f"{value!r} has a scope, which PostgreSQL does not store")
+
+
+def _text_only(form: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Return a form for drivers that have to be taught the objects of a type."""
+
+    def pack(value: Any) -> bytes:
+        if type(value) is not str:
+            raise TypeError(f"{value!r} is not text")
+        return form(value)
+
+    return pack
+
+
+def whole_list(value: Any) -> list[Any]:
+    """Return a list or a tuple as a list."""
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{value!r} is not a list")
+    return list(cast("list[Any]", value))
+
+
+LENGTH = Struct(">i").pack
+NULL = b"\xff\xff\xff\xff"
+
+HELPERS: dict[str, Any] = {
+    "BOOLS": {True: 1, False: 0},
+    "EPOCH": _EPOCH,
+    "EPOCH_NAIVE": _EPOCH_NAIVE,
+    "FIRST": _FIRST,
+    "LAST": _LAST,
+    "ENDS": {_FIRST: -(2**63), _LAST: 2**63 - 1},
+    "NULL": NULL,
+    "L": LENGTH,
+    "whole": _whole,
+    "single": _single,
+    "number": _number,
+    "numeric": _numeric,
+    "days": _days,
+    "days_or_infinity": _days_or_infinity,
+    "time_of_day": _time_of_day,
+    "interval": _interval,
+    "octets": _octets,
+    "uuid": _uuid,
+    "mac": _mac,
+    "bits": _bits,
+    "hstore": _hstore,
+    "inet": _inet,
+    "cidr": _cidr,
+    "inet_text": _text_only(_inet),
+    "cidr_text": _text_only(_cidr),
+}
