@@ -356,3 +356,23 @@ def _stored_or_refused(connection: Connection, case: Case, method: str | None) -
     except Exception:  # noqa: BLE001 - by whom it was refused is not the question here
         return "an error"
     return found if refused is None else _stored_or_refused(connection, case, "sqlalchemy")
+
+
+@pytest.mark.doors(backend="postgresql")
+async def test_text_in_another_encoding_of_the_client_is_stored_as_a_flush_stores_it(doors: Door) -> None:
+    def work(connection: Connection) -> None:
+        case = one_column(SqlText(), ["né", "plain"])
+        connection.exec_driver_sql("SET client_encoding TO 'LATIN1'")
+        connection.commit()
+        case.table.metadata.create_all(connection)
+        expected = _stored_or_refused(connection, case, None)
+        for method in METHODS["postgresql", "insert"]:
+            assert _stored_or_refused(connection, case, method) == expected
+        _, refused = _tried(connection, case, partial(insert_both, case=case, method="copy"))
+        assert refused is not None
+        assert "LATIN1" in refused
+        case.table.metadata.drop_all(connection)
+        connection.commit()
+        connection.invalidate()
+
+    await on(doors, work)

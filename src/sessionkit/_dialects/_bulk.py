@@ -60,6 +60,10 @@ def _only_the_type(type_: Any, dialect: Any) -> tuple[str, dict[str, Any]] | Non
     return None
 
 
+def _nothing(connection: Connection) -> None:
+    return None
+
+
 def _same(dialect: Dialect) -> Dialect:
     return dialect
 
@@ -116,6 +120,7 @@ class Bulk:
         stored_as: an expression that brings a value of a type (``{}``) into the form that the driver stores, and the
             names that it needs; None for what only the type itself can do. A value of another kind makes it raise.
         neutral: the dialect without a driver, whose types make plain Python values and nothing of a driver's.
+        unpackable: tells, in words, why packed data cannot be sent through a connection; None if they can.
         columns: what the catalogue says of the columns of a table; or, in words, why its rows must not be copied.
         copy_in: sends binary COPY data, in parts, for columns of a table (or, by name, of a temporary one).
         array: makes the parameter for all the values of a column: of a type; what is absent is NULL; through the
@@ -136,6 +141,7 @@ class Bulk:
     reserve: Callable[[Connection, Table, int], list[int] | None] = _none_reserved
     stored_as: Callable[[Any, Any], tuple[str, dict[str, Any]] | None] = _only_the_type
     neutral: Callable[[Dialect], Dialect] = _same
+    unpackable: Callable[[Connection], str | None] = _nothing
     columns: Callable[[Connection, Table], dict[str, ColumnFacts] | str] = _not_asked
     copy_in: Callable[[Connection, Table | str, Sequence[Column[Any] | str], Iterable[bytes]], None] = _no_copy
     array: Callable[[Connection, Any, Sequence[Any], object, Callable[[Any], bytes]], Any] = _a_list

@@ -128,6 +128,7 @@ BULK = Bulk(
     is_new=literal_column("(xmax = 0)", Boolean),
     any_of=_any_of,
     neutral=_copy_postgresql.neutral,
+    unpackable=_copy_postgresql.unpackable,
     columns=_copy_postgresql.columns,
     reserve=_copy_postgresql.reserve,
     copy_in=_copy_postgresql.copy_in,

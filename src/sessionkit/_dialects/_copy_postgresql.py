@@ -135,6 +135,14 @@ def _idle_asyncpg(proxied: Any) -> bool:
     return adapted._transaction is None and not adapted.autocommit and not proxied.driver_connection.is_in_transaction()
 
 
+def unpackable(connection: Connection) -> str | None:
+    """Tell why packed data cannot be sent through a connection: text in them is UTF-8, and nothing would notice."""
+    driver: Any = connection.connection.driver_connection
+    told = getattr(driver, "info", None)
+    encoding = told.parameter_status("client_encoding") if told else driver.get_settings().client_encoding
+    return None if str(encoding).upper() in {"UTF8", "UTF-8"} else f"the client's encoding is {encoding}, and not UTF-8"
+
+
 def copy_in(
     connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: Iterable[bytes]
 ) -> None:

@@ -14,11 +14,16 @@ _MISSING = object()
 
 
 class Builder(NamedTuple):
-    """What the tuples hold, the function that makes them, and the cells in which they can hold OMIT."""
+    """What the tuples hold, the function that makes them, and the cells in which they can hold OMIT.
+
+    Attributes:
+        plain: the keys of the rows, where the tuples are nothing but what stands under them; else empty.
+    """
 
     cells: tuple[Cell, ...]
     build: Callable[[list[Mapping[str, Any]]], list[tuple[Any, ...]]]
     may_omit: tuple[int, ...]
+    plain: tuple[str, ...]
 
 
 class _Code:
@@ -69,7 +74,9 @@ class _Code:
         body = f"lambda rows: [({' '.join(part + ',' for part in self.parts)}) for r in rows]"
         build = eval(body, self.names)  # noqa: S307 - made of names that this file chose and of literals
         may_omit = tuple(i for i, part in enumerate(self.parts) if "OMIT" in part)
-        return Builder(tuple(self.cells), build, may_omit)
+        keys = {f"r[{cell.slot.key!r}]": cell.slot.key for cell in self.cells if cell.slot.key}
+        plain = tuple(keys.get(part, "") for part in self.parts)
+        return Builder(tuple(self.cells), build, may_omit, plain if all(plain) else ())
 
 
 def insert_builder(plan: Plan, keys: frozenset[str], *, uniform: bool, render_nulls: bool) -> Builder:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def refusal(call: CallContext, page: Page, method: str) -> str | None:
     """Tell why the rows cannot be sent this way."""
-    fields = _fields(call, page)
+    fields = call.dialect.unpackable(call.connection) or _fields(call, page)
     return fields if isinstance(fields, str) else None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from functools import cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from socket import AF_INET, AF_INET6, inet_pton
 from struct import Struct
@@ -12,6 +13,9 @@ from uuid import UUID
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+LENGTH = Struct(">i").pack
+NULL = b"\xff\xff\xff\xff"
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _EPOCH_NAIVE = datetime(2000, 1, 1)  # noqa: DTZ001 - `timestamp` has no zone
@@ -39,9 +43,11 @@ def _number(value: Any) -> Any:
 
 
 _NAN = b"\x00\x00\x00\x00\xc0\x00\x00\x00"
-_ONE, _TWO, _THREE = (Struct(">hhHH" + "h" * count).pack for count in (1, 2, 3))
 _LARGEST_SCALE = 16_383
 _TO_WHOLE_GROUPS = ("", "000", "00", "0")
+_HEAD = Struct(">hhHH").pack
+_OF_TWO_GROUPS = tuple(_HEAD(2, 1 - ((scale + 3) >> 2), 0, scale) for scale in range(40))
+_PAIR = Struct(">HH").pack
 
 
 def _numeric(value: Any) -> bytes:
@@ -51,47 +57,41 @@ def _numeric(value: Any) -> bytes:
     """
     if value.__class__ is not Decimal and value.__class__ is not int:
         raise TypeError(f"{value!r} is no exact number")  # a float: the server rounds it in its own way
-    return _numeric_text(str(value), value)
-
-
-def _numeric_text(text: str, value: Any) -> bytes:
+    text = str(value)
     whole, _, decimals = text.partition(".")
     scale = len(decimals)
     try:
         digits = int(whole + decimals + _TO_WHOLE_GROUPS[scale & 3])
     except ValueError:
         return _numeric_of_another_form(text, value)
-    weight = -((scale + 3) >> 2)
-    sign = 0
-    if digits <= 0 and text[0] == "-":
-        sign = 0x4000
-        digits = -digits
-    if digits < 10_000:
-        return _ONE(1, weight, sign, scale, digits)
-    if digits < 100_000_000:
-        return _TWO(2, weight + 1, sign, scale, digits // 10_000, digits % 10_000)
-    high, low = divmod(digits, 10_000)
-    high, middle = divmod(high, 10_000)
-    if high < 10_000:
-        return _THREE(3, weight + 2, sign, scale, high, middle, low)
+    if 0 <= digits < 100_000_000 and scale < 40:
+        return _OF_TWO_GROUPS[scale] + _PAIR(digits // 10_000, digits % 10_000)
     if scale > _LARGEST_SCALE:
         raise ValueError(f"{value!r} has too many decimals")
-    groups = [low, middle]
-    while high:
-        high, low = divmod(high, 10_000)
+    return _long_numeric(digits, scale)
+
+
+def _long_numeric(digits: int, scale: int) -> bytes:
+    sign = 0x4000 if digits < 0 else 0
+    digits = abs(digits)
+    groups: list[int] = []
+    while digits:
+        digits, low = divmod(digits, 10_000)
         groups.append(low)
     groups.reverse()
-    return Struct(f">hhHH{len(groups)}h").pack(len(groups), weight + len(groups) - 1, sign, scale, *groups)
+    weight = len(groups) - 1 - ((scale + 3) >> 2)
+    return _HEAD(len(groups), weight, sign, scale) + Struct(f">{len(groups)}H").pack(*groups)
 
 
-def _numeric_of_another_form(text: str, value: Decimal) -> bytes:
+def _numeric_of_another_form(text: str, value: Any) -> bytes:
     if text == "NaN":
         return _NAN
     if "E" not in text:
         raise ValueError(f"{value!r} is not a finite number")  # infinite: not on every server
-    if abs(cast("int", value.as_tuple()[2])) > _LARGEST_SCALE:
+    if abs(value.as_tuple().exponent) > _LARGEST_SCALE:
         raise ValueError(f"{value!r} has too many digits")
-    return _numeric_text(f"{value:f}", value)
+    whole, _, decimals = f"{value:f}".partition(".")
+    return _long_numeric(int(whole + decimals + _TO_WHOLE_GROUPS[len(decimals) & 3]), len(decimals))
 
 
 # Times
@@ -119,17 +119,8 @@ def _microseconds(value: datetime) -> int:
 _FIRST, _LAST = (_microseconds(end) for end in (datetime.min, datetime.max))  # noqa: DTZ901 - as above
 
 
-def _time_of_day(value: Any) -> int:
-    if type(value) is not time or value.tzinfo is not None:
-        raise TypeError(f"{value!r} is not a time without a zone")
-    return ((value.hour * 60 + value.minute) * 60 + value.second) * 1_000_000 + value.microsecond
-
-
-_INTERVAL = Struct(">qii")
-
-
-def _interval(value: timedelta) -> bytes:
-    return _INTERVAL.pack(value.seconds * 1_000_000 + value.microseconds, value.days, 0)
+def _no_time(value: Any) -> int:
+    raise TypeError(f"{value!r} is not a time without a zone")
 
 
 # Bytes, and text that stands for something
@@ -152,14 +143,20 @@ def _uuid(value: Any) -> bytes:
     return result.bytes
 
 
+_SEPARATORS = {one * count for one in ":-" for count in (5, 7)}
+
+
 def _mac(value: Any, length: int) -> bytes:
     octets = bytes.fromhex(value.replace(value[2], ""))
-    if len(octets) != length or value[2::3] not in {":" * (length - 1), "-" * (length - 1)}:
+    if len(octets) != length or value[2::3] not in _SEPARATORS:
         raise ValueError(f"{value!r} is no hardware address of {length} bytes with : or - between them")
     return octets
 
 
-_BITS = Struct(">i").pack
+@cache
+def _bit_form(count: int) -> tuple[bytes, int, int]:
+    size = (count + 7) // 8
+    return LENGTH(count), size, size * 8 - count
 
 
 def _bits(value: Any, length: int | None, varying: bool) -> bytes:
@@ -167,28 +164,32 @@ def _bits(value: Any, length: int | None, varying: bool) -> bytes:
         raise TypeError(f"{value!r} is no text of zeros and ones")
     count = len(value)
     # SQLAlchemy casts the parameter, which cuts it or fills it up; an assignment would be an error.
-    if length is not None and (count > length or (count < length and not varying)):
+    if count != length and length is not None and (count > length or not varying):
         raise ValueError(f"{value!r} has not {length} bits")
-    size = (count + 7) // 8
-    return _BITS(count) + (int(value or "0", 2) << (size * 8 - count)).to_bytes(size, "big")
+    head, size, shift = _bit_form(count)
+    return head + (int(value or "0", 2) << shift).to_bytes(size, "big")
 
 
 def _hstore(value: dict[str, str | None]) -> bytes:
     if type(value) is not dict:
         raise TypeError(f"{value!r} is not a dict")
-    out = [_BITS(len(value))]
+    out = [LENGTH(len(value))]
     for key, item in value.items():
         name = key.encode()
-        out += (_BITS(len(name)), name)
+        out += (LENGTH(len(name)), name)
         if item is None:
-            out.append(b"\xff\xff\xff\xff")
+            out.append(NULL)
         else:
             octets = item.encode()
-            out += (_BITS(len(octets)), octets)
+            out += (LENGTH(len(octets)), octets)
     return b"".join(out)
 
 
 # Addresses of the network: the family, the bits of the network, whether it is a CIDR, how many bytes, and they
+
+
+_FOUR, _SIX = int(AF_INET), int(AF_INET6)
+_ONE_ADDRESS = (b"\x02\x20\x00\x04", b"\x02\x20\x01\x04")
 
 
 def _in_network(bits: int, packed: bytes, cidr: bool) -> bytes:
@@ -198,7 +199,7 @@ def _in_network(bits: int, packed: bytes, cidr: bool) -> bytes:
 def _inet(value: Any) -> bytes:
     kind = type(value)
     if kind is IPv4Address:
-        return b"\x02\x20\x00\x04" + value.packed  # type: ignore[no-any-return]
+        return _ONE_ADDRESS[0] + value.packed  # type: ignore[no-any-return]
     if kind is IPv4Interface or kind is IPv6Interface:
         _without_scope(value)
         return _in_network(value.network.prefixlen, value.packed, False)
@@ -212,8 +213,10 @@ def _cidr(value: Any) -> bytes:
 def _network(value: Any, cidr: bool) -> bytes:
     kind = type(value)
     if kind is str:
+        if ":" not in value and "/" not in value:
+            return _ONE_ADDRESS[cidr] + inet_pton(_FOUR, value)
         address, slash, bits = value.partition("/")
-        packed = inet_pton(AF_INET6 if ":" in address else AF_INET, address)
+        packed = inet_pton(_SIX if ":" in address else _FOUR, address)
         longest = len(packed) * 8
         # Only digits: a mask in the form of an address is read by Python and not by PostgreSQL.
         length = int(bits) if slash and bits.isascii() and bits.isdigit() else -1 if slash else longest
@@ -252,9 +255,6 @@ def whole_list(value: Any) -> list[Any]:
     return list(cast("list[Any]", value))
 
 
-LENGTH = Struct(">i").pack
-NULL = b"\xff\xff\xff\xff"
-
 HELPERS: dict[str, Any] = {
     "BOOLS": {True: 1, False: 0},
     "EPOCH": _EPOCH,
@@ -270,8 +270,9 @@ HELPERS: dict[str, Any] = {
     "numeric": _numeric,
     "days": _days,
     "days_or_infinity": _days_or_infinity,
-    "time_of_day": _time_of_day,
-    "interval": _interval,
+    "no_time": _no_time,
+    "date": date,
+    "time": time,
     "octets": _octets,
     "uuid": _uuid,
     "mac": _mac,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def _field(element: Wire, names: dict[str, Any]) -> str:
     """Return an expression for the bytes of ``v`` with their length before them."""
-    value = f"({element.value.format('v')})"
+    value = element.value.format("v")
     if element.code is None:
         return f"L(len(b := {value})) + b"
     one = names["S"] = Struct(">i" + element.code)
@@ -34,8 +34,12 @@ def array_packer(element: Wire) -> Callable[[Any], bytes]:
     field = _field(element, names)
     pack_all = eval(f"lambda items: [NULL if v is None else {field} for v in items]", names)  # noqa: S307 - from this file
 
+    line = _LINE.pack
+
     def pack(value: Any) -> bytes:
         items: list[Any] = whole_list(value)
+        if items and not isinstance(items[0], list | tuple):
+            return line(1, None in items, element.oid, len(items), 1) + b"".join(pack_all(items))
         dimensions = [len(items)]
         while items and isinstance(items[0], list | tuple):
             if len({len(item) for item in items}) != 1:
@@ -51,6 +55,7 @@ def array_packer(element: Wire) -> Callable[[Any], bytes]:
 
 
 _ARRAY = Struct(">iiI")
+_LINE = Struct(">iiIii")
 _DIMENSION = Struct(">ii")
 
 

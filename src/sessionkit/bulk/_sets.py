@@ -49,6 +49,9 @@ def refusal(call: CallContext, page: Page, method: str) -> str | None:
         return f"the binary form of {fields!r} is not certain"
     if method == "unnest" and any(field.array for field in fields):
         return "arrays of arrays have no form that unnest could take apart; 'temp' can"
+    unpackable = call.dialect.unpackable(call.connection)
+    if unpackable is not None:
+        return unpackable
     unlisted = next((field.wire.name for field in fields if not field.wire.listed), None)
     if method == "unnest" and unlisted is not None:
         return f"an array of {unlisted} cannot be sent here; 'temp' can"

@@ -29,7 +29,7 @@ class Wire(NamedTuple):
         oid: its number there, the same on every server; of an array its own name and that of the element differ. 0 for
             a type of an extension, which has another one in each database.
         sql: how the type is called in SQL, without a length, which the assignment to the column checks.
-        code: ``struct`` code of what has one length; None for all else, which `value` then makes bytes of.
+        code: ``struct`` codes of what has one length; None for all else, which `value` then makes bytes of.
         value: an expression of ``{0}``, never None: what `code` packs, or bytes.
         pack: what makes the bytes, in the place of `value`.
         cast: in a statement it comes as text, and is cast to the type of the column.
@@ -63,11 +63,18 @@ _WIRES = {
         Wire("float4", 700, "REAL", "f", "single({0})"),
         Wire("float8", 701, "DOUBLE PRECISION", "d", "{0}"),
         Wire("bpchar", 1042, "BPCHAR", None, "{0}.encode()"),
-        Wire("date", 1082, "DATE", "i", "days({0})"),
-        Wire("time", 1083, "TIME", "q", "time_of_day({0})"),
+        Wire("date", 1082, "DATE", "i", "({0}.toordinal() - 730120 if {0}.__class__ is date else days({0}))"),
+        Wire(
+            "time",
+            1083,
+            "TIME",
+            "q",
+            "(({0}.hour * 60 + {0}.minute) * 60 + {0}.second) * 1000000 + {0}.microsecond"
+            " if {0}.__class__ is time and {0}.tzinfo is None else no_time({0})",
+        ),
         Wire("timestamp", 1114, "TIMESTAMP", "q", _MICROSECONDS.format("EPOCH_NAIVE")),
         Wire("timestamptz", 1184, "TIMESTAMP WITH TIME ZONE", "q", _MICROSECONDS.format("EPOCH")),
-        Wire("interval", 1186, "INTERVAL", "16s", "interval({0})"),
+        Wire("interval", 1186, "INTERVAL", "qii", "{0}.seconds * 1000000 + {0}.microseconds, {0}.days, 0"),
         Wire("numeric", 1700, "NUMERIC", None, "numeric({0})"),
         Wire("uuid", 2950, "UUID", "16s", "uuid({0})"),
         Wire("jsonb", 3802, "JSONB", None, "b'\\x01' + {0}.encode()"),
@@ -179,14 +186,15 @@ def wire_of(type_: TypeEngine[Any], dialect: Dialect) -> Wire | None:
     """Return how values of a type are sent; None where the binary form is not certain."""
     if getattr(type_, "_has_bind_expression", False):
         return None  # the value is wrapped in SQL
-    impl: Any = type_._unwrapped_dialect_impl(dialect)
+    impl = type_._unwrapped_dialect_impl(dialect)
     wire = wires(dialect.driver).get(_name_of(impl) or "")
     if wire is None:
         return None
     if isinstance(impl, sqltypes.Enum) and impl.native_enum:
         return wire._replace(cast=True)
-    if impl.__visit_name__ == "BIT":
-        value = wire.value.replace("{length}", repr(impl.length)).replace("{varying}", repr(impl.varying))
+    if wire.name in {"bit", "varbit"}:
+        bits: Any = impl
+        value = wire.value.replace("{length}", repr(bits.length)).replace("{varying}", repr(bits.varying))
         return wire._replace(value=value)
     return wire
 
@@ -249,6 +257,6 @@ def _name_of(impl: TypeEngine[Any]) -> str | None:
         case _ if visit == "BIT":
             # SQLAlchemy 2.0 leaves these to the driver.
             own = type(impl).bind_processor is not sqltypes.TypeEngine.bind_processor
-            return ("varbit" if cast(Any, impl).varying else "bit") if own else None
+            return ("varbit" if getattr(impl, "varying", False) else "bit") if own else None
         case _:
             return _BY_VISIT_NAME.get(visit)
