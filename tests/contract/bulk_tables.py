@@ -276,10 +276,11 @@ SORTS = [
         Sort(name, type_, values, backends=("postgresql",), not_by=not_by)
         for name, type_, values, not_by in (
             ("inet", INET, st.sampled_from(["10.0.0.1", "::1", "192.168.0.0/24", "10.0.0.1/8", "::ffff:1.2.3.4"]), ()),
-            ("addresses", INET, _addresses | _interfaces | _networks, ("psycopg2",)),
+            # Of many rows at once with a key of the database's making, SQLAlchemy tells asyncpg that these are text.
+            ("addresses", INET, _addresses | _interfaces | _networks, ("psycopg2", "asyncpg")),
             ("inets", lambda: ARRAY(INET), st.lists(_addresses.map(str), max_size=3), ()),
             ("cidr", postgresql.CIDR, _networks.map(str) | _addresses.map(str), ()),
-            ("networks", postgresql.CIDR, _networks | _addresses, ("psycopg2",)),
+            ("networks", postgresql.CIDR, _networks | _addresses, ("psycopg2", "asyncpg")),
             ("macaddr", postgresql.MACADDR, _macs, ()),
             ("macaddr8", postgresql.MACADDR8, _long_macs, ()),
             ("bit", lambda: postgresql.BIT(11), st.text("01", min_size=11, max_size=11).map(postgresql.BitString), ()),
@@ -353,7 +354,14 @@ PECULIAR: list[tuple[Callable[[], Any], Any]] = [
     *((LargeBinary, value) for value in (bytearray(b"a"), memoryview(b"a"), "text", 5)),
     *((Boolean, value) for value in (1, 0, 2)),
     *((INET, value) for value in ("10.1", "010.0.0.1", "10.0.0.1/255.0.0.0", "10.0.0.1/08", "::1%eth0", "x", 5)),
-    *((INET, ipaddress.ip_interface(value)) for value in ("10.0.0.1/8", "fe80::1%eth0/64")),
+    *((INET, ipaddress.ip_interface(value)) for value in ("10.0.0.1/8", "fe80::1/64", "fe80::1%eth0/64")),
+    *((INET, ipaddress.ip_address(value)) for value in ("10.0.0.1", "::1", "fe80::1%eth0")),
+    *(
+        (type_, ipaddress.ip_network(value))
+        for type_ in (INET, postgresql.CIDR)
+        for value in ("10.0.0.0/8", "fe80::/64")
+    ),
+    (postgresql.CIDR, ipaddress.ip_address("10.0.0.1")),
     *((postgresql.CIDR, value) for value in ("10.0.0.1/8", "10.0.0.0", ipaddress.ip_interface("10.0.0.1/8"))),
     *((postgresql.MACADDR, value) for value in ("0800.2b01.0203", "08002b010203", "08:00:2b-01:02:03", " x ")),
     (postgresql.MACADDR8, "08:00:2b:01:02:03"),
