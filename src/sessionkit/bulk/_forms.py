@@ -1,4 +1,4 @@
-"""What the expressions of `_wire` call: values in PostgreSQL's binary form. A value of another kind makes them raise."""
+"""How a type is sent, and what the expressions of `_wire` call: values in PostgreSQL's binary form, or an exception."""
 
 from __future__ import annotations
 
@@ -8,11 +8,37 @@ from functools import cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from socket import AF_INET, AF_INET6, inet_pton
 from struct import Struct
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uuid import UUID
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+class Wire(NamedTuple):
+    """How values of a type are sent.
+
+    Attributes:
+        name: the type's name in the catalogue (pg_type.typname).
+        oid: its number there, the same on every server; of an array its own name and that of the element differ. 0 for
+            a type of an extension, which has another one in each database.
+        sql: how the type is called in SQL, without a length, which the assignment to the column checks.
+        code: ``struct`` codes of what has one length; None for all else, which `value` then makes bytes of.
+        value: an expression of ``{0}``, never None: what `code` packs, or bytes.
+        pack: what makes the bytes, in the place of `value`.
+        cast: in a statement it comes as text, and is cast to the type of the column.
+        listed: the drivers can send many of them as an array.
+    """
+
+    name: str
+    oid: int
+    sql: str
+    code: str | None
+    value: str
+    pack: Callable[[Any], bytes] | None = None
+    cast: bool = False
+    listed: bool = True
+
 
 LENGTH = Struct(">i").pack
 NULL = b"\xff\xff\xff\xff"

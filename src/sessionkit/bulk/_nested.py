@@ -13,7 +13,7 @@ from ._forms import HELPERS, LENGTH, whole_list
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._wire import Wire
+    from ._forms import Wire
 
 
 def _field(element: Wire, names: dict[str, Any]) -> str:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import types as sqltypes
 
 from .._dialects import dumps_of
-from ._forms import HELPERS
+from ._forms import HELPERS, Wire
 from ._nested import array_packer
 from ._plan import OMIT
 from ._result import Unpackable
-from ._wire import Wire, element_of, is_plain_json, wire_of
+from ._wire import element_of, is_plain_json, wire_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -8,42 +8,18 @@ tests. A value of another kind than the expression expects makes it raise, and S
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import types as sqltypes
 
+from ._forms import Wire
 from ._nested import multirange_packer, range_packer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from sqlalchemy.engine import Dialect
     from sqlalchemy.types import TypeEngine
-
-
-class Wire(NamedTuple):
-    """How values of a type are sent.
-
-    Attributes:
-        name: the type's name in the catalogue (pg_type.typname).
-        oid: its number there, the same on every server; of an array its own name and that of the element differ. 0 for
-            a type of an extension, which has another one in each database.
-        sql: how the type is called in SQL, without a length, which the assignment to the column checks.
-        code: ``struct`` codes of what has one length; None for all else, which `value` then makes bytes of.
-        value: an expression of ``{0}``, never None: what `code` packs, or bytes.
-        pack: what makes the bytes, in the place of `value`.
-        cast: in a statement it comes as text, and is cast to the type of the column.
-        listed: the drivers can send many of them as an array.
-    """
-
-    name: str
-    oid: int
-    sql: str
-    code: str | None
-    value: str
-    pack: Callable[[Any], bytes] | None = None
-    cast: bool = False
-    listed: bool = True
 
 
 _MICROSECONDS = "((d := {{0}} - {0}).days * 86400 + d.seconds) * 1000000 + d.microseconds"
