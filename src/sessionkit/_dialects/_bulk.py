@@ -69,6 +69,10 @@ def _only_the_type(type_: Any, dialect: Any) -> tuple[str, dict[str, Any]] | Non
     return None
 
 
+def _nothing(connection: Connection) -> None:
+    return None
+
+
 def _same(dialect: Dialect) -> Dialect:
     return dialect
 
@@ -126,6 +130,7 @@ class Bulk:
         stored_as: an expression that brings a value of a type (``{}``) into the form that the driver stores, and the
             names that it needs; None for what only the type itself can do. A value of another kind makes it raise.
         neutral: the dialect without a driver, whose types make plain Python values and nothing of a driver's.
+        unpackable: tells, in words, why packed data cannot be sent through a connection; None if they can.
         columns: what the catalogue says of the columns of a table; or, in words, why its rows must not be copied.
         parameter: makes an expression of a value that stands for itself, where no column tells its type.
         same: returns what tells whether two values are one key in a column, by its type and its collation there.
@@ -153,6 +158,7 @@ class Bulk:
     lacks_is_new: Callable[[BaseException], bool] = _no
     stored_as: Callable[[Any, Any], tuple[str, dict[str, Any]] | None] = _only_the_type
     neutral: Callable[[Dialect], Dialect] = _same
+    unpackable: Callable[[Connection], str | None] = _nothing
     columns: Callable[[Connection, Table], dict[str, ColumnFacts] | str] = _not_asked
     copy_in: Callable[[Connection, Table | str, Sequence[Column[Any] | str], Iterable[bytes]], int] = _no_copy
     array: Callable[[Connection, Any, Sequence[Any], object, Callable[[Any], bytes]], Any] = _a_list

@@ -133,6 +133,7 @@ BULK = Bulk(
     is_new=literal_column("(xmax = 0)", Boolean),
     any_of=_any_of,
     neutral=_copy_postgresql.neutral,
+    unpackable=_copy_postgresql.unpackable,
     columns=_copy_postgresql.columns,
     reserve=_copy_postgresql.reserve,
     parameter=lambda value, type_: cast(literal(value, type_), type_),

@@ -21,12 +21,19 @@ _neutral: WeakKeyDictionary[Dialect, Dialect] = WeakKeyDictionary()
 
 
 def neutral(dialect: Dialect) -> Dialect:
-    """Return PostgreSQL's dialect without a driver, with the JSON functions that the engine was given."""
+    """Return PostgreSQL's dialect with the name of a driver and nothing else of it, and the engine's JSON functions."""
     found = _neutral.get(dialect)
     if found is None:
+        from sqlalchemy.dialects.postgresql import HSTORE
         from sqlalchemy.dialects.postgresql.base import PGDialect
 
+        class Dictionary(HSTORE):
+            def bind_processor(self, dialect: Dialect) -> None:
+                """Leave the dict as it is, as the drivers that know it do."""
+
         found = _neutral[dialect] = PGDialect()  # type: ignore[no-untyped-call]
+        found.driver = dialect.driver
+        found.colspecs = {**found.colspecs, HSTORE: Dictionary}
         for name in ("_json_serializer", "_json_deserializer"):
             setattr(found, name, getattr(dialect, name, None))
         found.supports_native_decimal = True  # which SQLAlchemy says of the drivers and not of PostgreSQL
@@ -163,6 +170,14 @@ def _idle_asyncpg(proxied: Any) -> bool:
     return adapted._transaction is None and not adapted.autocommit and not proxied.driver_connection.is_in_transaction()
 
 
+def unpackable(connection: Connection) -> str | None:
+    """Tell why packed data cannot be sent through a connection: text in them is UTF-8, and nothing would notice."""
+    driver: Any = connection.connection.driver_connection
+    told = getattr(driver, "info", None)
+    encoding = told.parameter_status("client_encoding") if told else driver.get_settings().client_encoding
+    return None if str(encoding).upper() in {"UTF8", "UTF-8"} else f"the client's encoding is {encoding}, and not UTF-8"
+
+
 def copy_in(
     connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: Iterable[bytes]
 ) -> int:
@@ -293,6 +308,9 @@ def array(
     psycopg takes bytes that are packed already; asyncpg packs lists by itself, as fast; psycopg2 sends text.
     """
     if connection.dialect.driver not in {"psycopg", "psycopg_async"}:
+        if connection.dialect.driver == "psycopg2":
+            # In an array it would make something of values that it refuses by themselves. The packer refuses them too.
+            pack(values)
         return as_list(connection, type_, values, absent)
     if _PREPARED not in connection.connection.info:
         _teach_psycopg(connection.connection.driver_connection)

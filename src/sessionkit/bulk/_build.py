@@ -18,11 +18,16 @@ _MISSING = object()
 
 
 class Builder(NamedTuple):
-    """What the tuples hold, the function that makes them, and the cells in which they can hold OMIT."""
+    """What the tuples hold, the function that makes them, and the cells in which they can hold OMIT.
+
+    Attributes:
+        plain: the keys of the rows, where the tuples are nothing but what stands under them; else empty.
+    """
 
     cells: tuple[Cell, ...]
     build: Callable[[list[Mapping[str, Any]], DefaultContext], list[tuple[Any, ...]]]
     may_omit: tuple[int, ...]
+    plain: tuple[str, ...]
 
 
 class _Code:
@@ -88,7 +93,9 @@ class _Code:
             # A trailing comma: one cell is a tuple too.
             body = f"lambda rows, X: [({' '.join(part + ',' for part in self.parts)}) for r in rows]"
             build = eval(body, self.names)  # noqa: S307 - made of names that this file chose and of literals
-        return Builder(tuple(self.cells), build, may_omit)
+        keys = {f"r[{cell.slot.key!r}]": cell.slot.key for cell in self.cells if cell.slot.key}
+        plain = tuple(keys.get(part, "") for part in self.parts)
+        return Builder(tuple(self.cells), build, may_omit, plain if all(plain) else ())
 
 
 def replaces_none(slot: Slot) -> bool:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ._context import Work
     from ._options import Options
 
-CHUNK = 10_000  # of what is in memory anyway
+CHUNK = 30_000  # of what is in memory anyway; each COPY costs as much as some hundred rows
 CHUNK_OF_UNKNOWN = 4_000  # of a generator: with everything that is made of them, a few MB
 
 

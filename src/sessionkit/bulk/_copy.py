@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def refusal(call: CallContext, page: Page, method: str) -> str | None:
     """Tell why the rows cannot be sent this way."""
-    fields = _fields(call, page)
+    fields = call.dialect.unpackable(call.connection) or _fields(call, page)
     return fields if isinstance(fields, str) else None
 
 
@@ -81,14 +81,14 @@ def _fields(call: CallContext, page: Page, made: Collection[Slot] = ()) -> list[
     if isinstance(known, str):
         return known
     for place, cell in enumerate(page.cells):
-        stored = _stored(fields[place], known.get(cell.slot.column.name), is_made=cell.slot in made)
+        stored = _stored(fields[place], known.get(cell.slot.column.name), dialect.driver, is_made=cell.slot in made)
         if isinstance(stored, str):
             return f"{cell.slot.label!r} {stored}"
         fields[place] = stored
     return fields
 
 
-def _stored(field: Field, column: ColumnFacts | None, *, is_made: bool) -> Field | str:
+def _stored(field: Field, column: ColumnFacts | None, driver: str, *, is_made: bool) -> Field | str:
     if column is None:
         return "is not in the table"
     if column.generated and not is_made:
@@ -96,7 +96,7 @@ def _stored(field: Field, column: ColumnFacts | None, *, is_made: bool) -> Field
     if field.array != (column.element is not None):
         return f"is of type {column.type} in the database"
     name = column.element or column.type
-    wire = as_stored(field.wire, name, column.kind)
+    wire = as_stored(field.wire, name, column.kind, driver)
     if wire is not None and field.array:
         wire = with_oid(wire, name)
     return field._replace(wire=wire) if wire else f"is of type {name} in the database, and not {field.wire.name}"

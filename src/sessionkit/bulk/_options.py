@@ -20,7 +20,7 @@ class WriteOptions(TypedDict, total=False):
     """What every verb that writes can be told.
 
     Attributes:
-        chunk: how many rows are in memory and on their way at once; by default 10,000 of an input that has a length,
+        chunk: how many rows are in memory and on their way at once; by default 30,000 of an input that has a length,
             4,000 of one that has not.
         on_progress: called after each chunk with the rows so far, and the length of the input or None.
         progress: True shows a bar on standard error: rows, rate, time left.

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import types as sqltypes
 
 from .._dialects import dumps_of
+from ._forms import HELPERS, Wire
+from ._nested import array_packer
 from ._plan import OMIT
 from ._result import Unpackable
-from ._wire import HELPERS, Wire, array_packer, element_of, is_plain_json, wire_of
+from ._wire import element_of, is_plain_json, wire_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +59,8 @@ def field_of(cell: Cell, dialect: Dialect, *, omits: bool) -> Field | None:
 
     Args:
         cell: the cell.
-        dialect: the database's, without a driver, whose processors would make what only that driver understands.
+        dialect: the database's, which knows its driver only by name: the processors of a driver would make what only that
+            driver understands.
         omits: the cell can hold OMIT.
     """
     type_: Any = cell.slot.column.type
@@ -77,7 +80,12 @@ def field_of(cell: Cell, dialect: Dialect, *, omits: bool) -> Field | None:
         # null() make it raise.
         return Field(wire, array, None, omits, impl.none_as_null, dumps_of(dialect))
     elif isinstance(type_, sqltypes.Uuid) and type_.as_uuid:
-        wire = wire._replace(value="{}.bytes")
+        wire = wire._replace(value="{0}.bytes")
+    elif isinstance(type_, sqltypes.Enum) and type(type_) is type_._generic_type_affinity:
+        # The table in which the processor looks: what is not in it goes by SQLAlchemy.
+        process = type_._valid_lookup.__getitem__
+    elif array and type_ is impl and impl.item_type.dialect_impl(dialect).bind_processor(dialect) is None:
+        process = None  # it would make a list of a list
     return Field(wire, array, process, omits, nullable)
 
 
@@ -96,7 +104,7 @@ class _Names:
     """What a generated function calls."""
 
     def __init__(self) -> None:
-        self.names: dict[str, Any] = {**HELPERS, "OMIT": OMIT}
+        self.names: dict[str, Any] = {**HELPERS, "OMIT": OMIT, "EMPTY": b""}
 
     def add(self, value: Any) -> str:
         name = f"x{len(self.names)}"
@@ -115,10 +123,15 @@ class _Names:
                 inner = f"(None if {value} is None else {inner})"
         return f"(None if {value} is OMIT else {inner})" if field.omits else inner
 
+    def value(self, field: Field, value: str) -> str:
+        """Return an expression for what is packed, or for bytes; not for None."""
+        pack = array_packer(field.wire) if field.array else field.wire.pack
+        template = field.wire.value if pack is None else f"{self.add(pack)}({{0}})"
+        return template.format(value)
+
     def octets(self, field: Field, value: str) -> str:
         """Return an expression for the bytes of a value with their length before them, not for None."""
-        template = f"{self.add(array_packer(field.wire))}({{}})" if field.array else field.wire.value
-        made = template.format(value)
+        made = self.value(field, value)
         if field.code is None:
             return f"L(len(b := {made})) + b"
         struct = Struct(">i" + field.code)
@@ -130,25 +143,36 @@ def row_packer(fields: Sequence[Field]) -> tuple[list[int], Callable[[list[tuple
     names = _Names()
     fixed = [place for place, field in enumerate(fields) if field.code is not None]
     variable = [place for place, field in enumerate(fields) if field.code is None]
-    head = names.add(Struct(">h" + "".join(f"i{fields[place].code}" for place in fixed)).pack)
     lines = ["def pack(rows):", " out = []", " append = out.append"]
     lines.append(f" for ({' '.join(f'c{place},' for place in range(len(fields)))}) in rows:")
     for place, field in enumerate(fields):
         processed = names.processed(field, f"c{place}")
         if processed is not None:
             lines.append(f"  c{place} = {processed}")
-    tail = "".join(
-        f" + (NULL if c{place} is None else {names.octets(fields[place], f'c{place}')})" for place in variable
+    codes = "".join(f"i{fields[place].code}" for place in fixed)
+    together = "".join(
+        f", {Struct(f'>{fields[place].code}').size}, {names.value(fields[place], f'c{place}')}" for place in fixed
     )
-    sizes = {place: Struct(f">{fields[place].code}").size for place in fixed}
-    together = "".join(f", {sizes[place]}, {fields[place].wire.value.format(f'c{place}')}" for place in fixed)
-    whole = f"append({head}({len(fields)}{together}){tail})"
+    first = ""
+    if variable:
+        # The length of the first one goes with what is before it: one call the less for each row.
+        cell = f"c{variable[0]}"
+        lines += [f"  if {cell} is None: first = EMPTY; length = -1"]
+        lines += [f"  else: first = {names.value(fields[variable[0]], cell)}; length = len(first)"]
+        codes, together, first = f"{codes}i", f"{together}, length", " + first"
+    tail = "".join(
+        f" + (NULL if c{place} is None else {names.octets(fields[place], f'c{place}')})" for place in variable[1:]
+    )
+    head = names.add(Struct(f">h{codes}").pack)
+    whole = f"append({head}({len(fields)}{together}){first}{tail})"
     nullable = [place for place in fixed if fields[place].nullable or fields[place].process is not None]
     if nullable:
         # A NULL has no bytes: then the row is put together field by field.
         apart = "".join(
             f" + (NULL if c{place} is None else {names.octets(fields[place], f'c{place}')})" for place in fixed
         )
+        if variable:
+            apart += " + L(length) + first"
         count = names.add(Struct(">h").pack(len(fields)))
         anyone = " or ".join(f"c{place} is None" for place in nullable)
         lines += [f"  if {anyone}:", f"   append({count}{apart}{tail})", "  else:", f"   {whole}"]

@@ -24,7 +24,11 @@ def build(call: CallContext, builder: Builder, chunk: Chunk, read: Read) -> Page
     """Return a page of the rows that were read. A row whose default or composite fails is refused."""
     rows, places, context = read.rows, read.places, call.context
     try:
-        values = builder.build(rows, context)
+        if read.values is not None and builder.plain:
+            order = [read.names.index(name) for name in builder.plain]
+            values = read.values if builder.plain == read.names else list(map(itemgetter(*order), read.values))
+        else:
+            values = builder.build(rows, context)
     except Exception:  # noqa: BLE001 - a default of the user's; found again below, with its row
         values, kept = list[tuple[Any, ...]](), list[int]()
         for place, row in zip(places, rows, strict=True):
@@ -52,6 +56,9 @@ def _of(chunk: Chunk, place: int, message: str, column: str | None = None, cause
     return error
 
 
+_LACKING = {type(None), type(OMIT)}
+
+
 def with_keys(page: Page, plan: Plan, slots: Iterable[Slot], what: str, refuse: Refuse) -> Page:
     """Return the page without the rows that hold nothing in one of the `slots`; those go to `refuse`.
 
@@ -69,9 +76,10 @@ def with_keys(page: Page, plan: Plan, slots: Iterable[Slot], what: str, refuse: 
         if place is None:
             lacking.update(dict.fromkeys(range(len(page)), slot))
             continue
-        column = list(map(itemgetter(place), page.values))
-        if any(value is None or value is OMIT for value in column):
-            lacking.update({i: slot for i, value in enumerate(column) if value is None or value is OMIT})
+        take = itemgetter(place)
+        if not _LACKING.isdisjoint(map(type, map(take, page.values))):
+            values = enumerate(map(take, page.values))
+            lacking.update({i: slot for i, value in values if value is None or value is OMIT})
     if not lacking:
         return page
     for place, slot in sorted(lacking.items(), key=itemgetter(0)):

@@ -52,6 +52,12 @@ def refusal(call: CallContext, page: Page, method: str) -> str | None:
         return f"the binary form of {fields!r} is not certain"
     if method == "unnest" and any(field.array for field in fields):
         return "arrays of arrays have no form that unnest could take apart; 'temp' can"
+    unpackable = call.dialect.unpackable(call.connection)
+    if unpackable is not None:
+        return unpackable
+    unlisted = next((field.wire.name for field in fields if not field.wire.listed), None)
+    if method == "unnest" and unlisted is not None:
+        return f"an array of {unlisted} cannot be sent here; 'temp' can"
     if method == "temp" and has_two_phases(call.connection):
         return (
             "PostgreSQL cannot prepare a transaction that has used a temporary table, and this one may be committed in "
@@ -150,7 +156,7 @@ def _send(
     work: Any = call.work
     verb = work.verb
     if verb == "upsert":
-        return _upsert(call, page, _typed(call, page, source()), parameters, _every_row(kind))
+        return _upsert(call, page, _typed(page, fields, source()), parameters, _every_row(kind))
     key = ("set", kind, verb, page.cells, page.bumps, work.wants_keys, tuple(fields))
     statement = call.plan.remembered(key, lambda: _statement(call, page, fields, source(), kind))
     if verb == "insert":
@@ -166,14 +172,14 @@ def _statement(call: CallContext, page: Page, fields: list[Field], source: FromC
     table: Any = plan.table
     verb = call.work.verb
     if verb == "insert":
-        return insert_of(page, table, _typed(call, page, source), where=_every_row(kind))
-    values = _typed(call, page, source)
+        return insert_of(page, table, _typed(page, fields, source), where=_every_row(kind))
+    values = _typed(page, fields, source)
     if verb == "update":
         statement = update_of(plan, page, values.__getitem__, table)
     elif kind == "unnest" and len(page.cells) == 1:
         # An array and no relation: a scan of the index, where a join may come to scan the whole table.
         key, array = plan.key[0].column, _array_of(0, fields[0])
-        if _is_enumeration(call, key.type):
+        if fields[0].wire.cast:
             array = cast(array, sqltypes.ARRAY(key.type))
         by_key = sa_delete(table).where(key == func.any(array))
         return by_key.where(*plan.of_class.values())
@@ -183,18 +189,12 @@ def _statement(call: CallContext, page: Page, fields: list[Field], source: FromC
     return statement if every is None else statement.where(every)
 
 
-def _typed(call: CallContext, page: Page, source: FromClause) -> list[ColumnElement[Any]]:
+def _typed(page: Page, fields: list[Field], source: FromClause) -> list[ColumnElement[Any]]:
     """Return the columns of the relation; an enumeration came as text."""
     return [
-        cast(value, cell.slot.column.type) if _is_enumeration(call, cell.slot.column.type) else value
-        for cell, value in zip(page.cells, source.c, strict=False)
+        cast(value, cell.slot.column.type) if field.wire.cast else value
+        for cell, field, value in zip(page.cells, fields, source.c, strict=False)
     ]
-
-
-def _is_enumeration(call: CallContext, type_: Any) -> bool:
-    # As the dialect sees it: it may stand behind a TypeDecorator or a variant.
-    impl = type_._unwrapped_dialect_impl(call.connection.dialect)
-    return isinstance(impl, sqltypes.Enum) and bool(impl.native_enum)
 
 
 def _upsert(

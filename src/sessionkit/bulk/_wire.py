@@ -7,68 +7,115 @@ tests. A value of another kind than the expression expects makes it raise, and S
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
-from struct import Struct
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from uuid import UUID
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import types as sqltypes
 
+from ._forms import Wire
+from ._nested import multirange_packer, range_packer
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from sqlalchemy.engine import Dialect
     from sqlalchemy.types import TypeEngine
 
 
-class Wire(NamedTuple):
-    """How values of a type are sent.
-
-    Attributes:
-        name: the type's name in the catalogue (pg_type.typname).
-        oid: its number there, the same on every server; of an array its own name and that of the element differ.
-        sql: how the type is called in SQL, without a length, which the assignment to the column checks.
-        code: ``struct`` code of what has one length; None for all else, which `value` then makes bytes of.
-        value: an expression of ``{}``, never None: what `code` packs, or bytes.
-    """
-
-    name: str
-    oid: int
-    sql: str
-    code: str | None
-    value: str
+_MICROSECONDS = "((d := {{0}} - {0}).days * 86400 + d.seconds) * 1000000 + d.microseconds"
 
 
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_EPOCH_NAIVE = datetime(2000, 1, 1)  # noqa: DTZ001 - `timestamp` has no zone
-_MICROSECONDS = "((d := {{}} - {0}).days * 86400 + d.seconds) * 1000000 + d.microseconds"
-
-
-WIRES = {
+_WIRES = {
     wire.name: wire
     for wire in (
         # A mapping and not a truth value: what is neither True nor False is an error, as in SQLAlchemy.
-        Wire("bool", 16, "BOOLEAN", "B", "BOOLS[{}]"),
-        Wire("bytea", 17, "BYTEA", None, "octets({})"),
-        Wire("int8", 20, "BIGINT", "q", "{}"),
-        Wire("int2", 21, "SMALLINT", "h", "{}"),
-        Wire("int4", 23, "INTEGER", "i", "{}"),
-        Wire("text", 25, "TEXT", None, "{}.encode()"),
-        Wire("json", 114, "JSON", None, "{}.encode()"),
-        Wire("float4", 700, "REAL", "f", "{}"),
-        Wire("float8", 701, "DOUBLE PRECISION", "d", "{}"),
-        Wire("bpchar", 1042, "BPCHAR", None, "{}.encode()"),
-        Wire("date", 1082, "DATE", "i", "days({})"),
-        Wire("time", 1083, "TIME", "q", "time_of_day({})"),
+        Wire("bool", 16, "BOOLEAN", "B", "BOOLS[{0}]"),
+        Wire("bytea", 17, "BYTEA", None, "octets({0})"),
+        Wire("int8", 20, "BIGINT", "q", "{0}"),
+        Wire("int2", 21, "SMALLINT", "h", "{0}"),
+        Wire("int4", 23, "INTEGER", "i", "{0}"),
+        Wire("text", 25, "TEXT", None, "{0}.encode()"),
+        Wire("json", 114, "JSON", None, "{0}.encode()"),
+        Wire("float4", 700, "REAL", "f", "single({0})"),
+        Wire("float8", 701, "DOUBLE PRECISION", "d", "{0}"),
+        Wire("bpchar", 1042, "BPCHAR", None, "{0}.encode()"),
+        Wire("date", 1082, "DATE", "i", "({0}.toordinal() - 730120 if {0}.__class__ is date else days({0}))"),
+        Wire(
+            "time",
+            1083,
+            "TIME",
+            "q",
+            "(({0}.hour * 60 + {0}.minute) * 60 + {0}.second) * 1000000 + {0}.microsecond"
+            " if {0}.__class__ is time and {0}.tzinfo is None else no_time({0})",
+        ),
         Wire("timestamp", 1114, "TIMESTAMP", "q", _MICROSECONDS.format("EPOCH_NAIVE")),
         Wire("timestamptz", 1184, "TIMESTAMP WITH TIME ZONE", "q", _MICROSECONDS.format("EPOCH")),
-        Wire("interval", 1186, "INTERVAL", "16s", "interval({})"),
-        Wire("numeric", 1700, "NUMERIC", None, "numeric({})"),
-        Wire("uuid", 2950, "UUID", "16s", "uuid({})"),
-        Wire("jsonb", 3802, "JSONB", None, "b'\\x01' + {}.encode()"),
+        Wire("interval", 1186, "INTERVAL", "qii", "{0}.seconds * 1000000 + {0}.microseconds, {0}.days, 0"),
+        Wire("numeric", 1700, "NUMERIC", None, "numeric({0})"),
+        Wire("uuid", 2950, "UUID", "16s", "uuid({0})"),
+        Wire("jsonb", 3802, "JSONB", None, "b'\\x01' + {0}.encode()"),
+        Wire("cidr", 650, "CIDR", None, "cidr({0})"),
+        Wire("inet", 869, "INET", None, "inet({0})"),
+        Wire("macaddr8", 774, "MACADDR8", None, "mac({0}, 8)"),
+        Wire("macaddr", 829, "MACADDR", None, "mac({0}, 6)"),
+        # Under the name of VARBIT, for BIT without a length is one bit.
+        Wire("bit", 1562, "VARBIT", None, "bits({0}, {length}, {varying})"),
+        Wire("varbit", 1562, "VARBIT", None, "bits({0}, {length}, {varying})"),
+        # Of extensions.
+        Wire("citext", 25, "TEXT", None, "{0}.encode()", cast=True),
+        Wire("hstore", 0, "HSTORE", None, "hstore({0})", listed=False),
     )
 }
+
+# The element, and the numbers of its range and multirange. https://github.com/postgres/postgres, pg_type.dat
+_RANGES = {
+    "int4range": ("int4", 3904, "int4multirange", 4451),
+    "numrange": ("numeric", 3906, "nummultirange", 4532),
+    "tsrange": ("timestamp", 3908, "tsmultirange", 4533),
+    "tstzrange": ("timestamptz", 3910, "tstzmultirange", 4534),
+    "daterange": ("date", 3912, "datemultirange", 4535),
+    "int8range": ("int8", 3926, "int8multirange", 4536),
+}
+
+# What a flush through a driver does otherwise. asyncpg takes the ends of Python's time for infinity, and what is beyond
+# them for an error. psycopg sends a Decimal as NUMERIC, and True as a boolean, which no number column takes; psycopg2 sends
+# a float as NUMERIC too, whose zero has no sign, and has to be taught the objects of ipaddress.
+_MOMENT = "(m if FIRST < (m := {0}) < LAST else ENDS[m])"
+_INTEGER = "({0} if {0}.__class__ is int else whole({0}))"
+_FLOAT = "({0} if {0}.__class__ is float else number({0}))"
+_UNSIGNED_ZERO = "({0} + 0.0 if {0}.__class__ is float else number({0}))"
+_PSYCOPG = {"float4": f"single{_FLOAT}", "float8": _FLOAT}
+_CONVENTIONS: dict[str, dict[str, str]] = {
+    "asyncpg": {
+        "date": "days_or_infinity({0})",
+        "timestamp": _MOMENT.format(_MICROSECONDS.format("EPOCH_NAIVE")),
+        "timestamptz": _MOMENT.format(_MICROSECONDS.format("EPOCH")),
+    },
+    "psycopg": _PSYCOPG,
+    "psycopg_async": _PSYCOPG,
+    "psycopg2": {
+        **dict.fromkeys(("int2", "int4", "int8"), _INTEGER),
+        "float4": f"single{_UNSIGNED_ZERO}",
+        "float8": _UNSIGNED_ZERO,
+        "inet": "inet_text({0})",
+        "cidr": "cidr_text({0})",
+    },
+}
+
+
+@cache
+def wires(driver: str) -> Mapping[str, Wire]:
+    """Return how values are sent in the place of a driver, by the names of their types."""
+    conventions = _CONVENTIONS.get(driver, {})
+    found = {name: wire._replace(value=conventions.get(name, wire.value)) for name, wire in _WIRES.items()}
+    for name, (element, oid, many, oid_of_many) in _RANGES.items():
+        one, several = (make(found[element], driver) for make in (range_packer, multirange_packer))
+        found[name] = Wire(name, oid, name.upper(), None, "", one)
+        if driver != "psycopg2":  # for which SQLAlchemy leaves them to the user
+            # A list of lists is an array of two dimensions for asyncpg.
+            found[many] = Wire(many, oid_of_many, many.upper(), None, "", several, listed=driver != "asyncpg")
+    return found
+
 
 # What else a column can be in the database, so that the packer takes its form in place of the mapping's.
 _INTERCHANGEABLE = (
@@ -76,24 +123,25 @@ _INTERCHANGEABLE = (
     frozenset({"float4", "float8"}),
     frozenset({"json", "jsonb"}),
 )
-_LIKE_TEXT = frozenset({"text", "varchar", "bpchar", "name"})
+_LIKE_TEXT = frozenset({"text", "varchar", "bpchar", "name", "citext"})
 
 
-def as_stored(wire: Wire, name: str, kind: str) -> Wire | None:
+def as_stored(wire: Wire, name: str, kind: str, driver: str) -> Wire | None:
     """Return how values for `wire` are sent to a column that the catalogue calls `name`; None if that is not certain.
 
     Args:
         wire: what the mapping says.
         name: pg_type.typname.
         kind: pg_type.typtype: ``b`` base, ``e`` enum.
+        driver: in whose place they are sent.
     """
-    if wire.name in {"text", "bpchar"}:
+    if wire.name in {"text", "bpchar", "citext"}:
         return wire if name in _LIKE_TEXT or kind == "e" else None
     if wire.name == name:
         return wire
     for group in _INTERCHANGEABLE:
         if wire.name in group and name in group:
-            return WIRES[name]
+            return wires(driver)[name]
     return None
 
 
@@ -104,6 +152,7 @@ def with_oid(wire: Wire, name: str) -> Wire:
 
 _TEXT_OIDS = {"text": 25, "varchar": 1043, "bpchar": 1042, "name": 19}
 
+_TEXTS = {"CHAR": "bpchar", "NCHAR": "bpchar", "CITEXT": "citext"}
 _STRINGS = frozenset(
     {"string", "text", "unicode", "unicode_text", "VARCHAR", "TEXT", "NVARCHAR", "CLOB", "enum", "ENUM"}
 )
@@ -114,8 +163,16 @@ def wire_of(type_: TypeEngine[Any], dialect: Dialect) -> Wire | None:
     if getattr(type_, "_has_bind_expression", False):
         return None  # the value is wrapped in SQL
     impl = type_._unwrapped_dialect_impl(dialect)
-    name = _name_of(impl)
-    return WIRES[name] if name else None
+    wire = wires(dialect.driver).get(_name_of(impl) or "")
+    if wire is None:
+        return None
+    if isinstance(impl, sqltypes.Enum) and impl.native_enum:
+        return wire._replace(cast=True)
+    if wire.name in {"bit", "varbit"}:
+        bits: Any = impl
+        value = wire.value.replace("{length}", repr(bits.length)).replace("{varying}", repr(bits.varying))
+        return wire._replace(value=value)
+    return wire
 
 
 def is_plain_json(impl: Any) -> bool:
@@ -132,7 +189,15 @@ def element_of(type_: TypeEngine[Any], dialect: Dialect) -> Wire | None:
     item: TypeEngine[Any] = cast(Any, impl).item_type
     if isinstance(item._unwrapped_dialect_impl(dialect), sqltypes.Enum):
         return None  # the array names the type of its elements, by a number that is this database's own
-    return wire_of(item, dialect)
+    wire = wire_of(item, dialect)
+    return wire if wire is not None and wire.name in _ELEMENTS else None
+
+
+_ELEMENTS = _WIRES.keys() - {"bit", "varbit", "citext", "hstore"}
+_BY_VISIT_NAME = {
+    **{name.upper(): name for name in ("interval", "inet", "cidr", "macaddr", "macaddr8", "hstore")},
+    **{name.upper(): name for one, (_, _, many, _) in _RANGES.items() for name in (one, many)},
+}
 
 
 def _name_of(impl: TypeEngine[Any]) -> str | None:
@@ -164,121 +229,10 @@ def _name_of(impl: TypeEngine[Any]) -> str | None:
         case sqltypes.LargeBinary():
             return "bytea"
         case sqltypes.String():
-            return "bpchar" if visit in {"CHAR", "NCHAR"} else "text" if visit in _STRINGS else None
+            return _TEXTS.get(visit, "text" if visit in _STRINGS else None)
+        case _ if visit == "BIT":
+            # SQLAlchemy 2.0 leaves these to the driver.
+            own = type(impl).bind_processor is not sqltypes.TypeEngine.bind_processor
+            return ("varbit" if getattr(impl, "varying", False) else "bit") if own else None
         case _:
-            return "interval" if visit == "INTERVAL" else None
-
-
-# What the expressions call.
-
-
-def _octets(value: Any) -> bytes:
-    # bytes(5) would be five zeros; memoryview(5) is an error.
-    return value if type(value) is bytes else bytes(memoryview(value))
-
-
-def _days(value: Any) -> int:
-    if type(value) is not date:
-        raise TypeError(f"{value!r} is not a date")  # a datetime is one, but drops its time in its own way
-    return value.toordinal() - 730_120
-
-
-def _time_of_day(value: Any) -> int:
-    if type(value) is not time or value.tzinfo is not None:
-        raise TypeError(f"{value!r} is not a time without a zone")
-    return ((value.hour * 60 + value.minute) * 60 + value.second) * 1_000_000 + value.microsecond
-
-
-_INTERVAL = Struct(">qii")
-
-
-def _interval(value: timedelta) -> bytes:
-    return _INTERVAL.pack(value.seconds * 1_000_000 + value.microseconds, value.days, 0)
-
-
-def _uuid(value: Any) -> bytes:
-    result: bytes = value.bytes if type(value) is UUID else UUID(value).bytes
-    return result
-
-
-def _numeric(value: Any) -> bytes:
-    """Digits to the base of 10,000: how many, the weight of the first, the sign, how many decimals, and they."""
-    if type(value) is int:
-        sign, digits, exponent = int(value < 0), str(abs(value)), 0
-    elif type(value) is Decimal:
-        sign, figures, exponent_ = value.as_tuple()
-        if exponent_ == "n":
-            return b"\x00\x00\x00\x00\xc0\x00\x00\x00"  # NaN
-        if not isinstance(exponent_, int):
-            raise ValueError(f"{value!r} is not a finite number")  # infinite: not on every server
-        exponent, digits = exponent_, "".join(map(str, figures))
-    else:
-        raise TypeError(f"{value!r} is no exact number")  # a float: the server rounds it in its own way
-    scale = max(-exponent, 0)
-    if exponent > 0:
-        digits, exponent = digits + "0" * exponent, 0
-    # To whole groups of four on both sides of the point.
-    digits += "0" * (-scale % 4)
-    digits = "0" * (-len(digits) % 4) + digits
-    groups = [int(digits[i : i + 4]) for i in range(0, len(digits), 4)]
-    weight = len(groups) - (scale + 3) // 4 - 1
-    first = 0
-    while first < len(groups) and not groups[first]:
-        first += 1
-    groups, weight = groups[first:], weight - first
-    while groups and not groups[-1]:
-        groups.pop()
-    if not groups:
-        weight, sign = 0, 0
-    return Struct(f">hhHH{len(groups)}h").pack(len(groups), weight, 0x4000 if sign else 0, scale, *groups)
-
-
-def _listed(value: Any) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise TypeError(f"{value!r} is not a list")
-    return list(cast("list[Any]", value))
-
-
-def array_packer(element: Wire) -> Callable[[Any], bytes]:
-    """Return what packs a list, or lists in lists, of elements that the array's type has processed."""
-    names = dict(HELPERS)
-    value = f"({element.value.format('v')})"
-    if element.code is None:
-        field = f"L(len(b := {value})) + b"
-    else:
-        one = names["S"] = Struct(">i" + element.code)
-        field = f"S.pack({one.size - 4}, {value})"
-    pack_all = eval(f"lambda items: [NULL if v is None else {field} for v in items]", names)  # noqa: S307 - from this file
-
-    def pack(value: Any) -> bytes:
-        items: list[Any] = _listed(value)
-        dimensions = [len(items)]
-        while items and isinstance(items[0], list | tuple):
-            if len({len(item) for item in items}) != 1:
-                raise ValueError(f"the lists in {value!r} have different lengths")
-            dimensions.append(len(items[0]))
-            items = [x for item in items for x in item]
-        if not items:
-            return _ARRAY.pack(0, 0, element.oid)
-        header = _ARRAY.pack(len(dimensions), int(None in items), element.oid)
-        return b"".join([header, *(_DIMENSION.pack(n, 1) for n in dimensions), *pack_all(items)])
-
-    return pack
-
-
-_ARRAY = Struct(">iiI")
-_DIMENSION = Struct(">ii")
-
-HELPERS: dict[str, Any] = {
-    "BOOLS": {True: 1, False: 0},
-    "EPOCH": _EPOCH,
-    "EPOCH_NAIVE": _EPOCH_NAIVE,
-    "NULL": b"\xff\xff\xff\xff",
-    "L": Struct(">i").pack,
-    "octets": _octets,
-    "days": _days,
-    "time_of_day": _time_of_day,
-    "interval": _interval,
-    "uuid": _uuid,
-    "numeric": _numeric,
-}
+            return _BY_VISIT_NAME.get(visit)
