@@ -352,6 +352,9 @@ async def test_rows_are_deleted_by_a_key_that_is_an_enumeration(doors: Door) -> 
     async with doors.scope() as session:
         await verb(doors, "insert")(session, Letter, [{"code": code, "n": 1} for code in Colour])
         assert (await verb(doors, "delete")(session, Letter, list(Colour))).deleted == 2
+        await verb(doors, "insert")(session, Letter, [{"code": code, "n": 1} for code in Colour])
+        objects = list(await session.scalars(select(Letter)))
+        assert (await verb(doors, "delete")(session, Letter, objects)).deleted == 2
 
 
 class Document(Base):

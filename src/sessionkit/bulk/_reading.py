@@ -24,9 +24,11 @@ def build(call: CallContext, builder: Builder, chunk: Chunk, read: Read) -> Page
     """Return a page of the rows that were read. A row whose default or composite fails is refused."""
     rows, places, context = read.rows, read.places, call.context
     try:
-        if read.values is not None and builder.plain:
+        if read.values is not None and builder.plain == read.names:
+            values = read.values
+        elif read.values is not None and len(builder.plain) > 1:
             order = [read.names.index(name) for name in builder.plain]
-            values = read.values if builder.plain == read.names else list(map(itemgetter(*order), read.values))
+            values = list(map(itemgetter(*order), read.values))
         else:
             values = builder.build(rows, context)
     except Exception:  # noqa: BLE001 - a default of the user's; found again below, with its row

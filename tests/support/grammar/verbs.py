@@ -82,7 +82,8 @@ class _Call:
         with Session(connection) as session:
             self.keys = keys_by_label(session, built)
             version = built.entity.__mapper__.version_id_col
-            versions: Any = {} if version is None else dict(session.execute(select(built.entity.label, version)).all())
+            known = [] if version is None else session.execute(select(built.entity.label, version))
+            versions: Any = {label: found for label, found in known}
         self.rows: list[Any] = call_rows(case, self.keys, built, versions)  # type: ignore[arg-type]
         self.labels: list[int] = [row.get("label", -1) for row in self.rows]
 
