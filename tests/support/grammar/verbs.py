@@ -82,8 +82,8 @@ class _Call:
         with Session(connection) as session:
             self.keys = keys_by_label(session, built)
             version = built.entity.__mapper__.version_id_col
-            known = [] if version is None else session.execute(select(built.entity.label, version))
-            versions: Any = {label: found for label, found in known}
+            known: Any = [] if version is None else session.execute(select(built.entity.label, version))
+            versions: Any = dict(map(tuple, known))
         self.rows: list[Any] = call_rows(case, self.keys, built, versions)  # type: ignore[arg-type]
         self.labels: list[int] = [row.get("label", -1) for row in self.rows]
 
