@@ -1,4 +1,4 @@
-"""Faults that are known and not yet mended: what the grammar leaves out for now.
+"""Where bulk is known to differ from the unit of work: what the grammar leaves out.
 
 Each is a sentence of the grammar, and why it is left out. To mend one, take it out of `KNOWN` and run the grammar; or run it
 with SESSIONKIT_GRAMMAR_KNOWN="name, name" (or "all"), which takes them in without a change here.
@@ -50,7 +50,7 @@ def _some_leave_it_to_the_database(case: Case) -> bool:
 
 KNOWN: dict[str, Known] = {
     "skipped": Known(
-        "rows that a trigger takes out are counted, or not noticed",
+        "of rows that a trigger takes out a flush raises where it must know a key or a version; bulk tells the true counts",
         lambda case, backend: (
             case.shape.trigger == f"skip {case.verb}"
             or (case.verb == "upsert" and case.shape.trigger.startswith("skip") and case.shape.trigger != "skip delete")
@@ -64,8 +64,16 @@ KNOWN: dict[str, Known] = {
         "of two new rows of an upsert that meet in another unique key, the one with the higher key is the bad one, not the later",
         lambda case, backend: case.verb == "upsert" and any(kind == "code" for _, kind in case.bad),
     ),
+    "last across chunks": Known(
+        "on_duplicate='last' writes both rows where they are in two chunks, the last one at last",
+        lambda case, backend: (
+            case.on_duplicate == "last"
+            and case.chunk is not None
+            and any(kind in {"again", "label"} for _, kind in case.bad)
+        ),
+    ),
     "nothing to change": Known(
-        "an update of a row that holds only its key does not notice that it is not there",
+        "an update of a row that holds only its key does not look for it",
         lambda case, backend: (
             case.verb == "update"
             and (case.there < case.size or case.shape.trigger == "skip insert")
