@@ -44,6 +44,10 @@ class CallContext(Protocol):
         """A row is wrong: note it, or raise."""
         ...
 
+    def reject(self, position: int, row: Any, error: Exception) -> None:
+        """Leave a row out. Raise if it is one too many."""
+        ...
+
 
 class Work(Protocol):
     """What a verb wants done; a path knows how."""

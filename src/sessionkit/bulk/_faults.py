@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from ..errors import BulkError, OptionError, message_of
+from ._bad_rows import find
 from ._conflicts import swallowed
 from ._identity import expire
 from ._paths import SQLALCHEMY, Path, choose
@@ -44,16 +45,22 @@ class Delivery:
                 self._deliver_by(path, part)
 
     def _deliver_by(self, path: Path, page: Page) -> None:
+        error = self._refused(path, page)
+        if error is not None:
+            self._find_bad_rows(path, page, error)
+
+    def _refused(self, path: Path, page: Page) -> Exception | None:
+        """Write a page, or return the error of a row in it that the database, or a type, has refused."""
         try:
             send = path.prepare(self._call, page)
         except Exception as error:  # noqa: BLE001 - whatever a type or a packer says: SQLAlchemy's way is the truth
             unfit = error
         else:
-            self._send(path, page, send)
-            return
+            return self._send(path, page, send)
         self._divide(path, page, unfit)
+        return None
 
-    def _send(self, path: Path, page: Page, send: Callable[[], Outcome]) -> None:
+    def _send(self, path: Path, page: Page, send: Callable[[], Outcome]) -> Exception | None:
         problem: Exception
         try:
             outcome = self._call.attempt(send)
@@ -66,20 +73,21 @@ class Delivery:
         else:
             self._call.tally.add(page, outcome, path.method)
             self._refresh(page)
-            return
+            return None
         # Outside of the `except`, so that what comes now does not drag this error along.
         if isinstance(problem, Mismatch):
             if not self._judge(page):
                 if page.places("expect"):
                     raise swallowed(self._call, page, problem.count)
                 page.uncounted = True
-                self._send(path, page, send)
+                return self._send(path, page, send)
         elif isinstance(problem, Unfit):
             self._by_sqlalchemy(page)
         elif isinstance(problem, Unpackable):
             self._divide(path, page, problem)
         else:
-            self._bisect(path, page, problem)
+            return problem
+        return None
 
     def _refresh(self, page: Page) -> None:
         """Have objects of the session that the page has touched read again when they are used next."""
@@ -93,35 +101,62 @@ class Delivery:
         """Send what a fast path cannot express by SQLAlchemy, and the rest of the page by the path."""
         if path is SQLALCHEMY:
             raise error
-        places: dict[bool, list[int]] = {True: [], False: []}
-        for place in range(len(page)):
-            try:
-                path.prepare(self._call, page.part(place, place + 1), probe=True)
-            except Exception:  # noqa: BLE001 - as above
-                places[False].append(place)
-            else:
-                places[True].append(place)
-        good, bad = places[True], places[False]
+        bad = _search(len(page), _PROBED, lambda low, high: self._fits(path, page.part(low, high)))
+        good = [place for place in range(len(page)) if place not in set(bad)]
         if good and bad:
             self._deliver_by(path, page.only(good))
             page = page.only(bad)
         # All of them one by one, and yet not together: then it is no row's fault.
         self._by_sqlalchemy(page)
 
+    def _fits(self, path: Path, page: Page) -> bool:
+        try:
+            path.prepare(self._call, page, probe=True)
+        except Exception:  # noqa: BLE001 - as above
+            return False
+        return True
+
     def _by_sqlalchemy(self, page: Page) -> None:
         for part in page.by_omission(null_too=True):
             self._deliver_by(SQLALCHEMY, part)
 
-    def _bisect(self, path: Path, page: Page, error: Exception) -> None:
-        if len(page) > 1:
-            middle = len(page) // 2
-            self._deliver_by(path, page.part(0, middle))
-            self._deliver_by(path, page.part(middle, len(page)))
-        elif path is SQLALCHEMY:
-            self._call.refuse(error_of(self._call, page, error))
-        else:
+    def _find_bad_rows(self, path: Path, page: Page, error: Exception) -> None:
+        call = self._call
+        if len(page) == 1 and path is SQLALCHEMY:
+            call.refuse(error_of(call, page, error))
+        elif len(page) == 1:
             # Once more, the way that gives the error which SQLAlchemy would have raised.
             self._by_sqlalchemy(page)
+        elif (found := find(call, page)) is None:
+            self._send_blocks(path, page)
+        elif call.collects:
+            for place, each in found.errors.items():
+                call.refuse(error_of(call, page.part(place, place + 1), each))
+            good = page.only(place for place in range(len(page)) if place not in found.errors)
+            if found.outcome is not None:
+                call.tally.add(good, found.outcome, path.method)
+                self._refresh(good)
+            elif good.values:
+                self._deliver_by(path, good)
+        else:
+            # The row alone gives the error, if those before it are there, with which it may be at odds.
+            first = min(found.errors)
+            if first:
+                self._deliver_by(path, page.part(0, first))
+            self._by_sqlalchemy(page.part(first, first + 1))
+            self._deliver_by(path, page.part(first + 1, len(page)))
+
+    def _send_blocks(self, path: Path, page: Page) -> None:
+        """Send blocks of rows, each with a savepoint."""
+
+        def send(low: int, high: int) -> bool:
+            part = page.part(low, high)
+            error = self._refused(path, part)
+            if error is not None and len(part) == 1:
+                self._find_bad_rows(path, part, error)
+            return error is None
+
+        _search(len(page), len(page), send)
 
     # Rows that are not there as expected
 
@@ -140,7 +175,7 @@ class Delivery:
         for place, error in fault.errors.items():
             conflicts = getattr(error, "conflicts", None)
             if self._call.collects:
-                self._call.tally.reject(page.positions[place], page.rows[place], error)
+                self._call.reject(page.positions[place], page.rows[place], error)
             elif conflicts is not None:
                 self.conflicts.extend(conflicts)
             else:
@@ -156,6 +191,29 @@ class Delivery:
             return self._call.dialect.blames_the_row(error)
         # Neither SQLAlchemy's nor the driver's: a type's or a default's own exception, about a value.
         return not isinstance(error, OptionError)
+
+
+_PROBED = 256  # rows: COPY packs the first 500 before it is sent
+
+
+def _search(length: int, most: int, good: Callable[[int, int], bool]) -> list[int]:
+    """Ask about all places below `length` in blocks, and return those that are not good alone.
+
+    A block that is good makes the next one twice as long, one that is not is halved: what is before a bad place is asked
+    about once more, what is behind it is not.
+    """
+    bad: list[int] = []
+    low, size = 0, min(most, max(1, length // 2))
+    while low < length:
+        high = min(low + size, length)
+        if good(low, high):
+            low, size = high, min(most, 2 * size)
+        elif high - low > 1:
+            size = (high - low) // 2
+        else:
+            bad.append(low)
+            low, size = high, 1
+    return bad
 
 
 def error_of(call: CallContext, page: Page, error: Exception) -> BulkError:

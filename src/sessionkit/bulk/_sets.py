@@ -138,7 +138,7 @@ def _send(
     work: Any = call.work
     verb = work.verb
     if verb == "upsert":
-        return _upsert(call, page, _typed(page, fields, source()), parameters, _every_row(kind))
+        return _upsert(call, page, typed_columns(page, fields, source()), parameters, _every_row(kind))
     key = ("set", kind, verb, page.cells, page.bumps, work.wants_keys, tuple(fields))
     statement = call.plan.remembered(key, lambda: _statement(call, page, fields, source(), kind))
     result = call.connection.execute(statement, parameters)
@@ -153,11 +153,11 @@ def _statement(call: CallContext, page: Page, fields: list[Field], source: FromC
     table: Any = plan.table
     verb = call.work.verb
     if verb == "insert":
-        typed = _typed(page, fields, source)
+        typed = typed_columns(page, fields, source)
         if call.work.wants_keys:
             return insert_of(page, table, typed, order=source.c.n).returning(*(slot.column for slot in plan.key))
         return insert_of(page, table, typed, where=_every_row(kind))
-    values = _typed(page, fields, source)
+    values = typed_columns(page, fields, source)
     if verb == "update":
         statement = update_of(plan, page, values.__getitem__, table)
     elif kind == "unnest" and len(page.cells) == 1:
@@ -170,7 +170,7 @@ def _statement(call: CallContext, page: Page, fields: list[Field], source: FromC
     return statement if every is None else statement.where(every)
 
 
-def _typed(page: Page, fields: list[Field], source: FromClause) -> list[ColumnElement[Any]]:
+def typed_columns(page: Page, fields: list[Field], source: FromClause) -> list[ColumnElement[Any]]:
     """Return the columns of the relation; an enumeration came as text."""
     columns: list[ColumnElement[Any]] = []
     for cell, value in zip(page.cells, source.c, strict=False):

@@ -1,0 +1,126 @@
+"""Bad rows where the server itself can tell them from good ones: PostgreSQL, by a script over a temporary table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import column, func, literal_column, select
+from sqlalchemy import table as sa_table
+from sqlalchemy.exc import DBAPIError
+
+from .._core.connection import has_two_phases
+from . import _executemany
+from ._packer import CopyData, fields_of, row_packer
+from ._plan import OMIT
+from ._result import Outcome, Unpackable
+from ._sets import typed_columns
+from ._statements import delete_of, insert_of, parameter_name, update_of, written_places
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._dialects import Sieve
+    from ._context import CallContext
+    from ._packer import Field
+    from ._page import Page
+
+    Search = Callable[[dict[int, Exception]], Outcome | None]
+
+
+class Unable(Exception):
+    """The server cannot do it: it has no PL/pgSQL, or this user may not make temporary tables."""
+
+
+_UNABLE = "unable to sift"
+
+
+def prepare(call: CallContext, page: Page) -> Search | None:
+    """Return what sends the rows and notes the errors of those that fail; None where it cannot be done."""
+    sieve = call.dialect.sieve
+    if sieve is None or has_two_phases(call.connection) or call.remembered(_UNABLE, set[str]):
+        return None
+    fields = fields_of(page, call.dialect.neutral(call.connection.dialect))
+    if isinstance(fields, str):
+        return None
+    # A NULL where the table forbids it is a bad row as any other.
+    fields = [field._replace(nullable=True) for field in fields]
+    order, pack = call.plan.remembered(("rows", tuple(fields)), lambda: row_packer(fields))
+    work: Any = call.work
+    counts = work.verb == "upsert" and not work.status and not work.returning
+    kept = counts or (work.verb == "insert" and not work.wants_keys)
+    try:
+        data = CopyData(pack, page.values)
+        statement = _statement(call, page, fields, sieve, counts=counts)
+        script = sieve.script(call.connection, call.temporary_name, statement, counts=counts, first=not call.collects)
+    except Exception:  # noqa: BLE001 - a value, or a condition of the user's, that has no form but a parameter's
+        return None
+
+    def search(errors: dict[int, Exception]) -> Outcome | None:
+        sifted = _sift(call, sieve, fields, order, data, script)
+        sql = _executemany.statement_of(call, page)[0] if sifted.refused else ""
+        for told in sifted.refused:
+            place = told.place - 1
+            errors[place] = sieve.error(call.connection, told, sql, _parameters(call, page, place))
+        if not kept or not call.collects:
+            return None
+        good = len(page) - len(errors)
+        if not counts:
+            return Outcome(inserted=good)
+        return Outcome(inserted=sifted.new, updated=sifted.written - sifted.new, unchanged=good - sifted.written)
+
+    return search
+
+
+def _sift(call: CallContext, sieve: Sieve, fields: list[Field], order: list[int], data: CopyData, script: str) -> Any:
+    name = call.temporary_name
+    columns = ", ".join(f"c{place} {field.sql}" for place, field in enumerate(fields))
+    execute = call.connection.exec_driver_sql
+    try:
+        execute(
+            f"CREATE TEMPORARY TABLE {name} (n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {columns}) ON COMMIT DROP"
+        )
+        call.dialect.copy_in(call.connection, name, [f"c{place}" for place in order], data)
+        sifted = sieve.run(call.connection, name, script)
+    except Unpackable:
+        raise Unable from None
+    except DBAPIError as error:
+        if sieve.is_missing(error):
+            call.remembered(_UNABLE, set[str]).add("told so")
+            raise Unable from None
+        if call.dialect.blames_the_row(error):
+            raise Unable from None
+        raise
+    execute(f"DROP TABLE {name}")
+    return sifted
+
+
+def _statement(call: CallContext, page: Page, fields: list[Field], sieve: Sieve, *, counts: bool) -> Any:
+    """Return the statement for a part of the rows."""
+    plan, work = call.plan, call.work
+    table: Any = plan.table
+    cells = [column(f"c{place}", cell.slot.column.type) for place, cell in enumerate(page.cells)]
+    source = sa_table(call.temporary_name, *cells, column("n"))
+    part = source.c.n.between(literal_column(sieve.low), literal_column(sieve.high))
+    values = typed_columns(page, fields, source)
+    if work.verb == "insert":
+        return insert_of(page, table, values, order=source.c.n, where=part)
+    if work.verb == "update":
+        return update_of(plan, page, values.__getitem__, table).where(part)
+    if work.verb == "delete":
+        return delete_of(plan, page, values.__getitem__, table).where(part)
+    statement = work.statement(call, page, values, part)  # type: ignore[attr-defined]
+    if not counts:
+        return statement
+    is_new: Any = call.dialect.is_new
+    written = statement.returning(is_new.label("is_new")).cte("written")
+    return select(func.count(), func.count().filter(written.c.is_new)).select_from(written)
+
+
+def _parameters(call: CallContext, page: Page, place: int) -> dict[str, Any]:
+    """Return what SQLAlchemy would have sent for a row."""
+    row = page.values[place]
+    if call.work.verb in {"insert", "upsert"}:
+        named = {page.cells[i].slot.column.key: row[i] for i in written_places(page)}
+    else:
+        named = {parameter_name(i): value for i, value in enumerate(row)}
+    return {name: None if value is OMIT else value for name, value in named.items()}
