@@ -133,6 +133,7 @@ class Sieve(NamedTuple):
             it has written and how many of them are new; with `first` the script ends at the first row that is refused.
             Raises where a value of the statement has no form in SQL.
         run: runs it for a temporary table whose column ``n`` numbers the rows.
+        reads_words: tells whether the driver sends a text for a value of any type, and the server reads it.
         error: makes the error that SQLAlchemy would have raised for a row, of a statement and its parameters.
         is_missing: tells whether an error says that the server cannot do this at all.
     """
@@ -141,6 +142,7 @@ class Sieve(NamedTuple):
     high: str
     script: Callable[..., str]
     run: Callable[[Connection, str, str], Sifted]
+    reads_words: Callable[[Connection], bool]
     error: Callable[[Connection, Told, str, Any], DBAPIError]
     is_missing: Callable[[BaseException], bool]
 

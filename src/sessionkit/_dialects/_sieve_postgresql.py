@@ -154,6 +154,10 @@ def _run(connection: Connection, source: str, script: str) -> Sifted:
     return Sifted([Told(row[0], row[1:]) for row in refused], int(written), int(new))
 
 
+def _reads_words(connection: Connection) -> bool:
+    return connection.dialect.driver != "asyncpg"  # which reads every value itself
+
+
 def _is_missing(error: BaseException) -> bool:
     return sqlstate(getattr(error, "orig", None)) in _MISSING
 
@@ -255,5 +259,11 @@ _MAKERS: dict[str, Callable[[Connection, dict[str, str]], Exception]] = {
 }
 
 SIEVE = Sieve(
-    low="sessionkit_low", high="sessionkit_high", script=_script, run=_run, error=_error, is_missing=_is_missing
+    low="sessionkit_low",
+    high="sessionkit_high",
+    script=_script,
+    run=_run,
+    reads_words=_reads_words,
+    error=_error,
+    is_missing=_is_missing,
 )

@@ -71,10 +71,10 @@ def prepare(call: CallContext, page: Page) -> Search | None:
         _send_all(call, sql, rows, errors)
         if not counted or work.wants_keys or not call.collects:
             return None
-        good = [place for place in range(len(page)) if place not in errors]
+        good = page.without(errors)
         if work.verb == "insert":
             return Outcome(inserted=len(good))
-        return upsert_outcome(work, call, page.only(good), [there[place] for place in good], len(good))
+        return upsert_outcome(work, call, good, [old for i, old in enumerate(there) if i not in errors], len(good))
 
     return search
 

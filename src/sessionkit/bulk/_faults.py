@@ -102,9 +102,8 @@ class Delivery:
         if path is SQLALCHEMY:
             raise error
         bad = _search(len(page), _PROBED, lambda low, high: self._fits(path, page.part(low, high)))
-        good = [place for place in range(len(page)) if place not in set(bad)]
-        if good and bad:
-            self._deliver_by(path, page.only(good))
+        if 0 < len(bad) < len(page):
+            self._deliver_by(path, page.without(bad))
             page = page.only(bad)
         # All of them one by one, and yet not together: then it is no row's fault.
         self._by_sqlalchemy(page)
@@ -128,16 +127,24 @@ class Delivery:
             # Once more, the way that gives the error which SQLAlchemy would have raised.
             self._by_sqlalchemy(page)
         elif (found := find(call, page)) is None:
-            self._send_blocks(path, page)
+            # Rows that no one form fits: those whose values are of the same types have one, and are wrong in the same way.
+            parts = page.by_types() if call.collects else []
+            if 1 < len(parts) <= _MOST_KINDS:
+                for part in parts:
+                    self._deliver_by(path, part)
+            else:
+                self._send_blocks(path, page)
         elif call.collects:
             for place, each in found.errors.items():
                 call.refuse(error_of(call, page.part(place, place + 1), each))
-            good = page.only(place for place in range(len(page)) if place not in found.errors)
-            if found.outcome is not None:
+            good = page.without(found.errors)
+            if not good.values:
+                return
+            if found.outcome is None:
+                self._deliver_by(path, good)
+            else:
                 call.tally.add(good, found.outcome, path.method)
                 self._refresh(good)
-            elif good.values:
-                self._deliver_by(path, good)
         else:
             # The row alone gives the error, if those before it are there, with which it may be at odds.
             first = min(found.errors)
@@ -193,6 +200,7 @@ class Delivery:
         return not isinstance(error, OptionError)
 
 
+_MOST_KINDS = 8
 _PROBED = 256  # rows: COPY packs the first 500 before it is sent
 
 

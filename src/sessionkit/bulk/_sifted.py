@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import column, func, literal_column, select
+from sqlalchemy import Text, cast, column, func, literal_column, select
 from sqlalchemy import table as sa_table
 from sqlalchemy.exc import DBAPIError
 
@@ -15,6 +15,7 @@ from ._plan import OMIT
 from ._result import Outcome, Unpackable
 from ._sets import typed_columns
 from ._statements import delete_of, insert_of, parameter_name, update_of, written_places
+from ._wire import WIRES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,15 +43,22 @@ def prepare(call: CallContext, page: Page) -> Search | None:
     fields = fields_of(page, call.dialect.neutral(call.connection.dialect))
     if isinstance(fields, str):
         return None
-    # A NULL where the table forbids it is a bad row as any other.
-    fields = [field._replace(nullable=True) for field in fields]
+    # A NULL where the table forbids it is a bad row as any other. So is a word in the place of a number, where the driver
+    # has the server read it.
+    words = set[int]()
+    if sieve.reads_words(call.connection):
+        words = {place for place, field in enumerate(fields) if _is_word(field, page.values[0][place])}
+    fields = [
+        field._replace(nullable=True, wire=WIRES["text"] if place in words else field.wire)
+        for place, field in enumerate(fields)
+    ]
     order, pack = call.plan.remembered(("rows", tuple(fields)), lambda: row_packer(fields))
     work: Any = call.work
     counts = work.verb == "upsert" and not work.status and not work.returning
     kept = counts or (work.verb == "insert" and not work.wants_keys)
     try:
         data = CopyData(pack, page.values)
-        statement = _statement(call, page, fields, sieve, counts=counts)
+        statement = _statement(call, page, fields, words, sieve, counts=counts)
         script = sieve.script(call.connection, call.temporary_name, statement, counts=counts, first=not call.collects)
     except Exception:  # noqa: BLE001 - a value, or a condition of the user's, that has no form but a parameter's
         return None
@@ -69,6 +77,15 @@ def prepare(call: CallContext, page: Page) -> Search | None:
         return Outcome(inserted=sifted.new, updated=sifted.written - sifted.new, unchanged=good - sifted.written)
 
     return search
+
+
+_READ_AS_THEY_ARE = frozenset({"text", "bpchar", "bytea", "json", "jsonb"})
+
+
+def _is_word(field: Field, value: object) -> bool:
+    """Tell whether a value is a text where the column has another type, and nothing but the server reads it."""
+    plain = field.process is None and field.dumps is None and not field.array
+    return type(value) is str and plain and field.wire.name not in _READ_AS_THEY_ARE
 
 
 def _sift(call: CallContext, sieve: Sieve, fields: list[Field], order: list[int], data: CopyData, script: str) -> Any:
@@ -94,14 +111,22 @@ def _sift(call: CallContext, sieve: Sieve, fields: list[Field], order: list[int]
     return sifted
 
 
-def _statement(call: CallContext, page: Page, fields: list[Field], sieve: Sieve, *, counts: bool) -> Any:
+def _statement(
+    call: CallContext, page: Page, fields: list[Field], words: set[int], sieve: Sieve, *, counts: bool
+) -> Any:
     """Return the statement for a part of the rows."""
     plan, work = call.plan, call.work
     table: Any = plan.table
-    cells = [column(f"c{place}", cell.slot.column.type) for place, cell in enumerate(page.cells)]
+    cells = [
+        column(f"c{place}", Text() if place in words else cell.slot.column.type)
+        for place, cell in enumerate(page.cells)
+    ]
     source = sa_table(call.temporary_name, *cells, column("n"))
     part = source.c.n.between(literal_column(sieve.low), literal_column(sieve.high))
-    values = typed_columns(page, fields, source)
+    values = [
+        cast(value, cell.slot.column.type) if place in words else value
+        for place, (cell, value) in enumerate(zip(page.cells, typed_columns(page, fields, source), strict=True))
+    ]
     if work.verb == "insert":
         return insert_of(page, table, values, order=source.c.n, where=part)
     if work.verb == "update":
