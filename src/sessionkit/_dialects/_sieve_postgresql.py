@@ -40,7 +40,7 @@ _DIAGNOSTICS = {
 }
 _NAMES = {field: f"sessionkit_{field}" for field in _DIAGNOSTICS}
 
-_BLOCK, _MOST = 8, 128  # rows: after a bad one, and after many good ones
+_BLOCK, _MOST = 8, 32  # rows: after a bad one, and after many good ones
 
 # Every name has a prefix: one that a column has as well would be ambiguous. OTHERS does not mean a cancellation.
 _SCRIPT = """

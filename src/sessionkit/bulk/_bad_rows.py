@@ -49,7 +49,7 @@ def find(call: CallContext, page: Page) -> Found | None:
 
     def send() -> Outcome:
         kept = search(errors)
-        if kept is None or not errors or not call.collects:
+        if kept is None or not call.collects:
             raise _Undone
         return kept  # type: ignore[no-any-return]
 
@@ -58,4 +58,4 @@ def find(call: CallContext, page: Page) -> Found | None:
             outcome = call.attempt(send)
         except way.Unable:
             return None
-    return Found(errors, outcome) if errors else None
+    return Found(errors, outcome) if errors or outcome is not None else None

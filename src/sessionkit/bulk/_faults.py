@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from ..errors import BulkError, OptionError, message_of
-from ._bad_rows import find
+from ._bad_rows import Found, find
 from ._conflicts import swallowed
 from ._identity import expire
 from ._paths import SQLALCHEMY, Path, choose
@@ -32,6 +32,7 @@ class Delivery:
     def __init__(self, call: CallContext) -> None:
         self._call = call
         self.conflicts: list[Any] = []
+        self._suspicious = False
 
     def deliver(self, page: Page) -> None:
         """Write a page; if rows of it cannot be written, find them."""
@@ -45,6 +46,11 @@ class Delivery:
                 self._deliver_by(path, part)
 
     def _deliver_by(self, path: Path, page: Page) -> None:
+        # Where the page before had bad rows, this one is likely to, and need not fail first.
+        found = find(self._call, page) if self._suspicious and path is not SQLALCHEMY else None
+        if found is not None:
+            self._take(path, page, found)
+            return
         error = self._refused(path, page)
         if error is not None:
             self._find_bad_rows(path, page, error)
@@ -135,16 +141,7 @@ class Delivery:
             else:
                 self._send_blocks(path, page)
         elif call.collects:
-            for place, each in found.errors.items():
-                call.refuse(error_of(call, page.part(place, place + 1), each))
-            good = page.without(found.errors)
-            if not good.values:
-                return
-            if found.outcome is None:
-                self._deliver_by(path, good)
-            else:
-                call.tally.add(good, found.outcome, path.method)
-                self._refresh(good)
+            self._take(path, page, found)
         else:
             # The row alone gives the error, if those before it are there, with which it may be at odds.
             first = min(found.errors)
@@ -152,6 +149,19 @@ class Delivery:
                 self._deliver_by(path, page.part(0, first))
             self._by_sqlalchemy(page.part(first, first + 1))
             self._deliver_by(path, page.part(first + 1, len(page)))
+
+    def _take(self, path: Path, page: Page, found: Found) -> None:
+        """Leave the bad rows of a page out, and see to the others."""
+        for place, each in found.errors.items():
+            self._call.refuse(error_of(self._call, page.part(place, place + 1), each))
+        good = page.without(found.errors)
+        self._suspicious = bool(found.errors) and found.outcome is not None
+        if found.outcome is None:
+            if good.values:
+                self._deliver_by(path, good)
+        elif good.values:
+            self._call.tally.add(good, found.outcome, path.method)
+            self._refresh(good)
 
     def _send_blocks(self, path: Path, page: Page) -> None:
         """Send blocks of rows, each with a savepoint."""
