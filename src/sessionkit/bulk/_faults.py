@@ -107,19 +107,25 @@ class Delivery:
         """Send what a fast path cannot express by SQLAlchemy, and the rest of the page by the path."""
         if path is SQLALCHEMY:
             raise error
-        bad = _search(len(page), _PROBED, lambda low, high: self._fits(path, page.part(low, high)))
+        bad = sorted(place for places in page.by_types() for place in self._unfit(path, page, places))
         if 0 < len(bad) < len(page):
             self._deliver_by(path, page.without(bad))
             page = page.only(bad)
         # All of them one by one, and yet not together: then it is no row's fault.
         self._by_sqlalchemy(page)
 
-    def _fits(self, path: Path, page: Page) -> bool:
-        try:
-            path.prepare(self._call, page, probe=True)
-        except Exception:  # noqa: BLE001 - as above
-            return False
-        return True
+    def _unfit(self, path: Path, page: Page, places: list[int]) -> list[int]:
+        """Return those of the places whose rows the path cannot express."""
+        part = page.only(places)
+
+        def fits(low: int, high: int) -> bool:
+            try:
+                path.prepare(self._call, part.part(low, high), probe=True)
+            except Exception:  # noqa: BLE001 - as above
+                return False
+            return True
+
+        return [places[place] for place in _search(len(part), _PROBED, fits)]
 
     def _by_sqlalchemy(self, page: Page) -> None:
         for part in page.by_omission(null_too=True):
@@ -136,8 +142,8 @@ class Delivery:
             # Rows that no one form fits: those whose values are of the same types have one, and are wrong in the same way.
             parts = page.by_types() if call.collects else []
             if 1 < len(parts) <= _MOST_KINDS:
-                for part in parts:
-                    self._deliver_by(path, part)
+                for places in parts:
+                    self._deliver_by(path, page.only(places))
             else:
                 self._send_blocks(path, page)
         elif call.collects:

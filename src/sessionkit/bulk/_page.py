@@ -74,12 +74,12 @@ class Page:
         gone = set(left_out)
         return self.only(place for place in range(len(self)) if place not in gone)
 
-    def by_types(self) -> list[Page]:
-        """Return pages in each of which all values of a cell are of one type."""
+    def by_types(self) -> list[list[int]]:
+        """Return the places of the rows, those together that hold values of the same types."""
         groups: dict[tuple[type, ...], list[int]] = {}
         for place, row in enumerate(self.values):
             groups.setdefault(tuple(map(type, row)), []).append(place)
-        return [self.only(places) for places in groups.values()]
+        return list(groups.values())
 
     def places(self, *roles: Role) -> list[int]:
         return [i for i, cell in enumerate(self.cells) if cell.role in roles]
