@@ -149,18 +149,17 @@ async def test_what_is_left_out_is_what_a_savepoint_for_each_row_would_leave_out
         @given(kinds, st.sampled_from(["auto", *METHODS[doors.backend, verb]]), st.sampled_from([None, 7]))
         def holds(pattern: list[str], method: Any, chunk: int | None) -> None:
             rows = rows_of(pattern)
-            if doors.backend == "sqlite":
-                statement: Any = insert(Entry)
+            statement: Any = insert(Entry)
             if verb == "upsert":
                 from sqlalchemy.dialects import postgresql, sqlite
 
                 made: Any = (sqlite if doors.backend == "sqlite" else postgresql).insert(Entry)
                 changed = {name: made.excluded[name] for name in ("code", "amount", "owner", "note", "day")}
                 statement = made.on_conflict_do_update(index_elements=[Entry.id], set_=changed)
-            else:
-                statement = insert(Entry)
             before = [entry(1, code="old"), *(entry(row["id"], code=f"b{row['id']}") for row in rows[::3])]
             outcomes: list[Any] = []
+            refused: dict[int, Exception] = {}
+            result: Any = None
             for way in ("savepoints", "bulk"):
                 outer = connection.begin_nested()
                 connection.execute(insert(Owner), [{"id": 1}])
