@@ -129,10 +129,13 @@ class Sieve(NamedTuple):
 
     Attributes:
         low, high: what a statement calls the numbers of the first and the last row that it is to take.
+        make: makes a temporary table of that name and these columns, with one more, ``n``, that numbers the rows.
+        empty: empties it, and numbers from 1 again.
+        drop: drops it.
         script: makes the script around such a statement; with `counts` the statement selects two numbers, how many rows
             it has written and how many of them are new; with `first` the script ends at the first row that is refused.
             Raises where a value of the statement has no form in SQL.
-        run: runs it for a temporary table whose column ``n`` numbers the rows.
+        run: runs it for such a table.
         reads_words: tells whether the driver sends a text for a value of any type, and the server reads it.
         error: makes the error that SQLAlchemy would have raised for a row, of a statement and its parameters.
         is_missing: tells whether an error says that the server cannot do this at all.
@@ -140,6 +143,9 @@ class Sieve(NamedTuple):
 
     low: str
     high: str
+    make: Callable[[Connection, str, str], None]
+    empty: Callable[[Connection, str], None]
+    drop: Callable[[Connection, str], None]
     script: Callable[..., str]
     run: Callable[[Connection, str, str], Sifted]
     reads_words: Callable[[Connection], bool]

@@ -144,12 +144,28 @@ def _written_out(dialect: Dialect) -> Dialect:
     return made  # type: ignore[no-any-return]
 
 
+# A table that was dropped is locked until the transaction ends, and a server has a limited number of locks. So each shape of
+# rows has its tables once in a call.
+
+
+def _make(connection: Connection, source: str, columns: str) -> None:
+    told = ", ".join(f'"{name}" text' for name in _DIAGNOSTICS)
+    n = "n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
+    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE {source} ({n}, {columns}) ON COMMIT DROP")
+    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE {source}_bad (n bigint, {told}) ON COMMIT DROP")
+
+
+def _empty(connection: Connection, source: str) -> None:
+    connection.exec_driver_sql(f"TRUNCATE {source}, {source}_bad RESTART IDENTITY")
+
+
+def _drop(connection: Connection, source: str) -> None:
+    connection.exec_driver_sql(f"DROP TABLE {source}, {source}_bad")
+
+
 def _run(connection: Connection, source: str, script: str) -> Sifted:
-    columns = ", ".join(f'"{name}" text' for name in _DIAGNOSTICS)
-    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE {source}_bad (n bigint, {columns}) ON COMMIT DROP")
     connection.exec_driver_sql(script, execution_options={"no_parameters": True})
     rows = connection.exec_driver_sql(f"SELECT * FROM {source}_bad ORDER BY n").all()  # noqa: S608 - our own name
-    connection.exec_driver_sql(f"DROP TABLE {source}_bad")
     (_, written, new, *_), *refused = rows
     return Sifted([Told(row[0], row[1:]) for row in refused], int(written), int(new))
 
@@ -211,7 +227,7 @@ def _psycopg(connection: Connection, fields: dict[str, str]) -> Exception:
         "schema": Field.SCHEMA_NAME,
         "type": Field.DATATYPE_NAME,
     }
-    info: Any = dict.fromkeys(Field) | {names[name]: value.encode() for name, value in fields.items()}
+    info: Any = {names[name]: value.encode() for name, value in fields.items()}
     error: Exception = _class_for(lookup, fields["code"])(_text(fields), info=info)
     return error
 
@@ -261,6 +277,9 @@ _MAKERS: dict[str, Callable[[Connection, dict[str, str]], Exception]] = {
 SIEVE = Sieve(
     low="sessionkit_low",
     high="sessionkit_high",
+    make=_make,
+    empty=_empty,
+    drop=_drop,
     script=_script,
     run=_run,
     reads_words=_reads_words,

@@ -54,6 +54,7 @@ class Call:
         self._fresh = True
         self._alone = False
         self.temporary_name = ""
+        self.at_end: list[Callable[[], object]] = []  # what is to be cleared away when all rows are written
         _refuse_autocommit(self.connection)
 
     def run(self, rows: Rows) -> BulkResult:
@@ -72,6 +73,8 @@ class Call:
                     self._write(chunk, total, bar)
                 if self._delivery.conflicts:
                     raise self._conflict(self._delivery.conflicts)
+                for act in self.at_end:
+                    act()
                 self.work.finish(self, self.tally)
         finally:
             if bar is not None:

@@ -30,6 +30,7 @@ class CallContext(Protocol):
     dialect: Bulk
     tally: Tally
     temporary_name: str
+    at_end: list[Callable[[], object]]
     collects: bool
 
     def attempt(self, send: Callable[[], Outcome]) -> Outcome:

@@ -20,7 +20,7 @@ from ._wire import WIRES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._dialects import Sieve
+    from .._dialects import Sieve, Sifted
     from ._context import CallContext
     from ._packer import Field
     from ._page import Page
@@ -33,6 +33,7 @@ class Unable(Exception):
 
 
 _UNABLE = "unable to sift"
+_TABLES = "tables to sift"
 
 
 def prepare(call: CallContext, page: Page) -> Search | None:
@@ -56,21 +57,25 @@ def prepare(call: CallContext, page: Page) -> Search | None:
     work: Any = call.work
     counts = work.verb == "upsert" and not work.status and not work.returning
     kept = counts or (work.verb == "insert" and not work.wants_keys)
+    columns = ", ".join(f"c{place} {field.sql}" for place, field in enumerate(fields))
+    tables = call.remembered(_TABLES, dict[str, str])
+    name = tables.get(columns) or f"{call.temporary_name}_{len(tables)}"
     try:
         data = CopyData(pack, page.values)
-        statement = _statement(call, page, fields, words, sieve, counts=counts)
-        script = sieve.script(call.connection, call.temporary_name, statement, counts=counts, first=not call.collects)
+        statement = _statement(call, page, name, fields, words, sieve, counts=counts)
+        script = sieve.script(call.connection, name, statement, counts=counts, first=not call.collects)
     except Exception:  # noqa: BLE001 - a value, or a condition of the user's, that has no form but a parameter's
         return None
 
     def search(errors: dict[int, Exception]) -> Outcome | None:
-        sifted = _sift(call, sieve, fields, order, data, script)
+        sifted = _sift(call, sieve, name, columns, order, data, script)
         sql = _executemany.statement_of(call, page)[0] if sifted.refused else ""
         for told in sifted.refused:
             place = told.place - 1
             errors[place] = sieve.error(call.connection, told, sql, _parameters(call, page, place))
         if not kept or not call.collects:
             return None
+        _keep(call, sieve, name, columns)
         good = len(page) - len(errors)
         if not counts:
             return Outcome(inserted=good)
@@ -88,16 +93,17 @@ def _is_word(field: Field, value: object) -> bool:
     return type(value) is str and plain and field.wire.name not in _READ_AS_THEY_ARE
 
 
-def _sift(call: CallContext, sieve: Sieve, fields: list[Field], order: list[int], data: CopyData, script: str) -> Any:
-    name = call.temporary_name
-    columns = ", ".join(f"c{place} {field.sql}" for place, field in enumerate(fields))
-    execute = call.connection.exec_driver_sql
+def _sift(
+    call: CallContext, sieve: Sieve, name: str, columns: str, order: list[int], data: CopyData, script: str
+) -> Sifted:
+    """Send the rows into a temporary table, and run the script."""
     try:
-        execute(
-            f"CREATE TEMPORARY TABLE {name} (n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {columns}) ON COMMIT DROP"
-        )
+        if columns in call.remembered(_TABLES, dict[str, str]):
+            sieve.empty(call.connection, name)
+        else:
+            sieve.make(call.connection, name, columns)
         call.dialect.copy_in(call.connection, name, [f"c{place}" for place in order], data)
-        sifted = sieve.run(call.connection, name, script)
+        return sieve.run(call.connection, name, script)
     except Unpackable:
         raise Unable from None
     except DBAPIError as error:
@@ -107,12 +113,18 @@ def _sift(call: CallContext, sieve: Sieve, fields: list[Field], order: list[int]
         if call.dialect.blames_the_row(error):
             raise Unable from None
         raise
-    execute(f"DROP TABLE {name}")
-    return sifted
+
+
+def _keep(call: CallContext, sieve: Sieve, name: str, columns: str) -> None:
+    """Keep a table for the pages to come: it is not undone."""
+    tables = call.remembered(_TABLES, dict[str, str])
+    if columns not in tables:
+        tables[columns] = name
+        call.at_end.append(lambda: sieve.drop(call.connection, name))
 
 
 def _statement(
-    call: CallContext, page: Page, fields: list[Field], words: set[int], sieve: Sieve, *, counts: bool
+    call: CallContext, page: Page, name: str, fields: list[Field], words: set[int], sieve: Sieve, *, counts: bool
 ) -> Any:
     """Return the statement for a part of the rows."""
     plan, work = call.plan, call.work
@@ -121,7 +133,7 @@ def _statement(
         column(f"c{place}", Text() if place in words else cell.slot.column.type)
         for place, cell in enumerate(page.cells)
     ]
-    source = sa_table(call.temporary_name, *cells, column("n"))
+    source = sa_table(name, *cells, column("n"))
     part = source.c.n.between(literal_column(sieve.low), literal_column(sieve.high))
     values = [
         cast(value, cell.slot.column.type) if place in words else value
