@@ -247,6 +247,51 @@ async def test_a_bad_row_costs_one_statement_at_most(doors: Door, every: int) ->
     assert await doors.scalar("SELECT count(*) FROM accounts") == 1000 - len(bad)
 
 
+@pytest.mark.doors(backend="postgresql")
+@pytest.mark.parametrize("verb", ["insert", "upsert"])
+async def test_many_pages_share_their_temporary_tables_and_leave_none(doors: Door, verb: str) -> None:
+    """A table that is dropped keeps its lock until the transaction ends, and a server has a limited number of locks."""
+    call = doors.twin(getattr(bulk, verb), getattr(bulk, f"async_{verb}"))
+    options: dict[str, Any] = {"match": [Account.id]} if verb == "upsert" else {}
+    async with doors.scope() as session:
+        for start in (0, 2000):  # the second call has the same names
+            rows = [{"id": start + i, **row} for i, row in enumerate(with_bad(2000, 50))]
+            with doors.statements() as sql:
+                result = await call(session, Account, iter(rows), on_error="collect", chunk=200, **options)
+            assert (len(result.rejected), result.inserted) == (40, 1960)
+            assert len([line for line in sql if line.startswith("CREATE TEMPORARY TABLE sessionkit")]) == 2
+            left = "SELECT count(*) FROM pg_class WHERE relname LIKE 'sessionkit_bulk%' AND pg_table_is_visible(oid)"
+            assert await session.scalar(text(left)) == 0
+    assert await doors.scalar("SELECT count(*) FROM accounts") == 3920
+
+
+async def test_the_keys_of_good_rows_are_returned_among_bad_ones(doors: Door) -> None:
+    call = doors.twin(bulk.insert, bulk.async_insert)
+    rows = with_bad(600, 60)
+    async with doors.scope() as session:
+        result = await call(session, Account, iter(rows), on_error="collect", returning=[Account], chunk=150)
+        for row, stored_ in zip(rows, result.returned, strict=True):
+            assert (stored_ is None) == (row["balance"] < 0)
+            assert stored_ is None or stored_.owner == row["owner"]
+
+
+async def test_the_status_of_an_upsert_is_right_among_bad_rows(doors: Door) -> None:
+    call = doors.twin(bulk.upsert, bulk.async_upsert)
+    rows = [{"id": i, **row} for i, row in enumerate(with_bad(300, 60))]
+    async with doors.scope() as session:
+        await doors.twin(bulk.insert, bulk.async_insert)(session, Account, [row | {"balance": 1} for row in rows[::2]])
+        for options in ({"status": True}, {"status": True, "when_changed": True}, {}):
+            result = await call(session, Account, rows, match=[Account.id], on_error="collect", **options)
+            assert len(result.rejected) == 5
+            if options == {"status": True}:
+                wanted = ["rejected" if i % 60 == 7 else "inserted" if i % 2 else "updated" for i in range(300)]
+                assert result.status == wanted
+                assert (result.inserted, result.updated) == (145, 150)
+            elif options:
+                assert set(result.status) == {"rejected", "unchanged"}
+            assert result.inserted + result.updated + result.unchanged == 295
+
+
 async def test_the_first_bad_row_is_found_by_a_few_statements(doors: Door) -> None:
     call = doors.twin(bulk.insert, bulk.async_insert)
     rows = with_bad(1000, 100)
