@@ -85,18 +85,20 @@ def _reserve(connection: Connection, table: Table, count: int) -> list[int] | No
     return list(range(last + 1, last + 1 + count))
 
 
+# ON CONFLICT, OR and RAISE(): ROLLBACK ends the transaction, FAIL keeps a part of the row that fails.
+_KEEPS_PARTS = re.compile(r"\b(FAIL|ROLLBACK)\b", re.IGNORECASE)
+
+
 def _keeps_earlier(connection: Connection, table: Table) -> bool:
-    # ON CONFLICT and RAISE(): ROLLBACK ends the transaction, FAIL keeps a part of the row that fails. Triggers go from
-    # table to table, so all of the schema is looked at; the text also has names and comments, and is then too careful.
+    # Triggers go from table to table, so all of the schema is looked at.
     preparer = connection.dialect.identifier_preparer
     schema = connection.schema_for_object(table)
     prefix = f"{preparer.quote_schema(schema)}." if schema else ""
-    words = "sql LIKE '%ROLLBACK%' OR sql LIKE '%FAIL%'"
-    asked = " UNION ALL ".join(
-        f"SELECT 1 FROM {master} WHERE {words}"  # noqa: S608 - quoted
+    texts = " UNION ALL ".join(
+        f"SELECT sql FROM {master} WHERE sql LIKE '%ROLLBACK%' OR sql LIKE '%FAIL%'"  # noqa: S608 - quoted
         for master in (f"{prefix}sqlite_master", "sqlite_temp_master")
     )
-    return connection.exec_driver_sql(f"{asked} LIMIT 1").first() is None
+    return not any(_KEEPS_PARTS.search(sql) for sql in connection.exec_driver_sql(texts).scalars())
 
 
 _JSON_KEYS = frozenset({int, str})

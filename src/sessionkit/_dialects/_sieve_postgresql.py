@@ -211,6 +211,13 @@ def _class_for(lookup: Callable[[str], Any], code: str) -> Any:
         return lookup(code[:2] + "000").__mro__[1]
 
 
+class _Info(dict[Any, bytes]):
+    """What an error of psycopg's tells; some releases ask for all of it, and expect None."""
+
+    def __missing__(self, field: object) -> None:
+        return None
+
+
 def _psycopg(connection: Connection, fields: dict[str, str]) -> Exception:
     from psycopg.errors import lookup
     from psycopg.pq import DiagnosticField as Field
@@ -227,7 +234,7 @@ def _psycopg(connection: Connection, fields: dict[str, str]) -> Exception:
         "schema": Field.SCHEMA_NAME,
         "type": Field.DATATYPE_NAME,
     }
-    info: Any = {names[name]: value.encode() for name, value in fields.items()}
+    info: Any = _Info({names[name]: value.encode() for name, value in fields.items()})
     error: Exception = _class_for(lookup, fields["code"])(_text(fields), info=info)
     return error
 
