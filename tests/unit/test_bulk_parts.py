@@ -8,10 +8,13 @@ import pickle
 from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError
 
 from sessionkit._dialects._json import dumps
 from sessionkit.bulk._duplicates import Seen
+from sessionkit.bulk._faults import search
 from sessionkit.bulk._progress import Bar
 from sessionkit.bulk._wire import HELPERS
 from sessionkit.errors import BulkError
@@ -47,6 +50,27 @@ def test_duplicates_are_found_within_and_across_chunks() -> None:
     assert seen.duplicates([(7,), (9,)], range(3, 5)) == {}
     assert seen.duplicates([(4,), (3,), (8,), (4,), (9,)], range(5, 10)) == {1: 1, 3: 5, 4: 4}
     assert seen.duplicates([("a", 1), ("a", 1)], range(10, 12)) == {1: 10}
+
+
+@given(st.integers(1, 400), st.sets(st.integers(0, 399), max_size=30), st.sampled_from([1, 7, 1000]))
+def test_bad_places_are_found_block_by_block_and_nothing_good_twice(length: int, bad: set[int], most: int) -> None:
+    written: list[int] = []
+    asked = 0
+
+    def good(low: int, high: int) -> bool:
+        nonlocal asked
+        asked += 1
+        assert 0 < high - low <= most
+        if bad.isdisjoint(range(low, high)):
+            written.extend(range(low, high))
+            return True
+        return False
+
+    wrong = sorted(place for place in bad if place < length)
+    assert search(length, most, good) == wrong
+    assert written == [place for place in range(length) if place not in bad]
+    if most > length:
+        assert asked <= 10 + 18 * (len(wrong) + 1)
 
 
 def test_a_bar_shows_rows_rate_and_what_is_left() -> None:

@@ -104,6 +104,8 @@ def sqlstate(orig: BaseException | None) -> str | None:
 
 
 def _script(connection: Connection, source: str, statement: Any, *, counts: bool, first: bool) -> str:
+    if connection.dialect.driver not in _MAKERS:
+        raise NotImplementedError(f"how {connection.dialect.driver} makes its errors is not known")
     text = _with_literals(connection, statement)
     if counts:
         text += " INTO sessionkit_count, sessionkit_some"

@@ -125,7 +125,7 @@ class Delivery:
                 return False
             return True
 
-        return [places[place] for place in _search(len(part), _PROBED, fits)]
+        return [places[place] for place in search(len(part), _PROBED, fits)]
 
     def _by_sqlalchemy(self, page: Page) -> None:
         for part in page.by_omission(null_too=True):
@@ -179,7 +179,7 @@ class Delivery:
                 self._find_bad_rows(path, part, error)
             return error is None
 
-        _search(len(page), len(page), send)
+        search(len(page), len(page), send)
 
     # Rows that are not there as expected
 
@@ -220,7 +220,7 @@ _MOST_KINDS = 8
 _PROBED = 256  # rows: COPY packs the first 500 before it is sent
 
 
-def _search(length: int, most: int, good: Callable[[int, int], bool]) -> list[int]:
+def search(length: int, most: int, good: Callable[[int, int], bool]) -> list[int]:
     """Ask about all places below `length` in blocks, and return those that are not good alone.
 
     A block that is good makes the next one twice as long, one that is not is halved: what is before a bad place is asked
