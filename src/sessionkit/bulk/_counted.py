@@ -79,10 +79,13 @@ def prepare(call: CallContext, page: Page) -> Search | None:
     return search
 
 
+_AT_ONCE = 5_000  # rows: behind each bad one a new list is made of those that follow
+
+
 def _send_all(call: CallContext, sql: str, rows: list[tuple[Any, ...]], errors: dict[int, Exception]) -> None:
     low = 0
     while low < len(rows):
-        drawn = _Drawn(rows[low:])
+        drawn = _Drawn(rows[low : low + _AT_ONCE])
         try:
             call.connection.exec_driver_sql(sql, drawn)
         except StatementError as error:
@@ -99,4 +102,4 @@ def _send_all(call: CallContext, sql: str, rows: list[tuple[Any, ...]], errors: 
                 return
             low += last + 1
         else:
-            return
+            low += len(drawn)
