@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from sqlalchemy import JSON, DateTime, create_engine, insert, select, text, update
+from sqlalchemy import JSON, CheckConstraint, DateTime, create_engine, insert, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -58,6 +58,7 @@ class Item(Base):
     version: Mapped[int] = mapped_column()
 
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
+    __table_args__ = (CheckConstraint("quantity >= 0"),)
 
 
 class Unversioned(Base):
@@ -395,6 +396,24 @@ def upserts(bench: Bench, count: int) -> None:
     bench.compare(f"Upsert {count:,} rows, half of them there", cases, there=there)
 
 
+def bad_rows(bench: Bench, count: int) -> None:
+    """What a row costs that a CHECK refuses: the first case is the clean load."""
+    clean = [{"id": i + 1, **row} for i, row in enumerate(rows_of(count))]
+
+    def with_bad(every: int) -> list[dict[str, Any]]:
+        return [{**row, "quantity": -1} if i % every == every // 2 else row for i, row in enumerate(clean)]
+
+    loads = {"none bad": clean, "0.1 % bad": with_bad(1000), "1 % bad": with_bad(100), "5 % bad": with_bad(20)}
+    for verb in ("insert", "upsert"):
+        more: dict[str, Any] = {"match": [Item.id]} if verb == "upsert" else {}
+
+        def load(session: Session, rows: list[dict[str, Any]], verb: str = verb, more: dict[str, Any] = more) -> None:
+            getattr(bulk, verb)(session, Item, rows, on_error="collect", **more)
+
+        cases = [Case(name, once(rows, load)) for name, rows in loads.items()]
+        bench.compare(f"{verb.capitalize()} {count:,} rows, some of them bad", cases, there=[])
+
+
 def deletes(bench: Bench, count: int) -> None:
     keys = random.Random(2).sample(range(1, count * 10 + 1), count)
     cases = [
@@ -459,7 +478,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--svg", type=Path, help="draw the inserts into this file")
-    parser.add_argument("--only", default="", help="small, insert, update, upsert, delete, read or memory")
+    parser.add_argument("--only", default="", help="small, insert, update, upsert, bad, delete, read or memory")
     given, _ = parser.parse_known_args()
     drawn: list[tuple[str, list[Bar]]] = []
     for url in given.url or ["sqlite:///bulk_benchmark.db"]:
@@ -470,6 +489,7 @@ def main() -> int:
             ("insert", lambda bench: inserts(bench, given.rows)),
             ("update", lambda bench: updates(bench, given.rows)),
             ("upsert", lambda bench: upserts(bench, given.rows)),
+            ("bad", lambda bench: bad_rows(bench, given.rows)),
             ("delete", lambda bench: deletes(bench, given.rows)),
             ("read", lambda bench: reads(bench, given.rows)),
             ("memory", lambda bench: memory(bench, given.rows * 10)),

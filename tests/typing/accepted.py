@@ -360,7 +360,7 @@ def bulk_writes(session: orm.Session) -> None:
     bulk.update(session, Order, [{"id": 1}], missing="ignore", check=True, on_error="collect")
     bulk.upsert(session, Order, [], match=["id"], where=lambda new: new.id > 3, status=True)
     bulk.delete(session, Order, [1, 2], method="sqlalchemy")
-    options: bulk.WriteOptions = {"chunk": 5, "on_error": "collect"}
+    options: bulk.WriteOptions = {"chunk": 5, "on_error": "collect", "max_rejected": 0.05}
     bulk.delete(session, Order, [1, 2], **options)
     assert_type(bulk.get(session, Order, [1, 2]), list[Order | None])
 

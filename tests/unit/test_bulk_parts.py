@@ -9,11 +9,14 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError
 
 from sessionkit._dialects._json import dumps
 from sessionkit.bulk._duplicates import Seen
 from sessionkit.bulk._equality import fold_value
+from sessionkit.bulk._faults import search
 from sessionkit.bulk._forms import HELPERS
 from sessionkit.bulk._progress import Bar
 from sessionkit.errors import BulkError
@@ -82,6 +85,27 @@ def test_keys_that_look_alike_are_duplicates_if_they_are_one_key() -> None:
 )
 def test_what_a_collation_may_take_for_one_value_folds_to_one(one: str, other: str) -> None:
     assert fold_value(one) == fold_value(other)
+
+
+@given(st.integers(1, 400), st.sets(st.integers(0, 399), max_size=30), st.sampled_from([1, 7, 1000]))
+def test_bad_places_are_found_block_by_block_and_nothing_good_twice(length: int, bad: set[int], most: int) -> None:
+    written: list[int] = []
+    asked = 0
+
+    def good(low: int, high: int) -> bool:
+        nonlocal asked
+        asked += 1
+        assert 0 < high - low <= most
+        if bad.isdisjoint(range(low, high)):
+            written.extend(range(low, high))
+            return True
+        return False
+
+    wrong = sorted(place for place in bad if place < length)
+    assert search(length, most, good) == wrong
+    assert written == [place for place in range(length) if place not in bad]
+    if most > length:
+        assert asked <= 10 + 18 * (len(wrong) + 1)
 
 
 def test_a_bar_shows_rows_rate_and_what_is_left() -> None:

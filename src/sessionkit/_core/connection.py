@@ -104,6 +104,10 @@ class FailureLog:
         """Drop the failures: the driver has undone all of the transaction, before anything else was sent in it."""
         self._failures.clear()
 
+    def undone(self, error: BaseException) -> None:
+        """Drop a failure that has left nothing behind: the database undoes such a statement alone, and goes on."""
+        self._failures = [f for f in self._failures if f[1].error is not error]
+
     def _depth(self, name: str) -> int | None:
         # The innermost one counts where a name was used twice, as in SQL.
         for depth in range(len(self._savepoints) - 1, -1, -1):

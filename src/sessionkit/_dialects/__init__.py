@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     # `X as X`: for the types of other rooms.
     from ._bulk import ColumnFacts as ColumnFacts
+    from ._bulk import Sieve as Sieve
+    from ._bulk import Sifted as Sifted
     from ._two_phase import TwoPhase as TwoPhase
 
 __all__ = [

@@ -107,6 +107,65 @@ def _unknown(error: BaseException, table: Table) -> str | None:
     return None
 
 
+def _never_steady(connection: Connection, table: Table) -> bool:
+    return False
+
+
+class Told(NamedTuple):
+    """What the server says of a row that it has refused.
+
+    Attributes:
+        place: which one, counted from 1.
+        fields: code, message, detail, hint, column, constraint, table, schema, type, context.
+    """
+
+    place: int
+    fields: Sequence[str]
+
+
+class Sifted(NamedTuple):
+    """What became of the rows of a temporary table.
+
+    Attributes:
+        refused: those that were not written.
+        written: how many were.
+        new: of an upsert, how many of these are new.
+    """
+
+    refused: Sequence[Told]
+    written: int
+    new: int
+
+
+class Sieve(NamedTuple):
+    """How a server writes the good rows of a temporary table, and tells of the others.
+
+    Attributes:
+        low, high: what a statement calls the numbers of the first and the last row that it is to take.
+        make: makes a temporary table of that name and these columns, with one more, ``n``, that numbers the rows.
+        empty: empties it, and numbers from 1 again.
+        drop: drops it.
+        script: makes the script around such a statement; with `counts` the statement selects two numbers, how many rows
+            it has written and how many of them are new; with `first` the script ends at the first row that is refused.
+            Raises where a value of the statement has no form in SQL.
+        run: runs it for such a table.
+        reads_words: tells whether the driver sends a text for a value of any type, and the server reads it.
+        error: makes the error that SQLAlchemy would have raised for a row, of a statement and its parameters.
+        is_missing: tells whether an error says that the server cannot do this at all.
+    """
+
+    low: str
+    high: str
+    make: Callable[[Connection, str, str], None]
+    empty: Callable[[Connection, str], None]
+    drop: Callable[[Connection, str], None]
+    script: Callable[..., str]
+    run: Callable[[Connection, str, str], Sifted]
+    reads_words: Callable[[Connection], bool]
+    error: Callable[[Connection, Told, str, Any], DBAPIError]
+    is_missing: Callable[[BaseException], bool]
+
+
 @dataclass(frozen=True, slots=True)
 class Bulk:
     """How one dialect moves many rows.
@@ -139,6 +198,10 @@ class Bulk:
             many rows were made of it.
         array: makes the parameter for all the values of a column: of a type; what is absent is NULL; through the
             driver's own arrays, or packed by the function.
+        tells_bad_rows: how the bad rows of a page are found in one more sending: "counted" where `keeps_earlier` can hold,
+            "sifted" where there is a `sieve`; "" where only savepoints can do it.
+        keeps_earlier: tells whether a row of an executemany that fails leaves nothing behind, and all before it is kept.
+        sieve: how the server itself tells bad rows from good ones.
         by_index: a block in which rows are found by the index, one after the other, whatever the planner thinks of it.
     """
 
@@ -162,4 +225,7 @@ class Bulk:
     columns: Callable[[Connection, Table], dict[str, ColumnFacts] | str] = _not_asked
     copy_in: Callable[[Connection, Table | str, Sequence[Column[Any] | str], Iterable[bytes]], int] = _no_copy
     array: Callable[[Connection, Any, Sequence[Any], object, Callable[[Any], bytes]], Any] = _a_list
+    tells_bad_rows: str = ""
+    keeps_earlier: Callable[[Connection, Table], bool] = _never_steady
+    sieve: Sieve | None = None
     by_index: Callable[[Connection], AbstractContextManager[object]] = nullcontext

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Boolean, ForeignKeyConstraint, PrimaryKeyConstraint, cast, func, literal, literal_column, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
-from . import _copy_postgresql
+from . import _copy_postgresql, _sieve_postgresql
 from ._bulk import Bulk
 
 if TYPE_CHECKING:
@@ -17,25 +17,15 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Constraint, Table
     from sqlalchemy.engine import Connection
 
-# https://www.postgresql.org/docs/current/errcodes-appendix.html. 21: two rows of one statement meet; 22: data; 23: a
-# constraint; 44: WITH CHECK OPTION; P0: raised by a trigger. All others (a lost connection, a deadlock, a timeout, a
-# missing table) would come again with any other row.
-_ROW_CLASSES = frozenset({"21", "22", "23", "44", "P0"})
-_WRONG_ROW = frozenset({"428C9"})  # a value for a generated column
-
-
-def _sqlstate(orig: BaseException | None) -> str | None:
-    return getattr(orig, "sqlstate", None) or getattr(orig, "pgcode", None)
-
 
 def _blames_the_row(error: BaseException) -> bool:
     if not isinstance(error, StatementError):
         return False
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return False
-    state = _sqlstate(error.orig)
+    state = _sieve_postgresql.sqlstate(error.orig)
     if state is not None:
-        return state[:2] in _ROW_CLASSES or state in _WRONG_ROW
+        return state[:2] in _sieve_postgresql.ROW_CLASSES or state in _sieve_postgresql.ROW_STATES
     # Without a SQLSTATE the server was not asked: a type or the driver could not bind a value. Or it could not be
     # reached any more.
     return not _is_operational(error)
@@ -47,7 +37,7 @@ def _is_operational(error: StatementError) -> bool:
 
 def _lacks_is_new(error: BaseException) -> bool:
     # A partitioned table cannot retrieve a system column, a view has none.
-    return _sqlstate(getattr(error, "orig", None)) in {"0A000", "42703"}
+    return _sieve_postgresql.sqlstate(getattr(error, "orig", None)) in {"0A000", "42703"}
 
 
 def _column_of(error: BaseException, table: Table) -> str | None:
@@ -142,4 +132,6 @@ BULK = Bulk(
     copy_in=_copy_postgresql.copy_in,
     array=_copy_postgresql.array,
     by_index=_by_index,
+    tells_bad_rows="sifted",
+    sieve=_sieve_postgresql.SIEVE,
 )

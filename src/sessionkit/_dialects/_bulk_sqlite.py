@@ -111,6 +111,23 @@ def _same(connection: Connection, column: Column[Any]) -> Callable[[Any, Any], b
     return lambda a, b: bool(connection.scalar(query, {"a": a, "b": b}))
 
 
+# ON CONFLICT, OR and RAISE(): ROLLBACK ends the transaction, FAIL keeps a part of the row that fails, IGNORE leaves a row out
+# without a word, so that the rows before the one that fails cannot be counted.
+_KEEPS_PARTS = re.compile(r"\b(FAIL|ROLLBACK|IGNORE)\b", re.IGNORECASE)
+
+
+def _keeps_earlier(connection: Connection, table: Table) -> bool:
+    # Triggers go from table to table, so all of the schema is looked at.
+    preparer = connection.dialect.identifier_preparer
+    schema = connection.schema_for_object(table)
+    prefix = f"{preparer.quote_schema(schema)}." if schema else ""
+    texts = " UNION ALL ".join(
+        f"SELECT sql FROM {master} WHERE sql LIKE '%ROLLBACK%' OR sql LIKE '%FAIL%' OR sql LIKE '%IGNORE%'"  # noqa: S608 - quoted
+        for master in (f"{prefix}sqlite_master", "sqlite_temp_master")
+    )
+    return not any(_KEEPS_PARTS.search(sql) for sql in connection.exec_driver_sql(texts).scalars())
+
+
 _JSON_KEYS = frozenset({int, str})
 
 
@@ -187,4 +204,6 @@ BULK = Bulk(
     reserve=_reserve,
     same=_same,
     stored_as=_stored_as,
+    tells_bad_rows="counted",
+    keeps_earlier=_keeps_earlier,
 )

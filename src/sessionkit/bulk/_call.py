@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy.engine import Connection
 
 from .. import _dialects
-from ..errors import BulkError, OptionError, VersionConflict
+from ..errors import BulkError, OptionError, VersionConflict, told
 from ..version import Conflicts, server_now, telling_time
 from ._defaults import DefaultContext
 from ._faults import Delivery
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ._options import Options
 
 CHUNK = 30_000  # of what is in memory anyway; each COPY costs as much as some hundred rows
+SHARES_FROM = 1_000  # rows: of fewer, a share says nothing
 CHUNK_OF_UNKNOWN = 4_000  # of a generator: with everything that is made of them, a few MB
 
 
@@ -55,6 +56,7 @@ class Call:
         self._fresh = True
         self._alone = False
         self.temporary_name = ""
+        self.at_end: list[Callable[[], object]] = []  # what is to be cleared away when all rows are written
         _refuse_autocommit(self.connection)
 
     def run(self, rows: Rows) -> BulkResult:
@@ -73,6 +75,8 @@ class Call:
                     self._write(chunk, total, bar)
                 if self._delivery.conflicts:
                     raise self._conflict(self._delivery.conflicts)
+                for act in self.at_end:
+                    act()
                 self.work.finish(self, self.tally)
         finally:
             if bar is not None:
@@ -141,8 +145,30 @@ class Call:
         if not self.collects:
             cause = getattr(error, "orig", None)
             raise error from cause
-        error.__cause__ = getattr(error, "orig", None)
-        self.tally.reject(error.position, error.row, error)
+        self.reject(error.position, error.row, error)
+
+    def reject(self, position: int, row: Any, error: Exception) -> None:
+        """Leave a row out. Raise if it is one too many."""
+        self.tally.reject(position, row, error)
+        limit, count = self.options.max_rejected, len(self.tally.result.rejected)
+        if limit is None:
+            return
+        if not isinstance(limit, float):
+            too_many = count > limit
+        else:
+            too_many = self.tally.length >= SHARES_FROM and count > limit * self.tally.length
+        if too_many:
+            raise self._too_many(position, row, error)
+
+    def _too_many(self, position: int, row: Any, error: Exception) -> BulkError:
+        rejected = sorted(self.tally.result.rejected, key=lambda each: each.position)
+        message = (
+            f"{len(rejected)} of {self.tally.length} rows of bulk.{self.work.verb}({self.plan.name}) were rejected, and "
+            f"max_rejected={self.options.max_rejected!r} allows no more; the last one was row {position}: {told(error)}"
+        )
+        too_many = BulkError(message, position=position, row=row, column=getattr(error, "column", None))
+        too_many.rejected = rejected
+        return too_many
 
 
 def _refuse_autocommit(connection: Connection) -> None:

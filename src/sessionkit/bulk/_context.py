@@ -31,6 +31,7 @@ class CallContext(Protocol):
     dialect: Bulk
     tally: Tally
     temporary_name: str
+    at_end: list[Callable[[], object]]
     collects: bool
     context: DefaultContext
 
@@ -44,6 +45,10 @@ class CallContext(Protocol):
 
     def refuse(self, error: BulkError) -> None:
         """A row is wrong: note it, or raise."""
+        ...
+
+    def reject(self, position: int, row: Any, error: Exception) -> None:
+        """Leave a row out. Raise if it is one too many."""
         ...
 
 

@@ -68,7 +68,8 @@ def delete(
             class. A mapping or object that holds its version is checked, as in a flush.
         missing: "error" raises for a key without a row, "ignore" leaves it out.
         on_duplicate: "error" for a key that comes twice; "first" and "last" delete it once.
-        **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``; see `WriteOptions`.
+        **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``,
+            ``max_rejected``; see `WriteOptions`.
 
     Returns:
         A `BulkResult` with ``deleted``, ``checked``, ``rejected``, ``method``.

@@ -46,9 +46,14 @@ def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) 
         every = call.dialect.any_of(column, column.type, [row[0] for row in page.values])
         if every is not None:
             return lambda: _delete_all(call, page, every, *call.plan.of_class.values())
-    sql, places, constants = _statement(call, page)
-    rows = _adapt(call, page, places, constants)
+    sql, rows = statement_and_rows(call, page)
     return lambda: _send(call, page, sql, rows)
+
+
+def statement_and_rows(call: CallContext, page: Page) -> tuple[str, list[tuple[Any, ...]]]:
+    """Return the SQL for a page, and its rows in the driver's form."""
+    sql, places, constants = statement_of(call, page)
+    return sql, _adapt(call, page, places, constants)
 
 
 def _send(call: CallContext, page: Page, sql: str, rows: list[tuple[Any, ...]]) -> Outcome:
@@ -87,7 +92,7 @@ def _with_reserved_keys(call: CallContext, page: Page, rows: list[tuple[Any, ...
         cells, keys = keyed.cells[len(page.cells) :], [row[len(page.cells) :] for row in keyed.values]
         stored = _adapt(call, Page(cells, keys, page.positions, page.rows), range(len(cells)))
         rows = [(*row, *key) for row, key in zip(rows, stored, strict=True)]
-    sql, places, constants = _statement(call, keyed)
+    sql, places, constants = statement_of(call, keyed)
     if constants:
         rows = _adapt(call, keyed, places, constants)
     elif places != list(range(len(keyed.cells))):
@@ -96,7 +101,7 @@ def _with_reserved_keys(call: CallContext, page: Page, rows: list[tuple[Any, ...
     return Outcome(inserted=count, keys=keyed.of_slots(call.plan.key))
 
 
-def _statement(call: CallContext, page: Page) -> tuple[str, list[int], dict[int, Any]]:
+def statement_of(call: CallContext, page: Page) -> tuple[str, list[int], dict[int, Any]]:
     """Return the SQL, the cell for each of its parameters, and the values of those that are the same for all rows."""
     plan, verb = call.plan, call.work.verb
     dialect = call.connection.dialect

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from ..errors import BulkError, OptionError, message_of
+from ._bad_rows import Found, find
 from ._conflicts import swallowed
 from ._identity import expire
 from ._made_keys import with_keys_made
@@ -32,6 +33,7 @@ class Delivery:
     def __init__(self, call: CallContext) -> None:
         self._call = call
         self.conflicts: list[Any] = []
+        self._suspicious = False
 
     def deliver(self, page: Page) -> None:
         """Write a page; if rows of it cannot be written, find them."""
@@ -48,16 +50,27 @@ class Delivery:
                 self._deliver_by(path, part)
 
     def _deliver_by(self, path: Path, page: Page) -> None:
+        # Where the page before had bad rows, this one is likely to, and need not fail first.
+        found = find(self._call, page) if self._suspicious and path is not SQLALCHEMY else None
+        if found is not None:
+            self._take(path, page, found)
+            return
+        error = self._refused(path, page)
+        if error is not None:
+            self._find_bad_rows(path, page, error)
+
+    def _refused(self, path: Path, page: Page) -> Exception | None:
+        """Write a page, or return the error of a row in it that the database, or a type, has refused."""
         try:
             send = path.prepare(self._call, page)
         except Exception as error:  # noqa: BLE001 - whatever a type or a packer says: SQLAlchemy's way is the truth
             unfit = error
         else:
-            self._send(path, page, send)
-            return
+            return self._send(path, page, send)
         self._divide(path, page, unfit)
+        return None
 
-    def _send(self, path: Path, page: Page, send: Callable[[], Outcome]) -> None:
+    def _send(self, path: Path, page: Page, send: Callable[[], Outcome]) -> Exception | None:
         problem: Exception | None
         try:
             outcome = self._call.attempt(send)
@@ -72,22 +85,23 @@ class Delivery:
         else:
             self._call.tally.add(page, outcome, path.method)
             self._refresh(page)
-            return
+            return None
         # Outside of the `except`, so that what comes now does not drag this error along.
         if problem is None:
-            self._deliver_by(path, page)
-        elif isinstance(problem, Mismatch):
+            return self._refused(path, page)
+        if isinstance(problem, Mismatch):
             if not self._judge(page):
                 if page.places("expect"):
                     raise swallowed(self._call, page, problem.count)
                 page.uncounted = True
-                self._send(path, page, send)
+                return self._send(path, page, send)
         elif isinstance(problem, Unfit):
             self._by_sqlalchemy(page)
         elif isinstance(problem, Unpackable):
             self._divide(path, page, problem)
         else:
-            self._bisect(path, page, problem)
+            return problem
+        return None
 
     def _refresh(self, page: Page) -> None:
         """Have objects of the session that the page has touched read again when they are used next."""
@@ -101,18 +115,10 @@ class Delivery:
         """Send what a fast path cannot express by SQLAlchemy, and the rest of the page by the path."""
         if path is SQLALCHEMY:
             raise error
-        places: dict[bool, list[int]] = {True: [], False: []}
-        for place in range(len(page)):
-            try:
-                path.prepare(self._call, page.part(place, place + 1), probe=True)
-            except Exception:  # noqa: BLE001 - as above
-                places[False].append(place)
-            else:
-                places[True].append(place)
-        good, bad = places[True], places[False]
-        if good and bad:
+        bad = sorted(place for places in page.by_types() for place in self._unfit(path, page, places))
+        if 0 < len(bad) < len(page):
             page = self._in_order(page)
-            self._deliver_by(path, page.only(good))
+            self._deliver_by(path, page.without(bad))
             page = page.only(bad)
         # All of them one by one, and yet not together: then it is no row's fault.
         self._by_sqlalchemy(page)
@@ -123,20 +129,72 @@ class Delivery:
             return page
         return with_keys_made(self._call, page) or page
 
+    def _unfit(self, path: Path, page: Page, places: list[int]) -> list[int]:
+        """Return those of the places whose rows the path cannot express."""
+        part = page.only(places)
+
+        def fits(low: int, high: int) -> bool:
+            try:
+                path.prepare(self._call, part.part(low, high), probe=True)
+            except Exception:  # noqa: BLE001 - as above
+                return False
+            return True
+
+        return [places[place] for place in search(len(part), _PROBED, fits)]
+
     def _by_sqlalchemy(self, page: Page) -> None:
         for part in page.by_omission(null_too=True):
             self._deliver_by(SQLALCHEMY, part)
 
-    def _bisect(self, path: Path, page: Page, error: Exception) -> None:
-        if len(page) > 1:
-            middle = len(page) // 2
-            self._deliver_by(path, page.part(0, middle))
-            self._deliver_by(path, page.part(middle, len(page)))
-        elif path is SQLALCHEMY:
-            self._call.refuse(error_of(self._call, page, error))
-        else:
+    def _find_bad_rows(self, path: Path, page: Page, error: Exception) -> None:
+        call = self._call
+        if len(page) == 1 and path is SQLALCHEMY:
+            call.refuse(error_of(call, page, error))
+        elif len(page) == 1:
             # Once more, the way that gives the error which SQLAlchemy would have raised.
             self._by_sqlalchemy(page)
+        elif (found := find(call, page)) is None:
+            # Rows that no one form fits: those whose values are of the same types have one, and are wrong in the same way.
+            parts = page.by_types() if call.collects else []
+            if 1 < len(parts) <= _MOST_KINDS:
+                for places in parts:
+                    self._deliver_by(path, page.only(places))
+            else:
+                self._send_blocks(path, page)
+        elif call.collects:
+            self._take(path, page, found)
+        else:
+            # The row alone gives the error, if those before it are there, with which it may be at odds.
+            first = min(found.errors)
+            if first:
+                self._deliver_by(path, page.part(0, first))
+            self._by_sqlalchemy(page.part(first, first + 1))
+            self._deliver_by(path, page.part(first + 1, len(page)))
+
+    def _take(self, path: Path, page: Page, found: Found) -> None:
+        """Leave the bad rows of a page out, and see to the others."""
+        for place, each in found.errors.items():
+            self._call.refuse(error_of(self._call, page.part(place, place + 1), each))
+        good = page.without(found.errors)
+        self._suspicious = bool(found.errors) and found.outcome is not None
+        if found.outcome is None:
+            if good.values:
+                self._deliver_by(path, good)
+        elif good.values:
+            self._call.tally.add(good, found.outcome, path.method)
+            self._refresh(good)
+
+    def _send_blocks(self, path: Path, page: Page) -> None:
+        """Send blocks of rows, each with a savepoint."""
+
+        def send(low: int, high: int) -> bool:
+            part = page.part(low, high)
+            error = self._refused(path, part)
+            if error is not None and len(part) == 1:
+                self._find_bad_rows(path, part, error)
+            return error is None
+
+        search(len(page), len(page), send)
 
     # Rows that are not there as expected
 
@@ -155,7 +213,7 @@ class Delivery:
         for place, error in fault.errors.items():
             conflicts = getattr(error, "conflicts", None)
             if self._call.collects:
-                self._call.tally.reject(page.positions[place], page.rows[place], error)
+                self._call.reject(page.positions[place], page.rows[place], error)
             elif conflicts is not None:
                 self.conflicts.extend(conflicts)
             else:
@@ -171,6 +229,30 @@ class Delivery:
             return self._call.dialect.blames_the_row(error)
         # Neither SQLAlchemy's nor the driver's: a type's or a default's own exception, about a value.
         return not isinstance(error, OptionError)
+
+
+_MOST_KINDS = 8
+_PROBED = 256  # rows: COPY packs the first 500 before it is sent
+
+
+def search(length: int, most: int, good: Callable[[int, int], bool]) -> list[int]:
+    """Ask about all places below `length` in blocks, and return those that are not good alone.
+
+    A block that is good makes the next one twice as long, one that is not is halved: what is before a bad place is asked
+    about once more, what is behind it is not.
+    """
+    bad: list[int] = []
+    low, size = 0, min(most, max(1, length // 2))
+    while low < length:
+        high = min(low + size, length)
+        if good(low, high):
+            low, size = high, min(most, 2 * size)
+        elif high - low > 1:
+            size = (high - low) // 2
+        else:
+            bad.append(low)
+            low, size = high, 1
+    return bad
 
 
 def error_of(call: CallContext, page: Page, error: Exception) -> BulkError:

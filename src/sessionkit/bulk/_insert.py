@@ -78,7 +78,8 @@ def insert(
         returning: attributes of the class (``[User.id]``), or the class itself, to be handed back in
             ``result.returned`` in the order of the input.
         render_nulls: an explicit None is NULL on a column with a default as well; otherwise it takes the default.
-        **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``; see `WriteOptions`.
+        **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``,
+            ``max_rejected``; see `WriteOptions`.
 
     Returns:
         A `BulkResult` with ``inserted``, ``returned``, ``rejected``, ``method``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
@@ -28,6 +29,9 @@ class WriteOptions(TypedDict, total=False):
             refused where the transaction may be committed in two phases: PostgreSQL cannot prepare one that has used a
             temporary table.
         on_error: "raise" stops at the first bad row; "collect" leaves bad rows out and returns them.
+        max_rejected: with "collect", how many rows may be left out: a number, or as a float the share of the rows read so
+            far, which is looked at once 1,000 were read. Past it the call raises a `BulkError` with the `rejected` rows,
+            and nothing of it is written. None leaves out as many as there are.
     """
 
     chunk: int | None
@@ -35,6 +39,7 @@ class WriteOptions(TypedDict, total=False):
     progress: bool
     method: Method
     on_error: OnError
+    max_rejected: int | float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class Options:
     progress: bool
     method: Method
     on_error: OnError
+    max_rejected: int | float | None
 
 
 def checked(options: WriteOptions, where: str) -> Options:
@@ -59,13 +65,29 @@ def checked(options: WriteOptions, where: str) -> Options:
         raise OptionError(f"chunk={chunk!r}: it is a number of rows, at least 1")
     method = one_of("method", options.get("method", "auto"), get_args(Method))
     on_error = one_of("on_error", options.get("on_error", "raise"), get_args(OnError))
+    max_rejected = options.get("max_rejected")
+    if max_rejected is not None:
+        _check_limit(max_rejected, on_error)
     return Options(
         chunk=chunk,
         on_progress=options.get("on_progress"),
         progress=bool(options.get("progress")),
         method=method,
         on_error=on_error,
+        max_rejected=max_rejected,
     )
+
+
+def _check_limit(limit: float, on_error: OnError) -> None:
+    if on_error != "collect":
+        raise OptionError(
+            f"max_rejected={limit!r} was asked for, but on_error={on_error!r} leaves no row out; say on_error='collect'"
+        )
+    most: Any = {int: math.inf, float: 1.0}.get(type(limit))
+    if most is None or not 0 <= limit <= most:
+        raise OptionError(
+            f"max_rejected={limit!r}: it is a number of rows (an int, 0 or more), or a share of them (a float, 0.0 to 1.0)"
+        )
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from ._plan import OMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from ._plan import Slot
 
@@ -66,6 +66,18 @@ class Page:
             positions=list(map(self.positions.__getitem__, places)),
             rows=list(map(self.rows.__getitem__, places)),
         )
+
+    def without(self, left_out: Collection[int]) -> Page:
+        """Return the page without the rows at these places."""
+        gone = set(left_out)
+        return self.only(place for place in range(len(self)) if place not in gone)
+
+    def by_types(self) -> list[list[int]]:
+        """Return the places of the rows, those together that hold values of the same types."""
+        groups: dict[tuple[type, ...], list[int]] = {}
+        for place, row in enumerate(self.values):
+            groups.setdefault(tuple(map(type, row)), []).append(place)
+        return list(groups.values())
 
     def places(self, *roles: Role) -> list[int]:
         return [i for i, cell in enumerate(self.cells) if cell.role in roles]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import classify, without_frames
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -21,12 +23,18 @@ class Rejected:
     Attributes:
         position: where it stood in the input, counted from 0.
         row: the row as it was given.
-        error: what a call without ``on_error="collect"`` would have raised: a `BulkError` or a `VersionConflict`.
+        error: what a call without ``on_error="collect"`` would have raised: a `BulkError` or a `VersionConflict`; without
+            traceback, cause and context, so that it holds its row and no more.
     """
 
     position: int
     row: Any
     error: Exception
+
+    @property
+    def code(self) -> str | None:
+        """The SQLSTATE, or SQLite's name of the error (``SQLITE_CONSTRAINT_CHECK``); None where no database refused it."""
+        return classify(self.error).code
 
 
 @dataclass(slots=True)
@@ -136,7 +144,7 @@ class Tally:
             self._status.update(zip(page.positions, outcome.status, strict=True))
 
     def reject(self, position: int, row: Any, error: Exception) -> None:
-        self.result.rejected.append(Rejected(position, row, error))
+        self.result.rejected.append(Rejected(position, row, without_frames(error)))
 
     def _add_keys(self, positions: Sequence[int], keys: Sequence[tuple[Any, ...] | None]) -> None:
         ordered = self._keys_in_order

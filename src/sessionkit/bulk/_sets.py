@@ -156,7 +156,7 @@ def _send(
     work: Any = call.work
     verb = work.verb
     if verb == "upsert":
-        return _upsert(call, page, _typed(page, fields, source()), parameters, _every_row(kind))
+        return _upsert(call, page, typed_columns(page, fields, source()), parameters, _every_row(kind))
     key = ("set", kind, verb, page.cells, page.bumps, work.wants_keys, tuple(fields))
     statement = call.plan.remembered(key, lambda: _statement(call, page, fields, source(), kind))
     if verb == "insert":
@@ -172,8 +172,8 @@ def _statement(call: CallContext, page: Page, fields: list[Field], source: FromC
     table: Any = plan.table
     verb = call.work.verb
     if verb == "insert":
-        return insert_of(page, table, _typed(page, fields, source), where=_every_row(kind))
-    values = _typed(page, fields, source)
+        return insert_of(page, table, typed_columns(page, fields, source), where=_every_row(kind))
+    values = typed_columns(page, fields, source)
     if verb == "update":
         statement = update_of(plan, page, values.__getitem__, table)
     elif kind == "unnest" and len(page.cells) == 1:
@@ -189,7 +189,7 @@ def _statement(call: CallContext, page: Page, fields: list[Field], source: FromC
     return statement if every is None else statement.where(every)
 
 
-def _typed(page: Page, fields: list[Field], source: FromClause) -> list[ColumnElement[Any]]:
+def typed_columns(page: Page, fields: list[Field], source: FromClause) -> list[ColumnElement[Any]]:
     """Return the columns of the relation; an enumeration came as text."""
     return [
         cast(value, cell.slot.column.type) if field.wire.cast else value

@@ -85,6 +85,7 @@ def insert_of(
     values: Sequence[ColumnElement[Any]] | None = None,
     *,
     into: Any = None,
+    order: ColumnElement[Any] | None = None,
     where: ColumnElement[bool] | None = None,
 ) -> Any:
     """Return the INSERT.
@@ -94,6 +95,7 @@ def insert_of(
         table: where to.
         values: for each cell a column of a relation; None for parameters that are called like the columns.
         into: an INSERT of the dialect's own.
+        order: in which order the rows of the relation are to be made.
         where: which of them.
     """
     statement = insert(table) if into is None else into
@@ -101,6 +103,8 @@ def insert_of(
         return statement
     written = written_places(page)
     query = select(*(values[place] for place in written))
+    if order is not None:
+        query = query.order_by(order)
     if where is not None:
         query = query.where(where)
     return statement.from_select([page.cells[place].slot.column for place in written], query)

@@ -97,7 +97,8 @@ def update(
         on_duplicate: what to do with a second row of the same key: "error", or take the "first" or the "last" one.
             Across chunks, "last" writes both, the last one at last.
         check: None compares the versions of the rows that hold one; True demands that all do; False compares none.
-        **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``; see `WriteOptions`.
+        **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``,
+            ``max_rejected``; see `WriteOptions`.
 
     Returns:
         A `BulkResult` with ``updated``, ``unchanged`` (rows with nothing to change), ``checked``, ``rejected``,

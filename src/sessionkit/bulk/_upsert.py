@@ -357,7 +357,8 @@ def upsert(
         render_nulls: as in `insert`.
         on_duplicate: what to do with a second row of the same key in the input: "error", or take the "first" or the
             "last" one. Across chunks of an input without a length, "last" writes both, the last one at last.
-        **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``; see `WriteOptions`.
+        **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``,
+            ``max_rejected``; see `WriteOptions`.
 
     Returns:
         A `BulkResult` with ``inserted``, ``updated``, ``unchanged``, ``status``, ``returned``, ``rejected``,

@@ -38,6 +38,7 @@ from ._base import address_of as address_of
 from ._base import message_of as message_of
 from ._base import told as told
 from ._bulk import BulkError
+from ._bulk import without_frames as without_frames
 from ._classify import KINDS as KINDS
 from ._classify import Classification, classify
 from ._classify import is_aftermath as is_aftermath

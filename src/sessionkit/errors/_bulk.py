@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from copy import copy
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ._base import SessionKitError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+E = TypeVar("E", bound=BaseException)
 
 
 class BulkError(SessionKitError):
@@ -18,9 +24,12 @@ class BulkError(SessionKitError):
         position: which row of the input, counted from 0.
         row: the row as it was given.
         column: the attribute that is to blame, where it can be known; else None.
+        rejected: where ``max_rejected`` ended the call, the `Rejected` rows so far, the last one of which is this one; else
+            empty.
     """
 
     _refines: ClassVar[type[BaseException] | None] = None
+    rejected: Sequence[Any] = ()
 
     def __init__(self, message: str, *, position: int, row: object, column: str | None = None) -> None:
         self.args = (message,)  # whatever other class this is of, its own constructor is not asked
@@ -68,3 +77,21 @@ _bulk_classes: dict[type[BaseException], type[BulkError]] = {}
 def _bulk_class_of(other: type[BaseException]) -> type[BulkError]:
     about = {"__module__": BulkError.__module__, "_section": BulkError._section, "_refines": other}
     return type(f"Bulk{other.__name__}", (BulkError, other), about)
+
+
+def without_frames(error: E) -> E:
+    """Take from an error, and from what it wraps, all that holds on to the call in which it was raised.
+
+    Tracebacks, causes and contexts hold its frames, and these hold the page; psycopg's errors hold the server's answer.
+    """
+    each: BaseException | None = error
+    for _ in range(3):  # SQLAlchemy's, the adapter's, the driver's
+        if each is None:
+            break
+        each.__traceback__ = each.__cause__ = each.__context__ = None
+        inner: BaseException | None = getattr(each, "orig", None)
+        if getattr(inner, "pgresult", None) is not None:
+            inner = copy(inner)  # which keeps what the answer says, and not the answer
+            each.__dict__["orig"] = inner
+        each = inner
+    return error

@@ -1,0 +1,107 @@
+"""Bad rows where a driver sends one row after the other, and keeps those before the one that fails: SQLite.
+
+Its executemany draws the rows one by one from the list that it is given. How many were drawn tells which one failed; that
+one has left nothing behind, and what follows it is sent next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import StatementError
+
+from .._core.connection import failures_of
+from ..errors import without_frames
+from . import _executemany
+from ._result import Outcome
+from ._sqlalchemy import upsert_outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ._context import CallContext
+    from ._page import Page
+
+    Search = Callable[[dict[int, Exception]], Outcome | None]
+
+
+class Unable(Exception):
+    """Somebody has drawn the rows before the driver: a listener that replaces the parameters, say."""
+
+
+class _Drawn(list[tuple[Any, ...]]):
+    """Rows that count how many of them were drawn."""
+
+    def __init__(self, rows: list[tuple[Any, ...]]) -> None:
+        super().__init__(rows)
+        self._readers = 0
+        self._last: int | None = None
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        self._readers += 1
+        for self._last, row in enumerate(super().__iter__()):
+            yield row
+        self._last = None
+
+    @property
+    def last(self) -> int | None:
+        """The place of the row that was drawn last; None if it cannot be told."""
+        if len(self) == 1:
+            return 0  # which SQLAlchemy takes out of the list, and sends by execute()
+        return self._last if self._readers == 1 else None
+
+
+def prepare(call: CallContext, page: Page) -> Search | None:
+    """Return what sends the rows and notes the errors of those that fail; None where it cannot be done."""
+    table = call.plan.table
+    assert table is not None
+    work: Any = call.work
+    if _executemany.refusal(call, page, "executemany") is not None:
+        return None
+    if not call.remembered("steady", lambda: call.dialect.keeps_earlier(call.connection, table)):
+        return None
+    try:
+        sql, rows = _executemany.statement_and_rows(call, page)
+    except Exception:  # noqa: BLE001 - a value that has no form of the driver's, as in `_faults`
+        return None
+
+    def search(errors: dict[int, Exception]) -> Outcome | None:
+        there: list[bool] = []
+        counted = work.verb == "insert" or (work.verb == "upsert" and not work.is_conditional)
+        if counted and work.verb == "upsert":
+            there = work.existing(call, page)
+        _send_all(call, sql, rows, errors)
+        if not counted or work.wants_keys or not call.collects:
+            return None
+        good = page.without(errors)
+        if work.verb == "insert":
+            return Outcome(inserted=len(good))
+        return upsert_outcome(work, call, good, [old for i, old in enumerate(there) if i not in errors], len(good))
+
+    return search
+
+
+_AT_ONCE = 5_000  # rows: behind each bad one a new list is made of those that follow
+
+
+def _send_all(call: CallContext, sql: str, rows: list[tuple[Any, ...]], errors: dict[int, Exception]) -> None:
+    low = 0
+    while low < len(rows):
+        drawn = _Drawn(rows[low : low + _AT_ONCE])
+        try:
+            call.connection.exec_driver_sql(sql, drawn)
+        except StatementError as error:
+            if not call.dialect.blames_the_row(error):
+                raise
+            last = drawn.last
+            if last is None:
+                raise Unable from None
+            if (failures := failures_of(call.connection)) is not None:
+                failures.undone(error)
+            error.params = drawn[last]
+            errors[low + last] = without_frames(error)
+            if not call.collects:
+                return
+            low += last + 1
+        else:
+            low += len(drawn)
