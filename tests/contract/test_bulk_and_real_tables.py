@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, with_loader_criteria
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, synonym, with_loader_criteria
 
 from sessionkit import Versioned, bulk, errors
 
@@ -643,6 +643,24 @@ class Titled(Base):
     verb: Mapped[str] = mapped_column(
         String(20), default=lambda context: f"insert {context.current_column.name}" if context.isinsert else ""
     )
+
+
+class Renamed(Base):
+    __tablename__ = "real_renamed"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    n: Mapped[int | None]
+    m: Mapped[int | None] = synonym("n")
+    o: Mapped[int | None] = synonym("n")
+
+
+async def test_rows_may_call_one_column_by_different_names(doors: Door) -> None:
+    await made(doors, Renamed)
+    async with doors.scope() as session:
+        await verb(doors, "insert")(
+            session, Renamed, [{"id": 1, "n": 1}, {"id": 2, "m": 2}, {"id": 3, "o": 3}, {"id": 4}]
+        )
+        assert list(await session.scalars(select(Renamed.n).order_by(Renamed.id))) == [1, 2, 3, None]
 
 
 class Retitled(Base):

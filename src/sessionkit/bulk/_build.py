@@ -74,7 +74,9 @@ class _Code:
                 for place, slot in enumerate(named.slots):
                     expressions[slot] = f"{whole}[{place}]"
             else:
-                expressions[named] = got
+                # Rows may call one column by different names: a synonym, and its own.
+                other = expressions.get(named)
+                expressions[named] = got if other is None or self.uniform else f"({got} if (w := {other}) is M else w)"
         return expressions
 
     def builder(self, *, is_insert: bool = True) -> Builder:

@@ -19,6 +19,7 @@ from ._undo import start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from sqlalchemy.orm import Session
 
@@ -53,6 +54,7 @@ class Call:
         self._delivery = Delivery(self)
         self.context = DefaultContext(self.connection)
         self._memory: dict[str, Any] = {}
+        self._clock: AbstractContextManager[None] | None = None
         self._fresh = True
         self._alone = False
         self.temporary_name = ""
@@ -105,14 +107,17 @@ class Call:
         self._start = start(self.connection, self.dialect, alone=self._alone)
         depth = _depths[self.connection] = _depths.get(self.connection, 0) + 1
         self.temporary_name = f"sessionkit_bulk_{depth}"
-        # A version that is a time is the server's, asked once for each chunk.
-        self._clock = telling_time(lambda: self.remembered("now", lambda: server_now(self.connection)))
-        self._clock.__enter__()
+        version = self.plan.version
+        if version is not None and version.supply.kind == "call":
+            # A version that is a time is the server's, asked once for each chunk.
+            self._clock = telling_time(lambda: self.remembered("now", lambda: server_now(self.connection)))
+            self._clock.__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         _depths[self.connection] -= 1
-        self._clock.__exit__(None, None, None)
+        if self._clock is not None:
+            self._clock.__exit__(None, None, None)
         if error is None:
             self._start.keep()
         else:

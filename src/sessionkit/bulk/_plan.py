@@ -114,7 +114,7 @@ class Plan:
     columns: dict[tuple[Slot, Any], Column[Any]]
     of_class: dict[Any, ColumnElement[bool]]
     below: Sequence[Table]
-    names: dict[str, Slot | Composite] = field(default_factory=dict[str, Slot | Composite])
+    names: dict[str, Slot | Composite]
     cache: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
     @property
@@ -208,6 +208,41 @@ def _make(mapper: Mapper[Any]) -> Plan:
     version = mapper.version_id_col
     chosen = mapper.version_id_generator if version is not None else False
     generator = chosen if callable(chosen) else None
+    slots, unmapped = _slots(mapper, table, generator)
+    by_column = {slot.column: slot for slot in (*slots.values(), *unmapped)}
+    key = tuple(by_column[mapper.get_property_by_column(c).columns[0]] for c in mapper.primary_key)
+    columns = {(slot, slot.column.table): slot.column for slot in unmapped}
+    for slot in slots.values():
+        columns |= {(slot, c.table): c for c in mapper.get_property(str(slot.key)).columns if isinstance(c, Column)}
+    aliases: dict[str, Slot] = {}
+    for slot in key:
+        for c in _equal_columns(mapper, slot.column):
+            columns.setdefault((slot, c.table), c)
+            other = by_column.get(c)
+            if other is not None and other not in key and other.key is not None and c.primary_key:
+                # The key of a joined table, under a name of its own.
+                aliases[other.key] = slot
+                del slots[other.key]
+    return Plan(
+        mapper=mapper,
+        table=table,
+        slots=slots,
+        unmapped=unmapped,
+        key=key,
+        version=None if version is None else slots[mapper.get_property_by_column(version).key],
+        generator=generator,
+        bump=_bump(mapper, generator),
+        columns=columns,
+        of_class=_of_class(mapper),
+        below=_below(mapper),
+        names=_names(mapper, slots, aliases),
+    )
+
+
+def _slots(
+    mapper: Mapper[Any], table: Table | None, generator: Callable[[Any], Any] | None
+) -> tuple[dict[str, Slot], list[Slot]]:
+    """Return a slot for each mapped column, by attribute, and for each column of the table that nobody maps."""
     orm_defaults = {
         column: value
         for rows in getattr(mapper, "_insert_orm_defaults", {}).values()  # SQLAlchemy 2.1
@@ -215,7 +250,7 @@ def _make(mapper: Mapper[Any]) -> Plan:
     }
 
     def slot(key: str | None, column: Column[Any], others: Sequence[Any] = ()) -> Slot:
-        decided = column is version and (generator is not None or column.system)
+        decided = column is mapper.version_id_col and (generator is not None or column.system)
         if decided and generator is not None:
             supply = _first_version(mapper, generator)
         elif column is mapper.polymorphic_on and getattr(mapper, "_set_polymorphic_identity", None):
@@ -237,43 +272,20 @@ def _make(mapper: Mapper[Any]) -> Plan:
             first = prop.columns[0]
             if isinstance(first, Column) and first.table in mapper.tables:
                 slots[prop.key] = slot(prop.key, first, prop.columns[1:])
-    unmapped = [slot(None, c) for c in table.columns if c not in mapped] if table is not None else []
-    by_column = {s.column: s for s in (*slots.values(), *unmapped)}
-    key = tuple(by_column[mapper.get_property_by_column(c).columns[0]] for c in mapper.primary_key)
-    columns = {(s, s.column.table): s.column for s in unmapped}
-    for s in slots.values():
-        columns |= {(s, c.table): c for c in mapper.get_property(str(s.key)).columns if isinstance(c, Column)}
-    aliases: dict[str, Slot] = {}
-    for s in key:
-        for c in _equal_columns(mapper, s.column):
-            columns.setdefault((s, c.table), c)
-            other = by_column.get(c)
-            if other is not None and other not in key and other.key is not None and c.primary_key:
-                # The key of a joined table, under a name of its own.
-                aliases[other.key] = s
-                del slots[other.key]
-    plan = Plan(
-        mapper=mapper,
-        table=table,
-        slots=slots,
-        unmapped=unmapped,
-        key=key,
-        version=None if version is None else slots[mapper.get_property_by_column(version).key],
-        generator=generator,
-        bump=_bump(mapper, generator),
-        columns=columns,
-        of_class=_of_class(mapper),
-        below=_below(mapper),
-    )
-    plan.names.update(slots | aliases)
+    return slots, [slot(None, c) for c in table.columns if c not in mapped] if table is not None else []
+
+
+def _names(mapper: Mapper[Any], slots: dict[str, Slot], aliases: dict[str, Slot]) -> dict[str, Slot | Composite]:
+    """Return what a row can hold, by name: columns, composites, and synonyms of both."""
+    names: dict[str, Slot | Composite] = {**slots, **aliases}
     for prop in mapper.iterate_properties:
         if isinstance(prop, CompositeProperty):
             parts = tuple(slots[p.key] for p in prop.props)
-            plan.names[prop.key] = Composite(parts, partial(_split, prop, (None,) * len(parts)))
+            names[prop.key] = Composite(parts, partial(_split, prop, (None,) * len(parts)))
     for prop in mapper.iterate_properties:
-        if isinstance(prop, SynonymProperty) and prop.name in plan.names:
-            plan.names[prop.key] = plan.names[prop.name]
-    return plan
+        if isinstance(prop, SynonymProperty) and prop.name in names:
+            names[prop.key] = names[prop.name]
+    return names
 
 
 def _of_class(mapper: Mapper[Any]) -> dict[Any, ColumnElement[bool]]:

@@ -200,34 +200,33 @@ _BY_VISIT_NAME = {
 }
 
 
+_BY_CLASS = (
+    (sqltypes.SmallInteger, "int2"),
+    (sqltypes.BigInteger, "int8"),
+    (sqltypes.Boolean, "bool"),
+    (sqltypes.Date, "date"),
+    (sqltypes.LargeBinary, "bytea"),
+)
+
+
 def _name_of(impl: TypeEngine[Any]) -> str | None:
     visit = impl.__visit_name__
+    for kind, name in _BY_CLASS:
+        if isinstance(impl, kind):
+            return name
     match impl:
         case sqltypes.JSON():
             return {"JSONB": "jsonb", "JSON": "json"}.get(visit)
         case sqltypes.Uuid():
             return "uuid" if impl.native_uuid else None
-        case sqltypes.Boolean():
-            return "bool"
-        case sqltypes.SmallInteger():
-            return "int2"
-        case sqltypes.BigInteger():
-            return "int8"
         case sqltypes.Integer():
             return "int4" if visit in {"integer", "INTEGER"} else None
-        case sqltypes.Float():
-            single = visit == "REAL" or (impl.precision is not None and impl.precision <= 24)
-            return "float4" if single and visit not in {"double", "DOUBLE", "DOUBLE_PRECISION"} else "float8"
         case sqltypes.Numeric():
-            return "numeric"
+            return _floating(impl) if isinstance(impl, sqltypes.Float) else "numeric"
         case sqltypes.DateTime():
             return "timestamptz" if impl.timezone else "timestamp"
-        case sqltypes.Date():
-            return "date"
         case sqltypes.Time():
             return None if impl.timezone else "time"
-        case sqltypes.LargeBinary():
-            return "bytea"
         case sqltypes.String():
             return _TEXTS.get(visit, "text" if visit in _STRINGS else None)
         case _ if visit == "BIT":
@@ -236,3 +235,8 @@ def _name_of(impl: TypeEngine[Any]) -> str | None:
             return ("varbit" if getattr(impl, "varying", False) else "bit") if own else None
         case _:
             return _BY_VISIT_NAME.get(visit)
+
+
+def _floating(impl: sqltypes.Float[Any]) -> str:
+    single = impl.__visit_name__ == "REAL" or (impl.precision is not None and impl.precision <= 24)
+    return "float4" if single and impl.__visit_name__ not in {"double", "DOUBLE", "DOUBLE_PRECISION"} else "float8"
