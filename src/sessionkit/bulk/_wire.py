@@ -221,8 +221,10 @@ def _name_of(impl: TypeEngine[Any]) -> str | None:
             return "uuid" if impl.native_uuid else None
         case sqltypes.Integer():
             return "int4" if visit in {"integer", "INTEGER"} else None
+        case sqltypes.Float():
+            return _floating(impl)
         case sqltypes.Numeric():
-            return _floating(impl) if isinstance(impl, sqltypes.Float) else "numeric"
+            return "numeric"
         case sqltypes.DateTime():
             return "timestamptz" if impl.timezone else "timestamp"
         case sqltypes.Time():
