@@ -61,8 +61,18 @@ KNOWN: dict[str, Known] = {
         lambda case, backend: case.verb in {"insert", "upsert"} and _some_hold_their_key(case),
     ),
     "meeting elsewhere": Known(
-        "of two new rows of an upsert that meet in another unique key, the one with the higher key is the bad one, not the later",
-        lambda case, backend: case.verb == "upsert" and any(kind == "code" for _, kind in case.bad),
+        "of two rows that meet in another unique key, the one with the higher key is the bad one, not the later",
+        lambda case, backend: case.verb in {"update", "upsert"} and any(kind == "code" for _, kind in case.bad),
+    ),
+    "null of a decorator": Known(
+        "render_nulls is SQLAlchemy's: a decorator over JSON makes JSON's null of the None, where a flush is given null()",
+        lambda case, backend: (
+            case.render_nulls
+            and any(
+                col.word == "wrapped" and any(row.get(f"attr{place}", 0) is None for row in case.rows)
+                for place, col in enumerate(case.shape.columns)
+            )
+        ),
     ),
     "last across chunks": Known(
         "on_duplicate='last' writes both rows where they are in two chunks, the last one at last",
