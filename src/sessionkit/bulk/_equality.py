@@ -37,7 +37,7 @@ class Equality:
         dialect = call.dialect.neutral(call.connection.dialect)
         self._folds = [_fold_of(slot.column.type, dialect) for slot in slots]
         self._same: dict[Slot, Callable[[Any, Any], bool]] = {}
-        self._is_exact = all(fold is None for fold in self._folds)
+        self._keeps_plain = all(fold is None or fold is int for fold in self._folds)
 
     def folded(self, keys: Sequence[Key]) -> Sequence[Key]:
         """Return the keys in a form in which all that may be one key are equal.
@@ -45,7 +45,7 @@ class Equality:
         Raises:
             TypeError: a value cannot be the value of a key.
         """
-        if self._is_exact and _EXACT.issuperset({type(value) for key in keys for value in key}):
+        if self._keeps_plain and _EXACT.issuperset({type(value) for key in keys for value in key}):
             return keys
         return [tuple(_folded(value, fold) for value, fold in zip(key, self._folds, strict=True)) for key in keys]
 
