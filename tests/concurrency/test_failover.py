@@ -1,0 +1,300 @@
+"""A primary dies under its writers and its standby is promoted: what was acknowledged is there, once, and units go on.
+
+`SESSIONKIT_LONG=1` has more writers, a longer time without a primary, and several rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from sqlalchemy import create_engine, event, select
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from sessionkit import Retry, async_sessionmaker, commits, on_commit, sessionmaker
+from tests.support.clusters import Cluster, Node
+from tests.support.models import Account
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LONG = bool(os.environ.get("SESSIONKIT_LONG"))
+ROUNDS, WRITERS, UNITS = (4, 6, 150) if LONG else (1, 3, 15)
+"""How often; how many writers each driver has; how many units each does before the primary dies, and after."""
+WITHOUT = 15.0 if LONG else 2.5
+"""How long nobody is promoted, in seconds: what it takes to notice, and to decide. No outcome depends on it."""
+PATIENT = Retry(10_000, timeout=60 + WITHOUT)
+
+pytestmark = [pytest.mark.postgresql, pytest.mark.timeout(900 if LONG else 180)]
+
+
+class Site:
+    """A primary, its synchronous standby, and a replica that follows the standby."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.primary = cluster.primary
+        engine = create_engine(self.primary.url("psycopg"))
+        commits.create_table(engine)
+        engine.dispose()
+        self.standby = cluster.replica("standby")
+        self.replica = cluster.replica("replica", follows=self.standby)
+        # After the standby was cloned: promoted with this setting, it would wait for a standby that it does not have.
+        self.primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        self.primary.sql("SELECT pg_reload_conf()")
+        until(lambda: self.primary.sql("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"))
+
+    def url(self, driver: str) -> URL:
+        """Return the address of whichever of the two takes writes."""
+        hosts = tuple(f"127.0.0.1:{node.port}" for node in (self.primary, self.standby))
+        query = {"host": hosts, "target_session_attrs": "read-write"}
+        return URL.create(f"postgresql+{driver}", username="postgres", database="postgres", query=query)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    cluster = Cluster(replicas=0)
+    try:
+        yield Site(cluster)
+    finally:
+        if cluster.primary.pid is None:
+            cluster.primary.start()  # only its next start removes what a killed server leaves in shared memory
+        cluster.close()
+
+
+def until(found: Callable[[], Any]) -> Any:
+    """Wait until something is so."""
+    ends = time.monotonic() + 60
+    while not (result := found()):
+        assert time.monotonic() < ends, "it did not become so"
+        time.sleep(0.005)
+    return result
+
+
+class Place(enum.IntEnum):
+    """Where the primary's death finds a writer, by its number."""
+
+    ARRIVES = 0  # its COMMIT waits for the standby, which has it in its mail
+    IS_LOST = 1  # its COMMIT waits for the standby, to which nothing was sent
+    IN_BODY = 2  # it is about to send its next statement
+
+    @classmethod
+    def of(cls, number: int) -> Place:
+        return cls(number % len(cls))
+
+
+class Gates:
+    """Where the writers are halted, each before it goes on to its place."""
+
+    def __init__(self) -> None:
+        self.shut = threading.Event()
+        self.open = {place: threading.Event() for place in Place}
+
+    def release(self) -> None:
+        for gate in self.open.values():
+            gate.set()
+
+
+@dataclass
+class Told:
+    """What the writers of one driver were told, and when. Each of them has a place in the lists."""
+
+    acknowledged: list[list[float]] = field(default_factory=lambda: [[] for _ in range(WRITERS)])
+    halted: set[str] = field(default_factory=set)
+    bodies: Counter[str] = field(default_factory=Counter)
+    hooks: Counter[str] = field(default_factory=Counter)
+    connects: list[float] = field(default_factory=list)
+    failed: list[BaseException] = field(default_factory=list)
+
+
+class Writers:
+    """The writers of one driver, in a thread each or in tasks."""
+
+    def __init__(self, site: Site, driver: str, gates: Gates) -> None:
+        self.driver = driver
+        self.told = Told()
+        self._gates = gates
+        self._ends = threading.Event()
+        self._asynchronous = driver in {"asyncpg", "psycopg_async"}
+        self._engine: Any = (create_async_engine if self._asynchronous else create_engine)(site.url(driver))
+        event.listen(getattr(self._engine, "sync_engine", self._engine), "do_connect", self._connects)
+        bodies = [self._in_tasks] if self._asynchronous else [self._in_thread(number) for number in range(WRITERS)]
+        self._threads = [threading.Thread(target=self._watched, args=(body,)) for body in bodies]
+
+    def _connects(self, *_: Any) -> None:
+        self.told.connects.append(time.monotonic())
+
+    def _watched(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except BaseException as error:  # noqa: BLE001 - judged by the test
+            self.told.failed.append(error)
+
+    def _name(self, number: int) -> str:
+        return f"{self.driver} {number} {len(self.told.acknowledged[number])}"
+
+    def _begins(self, session: Any, name: str) -> None:
+        self.told.bodies[name] += 1
+        session.add(Account(owner=name))
+        on_commit(lambda: self.told.hooks.update([name]))
+
+    def _gate(self, name: str, number: int) -> threading.Event | None:
+        if not self._gates.shut.is_set():
+            return None
+        self.told.halted.add(name)
+        return self._gates.open[Place.of(number)]
+
+    def _in_thread(self, number: int) -> Callable[[], None]:
+        @sessionmaker(self._engine).scope(verify_commit=True, retry=PATIENT)
+        def write(session: Any, name: str) -> None:
+            self._begins(session, name)
+            session.flush()
+            if (gate := self._gate(name, number)) is not None:
+                gate.wait()
+            session.execute(select(1))
+
+        def body() -> None:
+            while not self._ends.is_set():
+                write(self._name(number))
+                self.told.acknowledged[number].append(time.monotonic())
+
+        return body
+
+    def _in_tasks(self) -> None:
+        @async_sessionmaker(self._engine).scope(verify_commit=True, retry=PATIENT)
+        async def write(session: Any, name: str, number: int) -> None:
+            self._begins(session, name)
+            await session.flush()
+            if (gate := self._gate(name, number)) is not None:
+                await asyncio.to_thread(gate.wait)
+            await session.execute(select(1))
+
+        async def body(number: int) -> None:
+            while not self._ends.is_set():
+                await write(self._name(number), number)
+                self.told.acknowledged[number].append(time.monotonic())
+
+        async def bodies() -> None:
+            async with asyncio.TaskGroup() as group:
+                for number in range(WRITERS):
+                    group.create_task(body(number))
+            await self._engine.dispose()
+
+        asyncio.run(bodies())
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def done(self, since: float = 0.0) -> bool:
+        """Tell whether each writer has done its units since then, or one has failed."""
+        acknowledged = self.told.acknowledged
+        return bool(self.told.failed) or all(sum(when > since for when in each) >= UNITS for each in acknowledged)
+
+    def stop(self) -> None:
+        self._ends.set()
+        for thread in self._threads:
+            thread.join(PATIENT.timeout)
+        if not self._asynchronous:
+            self._engine.dispose()
+
+
+@contextmanager
+def writing(site: Site) -> Iterator[tuple[list[Writers], Gates]]:
+    gates = Gates()
+    writers = [Writers(site, driver, gates) for driver in ("psycopg", "psycopg_async", "asyncpg")]
+    for each in writers:
+        each.start()
+    try:
+        yield writers, gates
+    finally:
+        gates.release()
+        for each in writers:
+            each.stop()
+
+
+def kill_in_the_middle(site: Site, writers: list[Writers], gates: Gates) -> float:
+    """Kill the primary while a third of the writers is in each `Place`; return when that was."""
+    primary, standby = site.primary, site.standby
+    third = len(writers) * WRITERS // len(Place)
+
+    def waiting(count: int) -> bool:
+        return primary.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == [(count,)]
+
+    gates.shut.set()
+    until(lambda: sum(len(each.told.halted) for each in writers) == len(Place) * third)
+    gates.shut.clear()
+    [(sender,)] = primary.sql("SELECT pid FROM pg_stat_replication")
+    [(receiver,)] = standby.sql("SELECT pid FROM pg_stat_wal_receiver")
+    os.kill(receiver, signal.SIGSTOP)
+    gates.open[Place.ARRIVES].set()
+    until(lambda: waiting(third))
+    until(lambda: primary.sql("SELECT sent_lsn >= pg_current_wal_flush_lsn() FROM pg_stat_replication") == [(True,)])
+    os.kill(sender, signal.SIGSTOP)
+    gates.open[Place.IS_LOST].set()
+    until(lambda: waiting(2 * third))
+    primary.stop(signal.SIGKILL)
+    died = time.monotonic()
+    with suppress(ProcessLookupError):
+        os.kill(sender, signal.SIGKILL)  # it would go on when it is woken
+    os.kill(receiver, signal.SIGCONT)
+    gates.release()
+    return died
+
+
+def promote(node: Node) -> float:
+    """Promote a standby; return when it began to take writes."""
+    with psycopg.connect(node.url("psycopg").set(drivername="postgresql").render_as_string(), autocommit=True) as c:
+        c.execute("SELECT pg_promote(wait => false)")
+        until(lambda: c.execute("SELECT NOT pg_is_in_recovery()").fetchone() == (True,))
+        return time.monotonic()
+
+
+@pytest.mark.parametrize("turn", range(ROUNDS))
+def test_the_primary_dies_under_its_writers_and_what_was_acknowledged_is_there_once(site: Site, turn: int) -> None:
+    with writing(site) as (writers, gates):
+        until(lambda: all(each.done() for each in writers))
+        died = kill_in_the_middle(site, writers, gates)
+        threading.Event().wait(WITHOUT)
+        promoted = promote(site.standby)
+        until(lambda: all(each.done(promoted) for each in writers))
+    told = {each.driver: each.told for each in writers}
+    assert [failure for each in told.values() for failure in each.failed] == []
+    acknowledged = Counter(
+        f"{driver} {number} {unit}"
+        for driver, each in told.items()
+        for number, units in enumerate(each.acknowledged)
+        for unit in range(len(units))
+    )
+    found = Counter(dict(site.standby.sql("SELECT owner, count(*) FROM accounts GROUP BY owner")))
+    lost, twice = acknowledged - found, found - acknowledged
+    late = {
+        driver: [min(when for when in units if when > promoted) - promoted for units in each.acknowledged]
+        for driver, each in told.items()
+    }
+    connects = sum(died < when < promoted for each in told.values() for when in each.connects)
+    sys.stdout.write(
+        f"\n{acknowledged.total()} units of {len(told) * WRITERS} writers; without a primary {promoted - died:.2f} s; "
+        f"lost {lost.total()}, twice {twice.total()}; the first unit after the promotion "
+        + ", ".join(f"{driver} {' '.join(f'{s:.2f}' for s in seconds)} s" for driver, seconds in late.items())
+        + f"; {connects / len(told) / WRITERS / (promoted - died):.1f} connects per writer and second in between\n"
+    )
+    assert (lost, twice) == (Counter(), Counter())
+    assert sum((each.hooks for each in told.values()), Counter()) == acknowledged
+    for each in told.values():
+        for name in each.halted:
+            once = Place.of(int(name.split()[1])) is Place.ARRIVES
+            assert (each.bodies[name] == 1) is once, f"{name} was run {each.bodies[name]} times"
+    assert max(max(each) for each in late.values()) < 1
