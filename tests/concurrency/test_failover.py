@@ -15,11 +15,12 @@ import time
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from sqlalchemy import create_engine, event, select
+from sqlalchemy import create_engine, event, func, select, text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -29,6 +30,8 @@ from tests.support.models import Account
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from sqlalchemy.engine import Engine
 
 LONG = bool(os.environ.get("SESSIONKIT_LONG"))
 ROUNDS, WRITERS, UNITS = (4, 6, 150) if LONG else (1, 3, 15)
@@ -55,6 +58,10 @@ class Site:
         self.primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
         self.primary.sql("SELECT pg_reload_conf()")
         until(lambda: self.primary.sql("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"))
+
+    def readers(self) -> list[Engine]:
+        """Return engines of the two that are readers before the promotion."""
+        return [create_engine(node.url("psycopg")) for node in (self.standby, self.replica)]
 
     def url(self, driver: str) -> URL:
         """Return the address of whichever of the two takes writes."""
@@ -109,14 +116,74 @@ class Gates:
 
 @dataclass
 class Told:
-    """What the writers of one driver were told, and when. Each of them has a place in the lists."""
+    """What the writers of one driver were told, and when.
+
+    Attributes:
+        acknowledged: when, for each of them.
+        halted: the units that the primary's death found in a `Place`.
+        bodies: how often the body of each unit was run.
+        hooks: how often the hook of each was run.
+        own: when they looked for what they had just written, on which port, and how often it was there.
+        connects: when a connection was tried to be made.
+        failed: what was raised to them.
+    """
 
     acknowledged: list[list[float]] = field(default_factory=lambda: [[] for _ in range(WRITERS)])
     halted: set[str] = field(default_factory=set)
     bodies: Counter[str] = field(default_factory=Counter)
     hooks: Counter[str] = field(default_factory=Counter)
+    own: list[tuple[float, int, int]] = field(default_factory=list)
     connects: list[float] = field(default_factory=list)
     failed: list[BaseException] = field(default_factory=list)
+
+
+class Reader:
+    """A thread that has written nothing, and reads all the time. It reads whether there is a primary or not."""
+
+    def __init__(self, site: Site) -> None:
+        self.seen: list[float] = []
+        self.failed: list[BaseException] = []
+        self._ends = threading.Event()
+        self._primary = create_engine(site.url("psycopg"))
+        self._readers = site.readers()
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        session_of = sessionmaker(self._primary, readers=self._readers)
+        try:
+            while not self._ends.wait(0.005):
+                with session_of.scope(read_only=True) as session:
+                    where(session)
+                self.seen.append(time.monotonic())
+        except BaseException as error:  # noqa: BLE001 - judged by the test
+            self.failed.append(error)
+
+    def stop(self) -> None:
+        self._ends.set()
+        self._thread.join()
+        for engine in (self._primary, *self._readers):
+            engine.dispose()
+
+    def between(self, begin: float, end: float) -> int:
+        """Return how often it has read."""
+        return sum(begin < when < end for when in self.seen)
+
+    def longest_pause(self) -> float:
+        return max(after - before for before, after in pairwise(self.seen))
+
+
+def where(session: Any) -> int:
+    """Return the port of the server that a session talks to."""
+    port: int = session.execute(text("SELECT inet_server_port()")).scalar_one()
+    return port
+
+
+def reads(session_of: Any, name: str) -> tuple[int, int]:
+    """Look for what was written under a name; return on which port, and how often it is there."""
+    found = select(func.count()).select_from(Account).where(Account.owner == name)
+    with session_of.scope(read_only=True) as session:
+        return where(session), session.execute(found).scalar_one()
 
 
 class Writers:
@@ -129,6 +196,9 @@ class Writers:
         self._ends = threading.Event()
         self._asynchronous = driver in {"asyncpg", "psycopg_async"}
         self._engine: Any = (create_async_engine if self._asynchronous else create_engine)(site.url(driver))
+        self._readers = [] if self._asynchronous else site.readers()
+        if not self._asynchronous:
+            self.session_of = sessionmaker(self._engine, readers=self._readers, retry=PATIENT)
         event.listen(getattr(self._engine, "sync_engine", self._engine), "do_connect", self._connects)
         bodies = [self._in_tasks] if self._asynchronous else [self._in_thread(number) for number in range(WRITERS)]
         self._threads = [threading.Thread(target=self._watched, args=(body,)) for body in bodies]
@@ -157,7 +227,7 @@ class Writers:
         return self._gates.open[Place.of(number)]
 
     def _in_thread(self, number: int) -> Callable[[], None]:
-        @sessionmaker(self._engine).scope(verify_commit=True, retry=PATIENT)
+        @self.session_of.scope(verify_commit=True)
         def write(session: Any, name: str) -> None:
             self._begins(session, name)
             session.flush()
@@ -167,8 +237,10 @@ class Writers:
 
         def body() -> None:
             while not self._ends.is_set():
-                write(self._name(number))
+                name = self._name(number)
+                write(name)
                 self.told.acknowledged[number].append(time.monotonic())
+                self.told.own.append((time.monotonic(), *reads(self.session_of, name)))
 
         return body
 
@@ -207,22 +279,23 @@ class Writers:
         self._ends.set()
         for thread in self._threads:
             thread.join(PATIENT.timeout)
-        if not self._asynchronous:
-            self._engine.dispose()
+        for engine in [] if self._asynchronous else [self._engine, *self._readers]:
+            engine.dispose()
 
 
 @contextmanager
-def writing(site: Site) -> Iterator[tuple[list[Writers], Gates]]:
-    gates = Gates()
+def working(site: Site) -> Iterator[tuple[list[Writers], Gates, Reader]]:
+    gates, reader = Gates(), Reader(site)
     writers = [Writers(site, driver, gates) for driver in ("psycopg", "psycopg_async", "asyncpg")]
     for each in writers:
         each.start()
     try:
-        yield writers, gates
+        yield writers, gates, reader
     finally:
         gates.release()
         for each in writers:
             each.stop()
+        reader.stop()
 
 
 def kill_in_the_middle(site: Site, writers: list[Writers], gates: Gates) -> float:
@@ -264,12 +337,16 @@ def promote(node: Node) -> float:
 
 @pytest.mark.parametrize("turn", range(ROUNDS))
 def test_the_primary_dies_under_its_writers_and_what_was_acknowledged_is_there_once(site: Site, turn: int) -> None:
-    with writing(site) as (writers, gates):
+    with working(site) as (writers, gates, reader):
         until(lambda: all(each.done() for each in writers))
+        session_of = writers[0].session_of
+        with session_of.scope() as session:
+            session.add(Account(owner="bystander"))
         died = kill_in_the_middle(site, writers, gates)
         threading.Event().wait(WITHOUT)
         promoted = promote(site.standby)
         until(lambda: all(each.done(promoted) for each in writers))
+        until(lambda: reads(session_of, "bystander") == (site.replica.port, 1))  # it has not written since
     told = {each.driver: each.told for each in writers}
     assert [failure for each in told.values() for failure in each.failed] == []
     acknowledged = Counter(
@@ -279,6 +356,7 @@ def test_the_primary_dies_under_its_writers_and_what_was_acknowledged_is_there_o
         for unit in range(len(units))
     )
     found = Counter(dict(site.standby.sql("SELECT owner, count(*) FROM accounts GROUP BY owner")))
+    assert found.pop("bystander") == 1
     lost, twice = acknowledged - found, found - acknowledged
     late = {
         driver: [min(when for when in units if when > promoted) - promoted for units in each.acknowledged]
@@ -289,7 +367,8 @@ def test_the_primary_dies_under_its_writers_and_what_was_acknowledged_is_there_o
         f"\n{acknowledged.total()} units of {len(told) * WRITERS} writers; without a primary {promoted - died:.2f} s; "
         f"lost {lost.total()}, twice {twice.total()}; the first unit after the promotion "
         + ", ".join(f"{driver} {' '.join(f'{s:.2f}' for s in seconds)} s" for driver, seconds in late.items())
-        + f"; {connects / len(told) / WRITERS / (promoted - died):.1f} connects per writer and second in between\n"
+        + f"; {connects / len(told) / WRITERS / (promoted - died):.1f} connects per writer and second in between; "
+        f"{reader.between(died, promoted)} reads in between, the longest pause {reader.longest_pause():.2f} s\n"
     )
     assert (lost, twice) == (Counter(), Counter())
     assert sum((each.hooks for each in told.values()), Counter()) == acknowledged
@@ -298,3 +377,8 @@ def test_the_primary_dies_under_its_writers_and_what_was_acknowledged_is_there_o
             once = Place.of(int(name.split()[1])) is Place.ARRIVES
             assert (each.bodies[name] == 1) is once, f"{name} was run {each.bodies[name]} times"
     assert max(max(each) for each in late.values()) < 1
+    assert reader.failed == []
+    assert reader.between(died, promoted) > 0
+    own = told["psycopg"].own
+    assert {count for _, _, count in own} == {1}, "a writer has not seen what it had written"
+    assert site.replica.port in {port for when, port, _ in own if when > promoted}
