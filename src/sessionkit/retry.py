@@ -17,7 +17,9 @@ from .errors import KINDS, OptionError, add_note, classify, first_of, outcome_of
 
 __all__ = ["Attempt", "Retry"]
 
-_UNREACHABLE = frozenset({"connection_lost", "cannot_connect", "admin_shutdown", "crash_shutdown"})
+_UNREACHABLE = frozenset(
+    {"connection_lost", "cannot_connect", "admin_shutdown", "crash_shutdown", "read_only_sql_transaction"}
+)
 
 RetryOn = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]
 
@@ -62,7 +64,9 @@ class Retry:
             it waits for a lock, and fails all the same.
 
     By default a unit is run again after a serialization failure, a deadlock, SQLite's BUSY and LOCKED, a stale
-    version, and a connection that was lost before COMMIT was sent. A unit whose outcome is unknown is never run again.
+    version, a connection that was lost before COMMIT was sent, and a write refused by a server that was chosen because
+    it takes writes (``target_session_attrs=read-write`` in the engine's URL). A unit whose outcome is unknown is never
+    run again.
 
     Raises:
         OptionError: a value is not of its kind.

@@ -73,7 +73,7 @@ def test_without_dice_those_of_the_process_are_thrown() -> None:
 
 
 @given(NUMBERS, SECONDS, SECONDS, SECONDS)
-@pytest.mark.parametrize("code", ["08006", "57P01", "57P02", "57P03"])
+@pytest.mark.parametrize("code", ["08006", "57P01", "57P02", "57P03", "25006"])
 def test_after_a_connection_that_is_lost_or_not_to_be_had_the_wait_has_a_cap_of_its_own(
     code: str, attempt: int, wait: float, wait_max: float, reconnect: float
 ) -> None:
