@@ -459,3 +459,16 @@ async def test_a_write_that_the_unit_itself_has_forbidden_keeps_its_connection_a
             await session.execute(insert(Account).values(owner="ann"))
     assert not caught.value.connection_invalidated
     assert not errors.classify(caught.value).retryable
+
+
+@pytest.mark.above_drivers
+@pytest.mark.doors(backend="postgresql")
+async def test_a_write_in_a_read_only_scope_inside_a_unit_takes_nothing_from_that_unit(doors: Door) -> None:
+    url = read_write(doors.database.url(doors.driver))
+    factory = doors.factory(doors._adopted(doors._create_engine(url), False))
+    async with doors.scope(factory) as session:
+        await session.execute(insert(Account).values(owner="ann"))
+        with pytest.raises(DBAPIError):
+            async with doors.scope(factory, propagation="savepoint", read_only=True) as inner:
+                await inner.execute(insert(Account).values(owner="bob"))
+    assert await doors.rows("SELECT owner FROM accounts") == [("ann",)]

@@ -234,7 +234,7 @@ class ScopeConnection(Connection):
 
     def _refuses_writes(self, error: Exception) -> bool:
         """Tell whether the server takes no writes any more, though it was chosen because it takes them."""
-        if self.beginning is None or self.shared or (self.unit is not None and self.unit.preset.read_only):
+        if self.beginning is None or self.shared or (self.unit is not None and self.unit.read_only):
             return False
         asked = self.engine.url.query.get("target_session_attrs")
         return asked in ("read-write", "primary") and classify(error).code == "25006"
