@@ -28,6 +28,8 @@ OTHER = Meaning("other")
 STALE_VERSION = Meaning("stale_version", retryable=True)
 CONNECTION_LOST = Meaning("connection_lost", retryable=True, ambiguous=True)
 CANNOT_CONNECT = Meaning("cannot_connect", retryable=True)
+NO_PRIMARY = Meaning("read_only_sql_transaction", retryable=True)
+"""A server refused to write, and its connection was dropped for that: the next one may lead to another server."""
 
 SQLSTATE = {
     "40001": Meaning("serialization_failure", retryable=True),  # also on a hot standby; at COMMIT a definite abort

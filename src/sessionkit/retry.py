@@ -17,6 +17,10 @@ from .errors import KINDS, OptionError, add_note, classify, first_of, outcome_of
 
 __all__ = ["Attempt", "Retry"]
 
+_UNREACHABLE = frozenset(
+    {"connection_lost", "cannot_connect", "admin_shutdown", "crash_shutdown", "read_only_sql_transaction"}
+)
+
 RetryOn = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]
 
 
@@ -45,6 +49,8 @@ class Retry:
         attempts: how many runs at the most, the first included.
         wait: the wait after the first failure, in seconds; it doubles after each further one.
         wait_max: the longest wait, in seconds.
+        reconnect_wait_max: the longest wait, in seconds, after a connection that could not be made or was lost. Nobody
+            is contended with then, and who waits for long goes on long after the server is back.
         jitter: wait a random time between zero and that ("full jitter", https://aws.amazon.com/blogs/architecture/
             exponential-backoff-and-jitter/), so that units that failed together do not meet again.
         timeout: the longest that all runs and waits may take together, in seconds; a statement that hangs is cut then.
@@ -58,7 +64,9 @@ class Retry:
             it waits for a lock, and fails all the same.
 
     By default a unit is run again after a serialization failure, a deadlock, SQLite's BUSY and LOCKED, a stale
-    version, and a connection that was lost before COMMIT was sent. A unit whose outcome is unknown is never run again.
+    version, a connection that was lost before COMMIT was sent, and a write refused by a server that was chosen because
+    it takes writes (``target_session_attrs=read-write`` in the engine's URL). A unit whose outcome is unknown is never
+    run again.
 
     Raises:
         OptionError: a value is not of its kind.
@@ -68,6 +76,7 @@ class Retry:
     _: KW_ONLY
     wait: float = 0.02
     wait_max: float = 2.0
+    reconnect_wait_max: float = 0.5
     jitter: bool = True
     timeout: float | None = None
     on: RetryOn | None = None
@@ -80,7 +89,7 @@ class Retry:
         attempts: Any = self.attempts
         if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
             raise OptionError(f"attempts={self.attempts!r} was asked for; it is a whole number, 1 or more")
-        for name in ("wait", "wait_max", "timeout"):
+        for name in ("wait", "wait_max", "reconnect_wait_max", "timeout"):
             seconds = getattr(self, name)
             if name == "timeout" and seconds is None:
                 continue
@@ -94,15 +103,22 @@ class Retry:
         if self.before_retry is not None and not callable(self.before_retry):
             raise OptionError(f"before_retry={self.before_retry!r} was asked for; it is called with the failed Attempt")
 
-    def delay_after(self, attempt: int, rng: random.Random | None = None) -> float:
+    def delay_after(
+        self, attempt: int, rng: random.Random | None = None, *, error: BaseException | None = None
+    ) -> float:
         """Return how long to wait after a failed attempt, in seconds.
 
         Args:
             attempt: its number, from 1.
             rng: the dice for the jitter; default: the process's.
+            error: what it failed with.
         """
         # 2.0 ** 1024 overflows, and long before that the cap holds.
         longest = min(self.wait_max, self.wait * 2.0 ** min(attempt - 1, 1000))
+        if error is not None and classify(first_of(error)).kind in _UNREACHABLE:
+            # A primary that fails over is away for seconds: long enough for the wait to reach any cap. Half a second
+            # is a quarter on average: four knocks a second by each unit that waits; see test_failover.
+            longest = min(longest, self.reconnect_wait_max)
         return (rng or random).uniform(0.0, longest) if self.jitter else longest
 
     def retries(self, error: BaseException) -> bool:
@@ -223,7 +239,7 @@ class Attempts:
         if self.policy.lock_on_retry and isinstance(error, StaleDataError):
             delay = 0.0  # the next attempt waits in the queue for the lock
         else:
-            delay = self.policy.delay_after(attempt.number, self._rng)
+            delay = self.policy.delay_after(attempt.number, self._rng, error=error)
         if attempt.number >= self.policy.attempts:
             return f"gave up after {_counted(attempt.number)}"
         if self.deadline is not None and now + delay >= self.deadline:

@@ -34,6 +34,7 @@ class Node:
         self.data = cluster.folder / name
         self.port = _free_port()
         self.pid: int | None = None
+        self.settings = dict(DURABLE)
 
     def url(self, driver: str) -> URL:
         return URL.create(
@@ -42,7 +43,7 @@ class Node:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        settings = [part for name, value in DURABLE.items() for part in ("-c", f"{name}={value}")]
+        settings = [part for name, value in self.settings.items() for part in ("-c", f"{name}={value}")]
         command = [self.cluster.programs.program("postgres"), "-D", str(self.data), "-p", str(self.port), *settings]
         self.pid = self.cluster.ask(start=command, log=f"{self.data}.log", popen=self.cluster.account.popen())
         ready = self.cluster.programs.program("pg_isready")
@@ -84,7 +85,7 @@ class Cluster:
                   "--encoding=UTF8", "--locale=C")  # fmt: skip
         self.primary.start()
         models.load(self.primary.url("psycopg"))
-        self.replicas = [self._replica(f"replica{number}") for number in range(replicas)]
+        self.replicas = [self.replica(f"replica{number}") for number in range(replicas)]
 
     def _usable(self) -> Candidate:
         for candidate in candidates():
@@ -98,10 +99,13 @@ class Cluster:
         except NoServer as error:
             raise PostgresUnavailable(str(error)) from error
 
-    def _replica(self, name: str) -> Node:
+    def replica(self, name: str, *, follows: Node | None = None) -> Node:
+        """Clone the primary, and have the clone follow it, or another replica."""
         node = Node(self, name)
         self._run("pg_basebackup", "-h", "127.0.0.1", "-p", str(self.primary.port), "-U", "postgres", "--no-sync",
                   "-D", str(node.data), "-R", "-X", "stream", "-c", "fast")  # fmt: skip
+        if follows is not None:
+            node.settings["primary_conninfo"] = f"host=127.0.0.1 port={follows.port} user=postgres"
         node.start()
         return node
 

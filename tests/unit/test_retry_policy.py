@@ -26,6 +26,13 @@ def failed(error: BaseException | None = None, outcome: Outcome = "rolled back")
     return error
 
 
+def coded(state: str) -> Exception:
+    """Return an error that carries a SQLSTATE, as a driver's do."""
+    error = RuntimeError(state)
+    error.sqlstate = state  # type: ignore[attr-defined]
+    return error
+
+
 # Delays
 
 
@@ -63,6 +70,32 @@ def test_a_wait_of_zero_stays_zero() -> None:
 
 def test_without_dice_those_of_the_process_are_thrown() -> None:
     assert 0 <= Retry().delay_after(1) <= 0.02
+
+
+@given(NUMBERS, SECONDS, SECONDS, SECONDS)
+@pytest.mark.parametrize("code", ["08006", "57P01", "57P02", "57P03", "25006"])
+def test_after_a_connection_that_is_lost_or_not_to_be_had_the_wait_has_a_cap_of_its_own(
+    code: str, attempt: int, wait: float, wait_max: float, reconnect: float
+) -> None:
+    retry = Retry(wait=wait, wait_max=wait_max, reconnect_wait_max=reconnect, jitter=False)
+    assert retry.delay_after(attempt, error=coded(code)) == min(retry.delay_after(attempt), reconnect)
+
+
+@pytest.mark.parametrize("error", [None, StaleDataError("stale"), ValueError(), "40001", "40P01"])
+def test_after_a_conflict_the_wait_does_not_know_that_cap(error: Any) -> None:
+    error = coded(error) if isinstance(error, str) else error
+    assert Retry(wait=1, wait_max=9, reconnect_wait_max=0, jitter=False).delay_after(5, error=error) == 9
+
+
+def test_a_unit_that_waits_for_a_primary_waits_for_half_a_second_at_the_most() -> None:
+    attempts = Attempts(Retry(50, jitter=False), now=0.0)
+    delays: list[float | None] = []
+    for _ in range(20):
+        attempt = attempts.next()
+        assert attempts.failed(attempt, failed(coded("57P03")), now=0.0)
+        delays.append(attempt.delay)
+    assert delays[:3] == [0.02, 0.04, 0.08]
+    assert max(delays, key=float) == delays[-1] == 0.5  # type: ignore[arg-type]
 
 
 # The attempts and the deadline
@@ -229,7 +262,7 @@ def test_attempts_must_be_a_whole_number_from_1_on(attempts: Any) -> None:
         Retry(attempts)
 
 
-@pytest.mark.parametrize("name", ["wait", "wait_max", "timeout"])
+@pytest.mark.parametrize("name", ["wait", "wait_max", "reconnect_wait_max", "timeout"])
 @pytest.mark.parametrize("value", [-0.001, float("nan"), float("inf"), "1", True])
 def test_waits_must_be_seconds(name: str, value: Any) -> None:
     with pytest.raises(OptionError, match=f"{name}=.* was asked for; it is a number of seconds, 0 or more"):

@@ -10,6 +10,7 @@ transaction to prepare itself: there stands the verdict, after the listeners and
 from __future__ import annotations
 
 import logging
+import random
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,9 @@ logger = logging.getLogger("sessionkit")
 
 VERIFY_TIMEOUT = 30.0
 """How long the outcome of a COMMIT is sought where the unit has no deadline of its own, in seconds."""
+
+ASK_AGAIN = 0.5
+"""The longest wait between two questions, in seconds. It is `Retry.reconnect_wait_max`, for the same reasons."""
 
 
 class RollbackAsked(ScopeError):
@@ -319,7 +323,7 @@ def _ask(unit: Unit, question: Callable[[float], Any]) -> Any:
     deadline = _dialects.deadline.get()
     ends = now + VERIFY_TIMEOUT if deadline is None else max(deadline, now + 0.5)
     before = _dialects.deadline.set(ends)
-    delay = 0.02
+    longest = 0.02
     try:
         while True:
             try:
@@ -331,7 +335,8 @@ def _ask(unit: Unit, question: Callable[[float], Any]) -> Any:
             left = ends - time.monotonic()
             if left <= 0:
                 return None
-            sleep(min(delay, left), unit.asynchronous)
-            delay = min(delay * 2, 1.0)
+            # With jitter: a server that dies leaves many who begin to ask at the same moment.
+            sleep(min(random.uniform(0.0, longest), left), unit.asynchronous)  # noqa: S311 - dice
+            longest = min(longest * 2, ASK_AGAIN)
     finally:
         _dialects.deadline.reset(before)

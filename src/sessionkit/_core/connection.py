@@ -22,7 +22,7 @@ from sqlalchemy.pool import SingletonThreadPool, StaticPool
 from .. import _dialects
 from .._twins import uncut
 from ..context import State, forks, here
-from ..errors import ScopeError, UnexpectedRollback, told
+from ..errors import ScopeError, UnexpectedRollback, classify, told
 from . import seams
 
 if TYPE_CHECKING:
@@ -220,6 +220,9 @@ class ScopeConnection(Connection):
         if not isinstance(e, Exception):
             # SQLAlchemy closes what was interrupted, which is not always enough.
             (_dialects.of(self) if self.beginning is None else self.beginning.dialect).interrupted(self, e, cursor)
+        elif self._refuses_writes(e):
+            # All connections of the pool lead there. SQLAlchemy drops them, and the next one finds who takes writes.
+            self._is_disconnect = True
         try:
             super()._handle_dbapi_exception(e, statement, parameters, cursor, context, is_sub_exec)
         except BaseException as error:
@@ -228,6 +231,13 @@ class ScopeConnection(Connection):
             if context is not None or self.invalidated:
                 self.log().failed(error)
             raise
+
+    def _refuses_writes(self, error: Exception) -> bool:
+        """Tell whether the server takes no writes any more, though it was chosen because it takes them."""
+        if self.beginning is None or self.shared or (self.unit is not None and self.unit.read_only):
+            return False
+        asked = self.engine.url.query.get("target_session_attrs")
+        return asked in ("read-write", "primary") and classify(error).code == "25006"
 
     def fail(self, error: BaseException, statement: str) -> NoReturn:
         """Raise what the driver raised for a statement that went straight to it.

@@ -61,10 +61,12 @@ def _meaning(error: BaseException) -> tuple[_sqlstate.Meaning, str | None]:
     for each in chain:
         found = _sqlstate.look_up(each)
         if found is not None:
+            if found.meaning.kind == "read_only_sql_transaction" and any(map(_is_invalidated, chain)):
+                return _sqlstate.NO_PRIMARY, found.code
             return found.meaning, found.code
     for each in chain:
         if isinstance(each, DBAPIError):
-            if each.connection_invalidated:
+            if _is_invalidated(each):
                 return _sqlstate.CONNECTION_LOST, None
             if each.statement is None:
                 # No statement, no code: the connection was not made. A COMMIT that fails has a code, or has lost it.
@@ -72,6 +74,10 @@ def _meaning(error: BaseException) -> tuple[_sqlstate.Meaning, str | None]:
         elif (isinstance(each, OSError) or _sqlstate.is_asyncpgs(each)) and _while_connecting(each):
             return _sqlstate.CANNOT_CONNECT, None  # SQLAlchemy does not wrap what asyncpg raises while it connects
     return _sqlstate.OTHER, None
+
+
+def _is_invalidated(error: BaseException) -> bool:
+    return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -109,4 +115,7 @@ KINDS = _sqlstate.KINDS
 
 def is_lost(error: DBAPIError) -> bool:
     """Tell whether an error came instead of an answer, so that the server may have done what was asked."""
-    return error.connection_invalidated or classify(error).ambiguous
+    meaning = classify(error)
+    if meaning.kind == "read_only_sql_transaction":
+        return False  # an answer, after which the connection was dropped
+    return error.connection_invalidated or meaning.ambiguous

@@ -73,8 +73,13 @@ class _Reader:
         self._skip()
         logger.warning("the reader %r is left alone for %s s: %s", self.engine.url, PENALTY, why)
 
-    def has(self, needed: Position | None) -> bool:
-        """Tell whether it has replayed as far as `needed`, by what it told last."""
+    def has(self, needed: Position | None, known: Position | None) -> bool:
+        """Tell whether it has replayed as far as `needed`, by what it told last.
+
+        Args:
+            needed: what must be seen.
+            known: where the primary was last.
+        """
         if needed is None:
             return True
         assert self.standing is not None
@@ -85,10 +90,10 @@ class _Reader:
                 f"belongs to the cluster {position.cluster}: the token is another application's, or the engine is no "
                 "replica of the primary"
             )
-        # After a promotion a replica of the old primary may be further, on a way that leads elsewhere.
-        return (
-            position.lsn >= needed.lsn and position.timeline == needed.timeline and position.cluster == needed.cluster
-        )
+        # After a promotion a replica of the old primary may be further, on a way that leads elsewhere. One that follows
+        # the new primary has what came before the promotion, as far as the new primary has it.
+        timelines = {needed.timeline} if known is None else {needed.timeline, max(needed.timeline, known.timeline)}
+        return position.lsn >= needed.lsn and position.timeline in timelines and position.cluster == needed.cluster
 
     def look(self, settings: Settings) -> bool:
         """Ask it how it stands; tell whether it can be used at all."""
@@ -172,17 +177,17 @@ class Readers:
         now = time.monotonic()
         first = next(self._turn) % len(self._readers)
         reader = self._readers[first]
-        if now - reader.looked < FRESH and reader.has(needed):
+        if now - reader.looked < FRESH and reader.has(needed, self.known):
             return reader  # without a round trip
         candidates = [r for r in self._readers[first:] + self._readers[:first] if r.skip_until <= now]
         ends, delay = now + self.settings.reader_wait, 0.002
         while candidates:
             for reader in list(candidates):
-                if now - reader.looked < FRESH and reader.has(needed):
+                if now - reader.looked < FRESH and reader.has(needed, self.known):
                     return reader
                 if not reader.look(self.settings):
                     candidates.remove(reader)
-                elif reader.has(needed):
+                elif reader.has(needed, self.known):
                     return reader
             left = ends - time.monotonic()
             if left <= 0 or not candidates:
