@@ -132,4 +132,4 @@ def _only(plan: Plan, table: Table, keys: list[UniqueKey]) -> tuple[list[Slot], 
 
 def _names(plan: Plan, columns: Collection[Any]) -> str:
     labels = {slot.column: slot.label for slot in (*plan.slots.values(), *plan.unmapped)}
-    return ", ".join(sorted(labels.get(column, column.name) for column in columns))
+    return ", ".join(sorted(str(labels.get(column, column.name)) for column in columns))

@@ -27,8 +27,8 @@ from ._unique import chosen, inferred
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sqlalchemy import ColumnElement, Table
-    from sqlalchemy.engine import Dialect
+    from sqlalchemy import Column, ColumnElement, Table
+    from sqlalchemy.engine import Connection, Dialect
     from sqlalchemy.orm import Session
 
     from ._context import CallContext
@@ -289,21 +289,27 @@ class UpsertWork(KeyedWork):
 class _NoRow(DefaultContext):
     """The context of an `onupdate` that no single row is there for."""
 
+    def __init__(self, connection: Connection, column: Column[Any]) -> None:
+        super().__init__(connection)
+        self.isupdate, self.current_column = True, column
+        del self.current_parameters
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "current_parameters":
+            self.get_current_parameters()
+        raise AttributeError(name)
+
     def get_current_parameters(self, isolate_multiinsert_groups: bool = True) -> NoReturn:
         raise OptionError(
             "an onupdate of this class looks at the row, which an upsert does not have where it updates; give the "
             "column in the rows and name it in update"
         )
 
-    current_parameters = property(get_current_parameters, lambda *_: None)
-
 
 def _renewed(call: CallContext, slot: Slot) -> Any:
     assert slot.renew is not None
     if slot.renew.kind in {"call", "context"}:
-        context = _NoRow(call.connection)
-        context.isupdate, context.current_column = True, slot.column
-        return slot.renew.value(context)
+        return slot.renew.value(_NoRow(call.connection, slot.column))
     return slot.renew.value if slot.renew.kind == "constant" else slot.column.onupdate.arg  # type: ignore[union-attr]
 
 
