@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
-from sqlalchemy import Column, DateTime, Integer, Uuid
+from sqlalchemy import Column, DateTime, Integer, Text, Uuid, text
 from sqlalchemy.types import CHAR
 
 from ... import version
@@ -45,11 +45,10 @@ class ColumnKind:
     initial_on: Mapping[str, Callable[[], str]]
     kept_on: Mapping[str, str]
 
-    def column(self, name: str, default: str | None = None) -> Column[Any]:
-        """Return the column, NOT NULL."""
-        from sqlalchemy import text
-
-        return Column(name, self.type, nullable=False, server_default=None if default is None else text(default))
+    def column(self, name: str, default: str | None = None, *, strict: bool = False) -> Column[Any]:
+        """Return the column, NOT NULL; in a STRICT table of SQLite it is of the type in which SQLAlchemy writes it."""
+        type_ = Text() if strict and self.name != "count" else self.type
+        return Column(name, type_, nullable=False, server_default=None if default is None else text(default))
 
     def initial_for(self, dialect: str) -> str:
         """Return the default that fills a column of this kind. Each call may give another one."""
