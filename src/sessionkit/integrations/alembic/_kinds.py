@@ -113,6 +113,11 @@ def kind_of(column: Column[Any]) -> ColumnKind | None:
     return next((kind for kind in _KINDS.values() if kind.kind is found), None)
 
 
+def was_taken_over(column: Column[Any]) -> bool:
+    """Tell whether a model's column is one that its class has mapped by itself, and hands over."""
+    return version.was_taken_over(column)
+
+
 def is_xmin(column: Column[Any]) -> bool:
     """Tell whether a model's column is the system column of `XminVersioned`."""
     return version.kind_of_column(column) is version.XminVersioned.__version_kind__
