@@ -242,12 +242,12 @@ def _take_over(cls: type[Base], column: Column[Any]) -> None:
     column.type = Moment()
     column.nullable = False
     column.server_default = column.server_onupdate = None
-    for_update = column.onupdate is not None
-    column.onupdate = None
-    ColumnDefault(first_moment)._set_parent(column)  # type: ignore[no-untyped-call]
-    if for_update:
+    defaults: list[Any] = [ColumnDefault(first_moment)]
+    if column.onupdate is not None:
         # Only for an UPDATE by Core that does not name it: the flush and bulk do.
-        ColumnDefault(later_moment(column), for_update=True)._set_parent(column)  # type: ignore[no-untyped-call]
+        defaults.append(ColumnDefault(later_moment(column), for_update=True))
+    for default in defaults:
+        default._set_parent(column)
     column.info.update({_MARK: MOMENT, _TAKEN_OVER: True})
 
 
