@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import sqlalchemy as sa
-
 from . import _sqlite_copies
 from ._errors import MigrationError
 
@@ -68,20 +66,22 @@ def said_of_the_copy(batch: Any) -> list[str]:
     return [option for option in options if getattr(batch, option)]
 
 
-def guard(operations: Operations) -> None:
-    """Have a copy that the batch makes on SQLite refused, before it begins, where it would lose something."""
+def guard(operations: Operations, op: VersionColumnOp) -> None:
+    """Have a copy that the batch makes on SQLite refused, before it begins, where it would lose something.
+
+    Raises:
+        MigrationError: at once, where the definition of the table is given: Alembic does not say when it begins.
+    """
     batch, connection = batch_of(operations), operations.migration_context.connection
     if batch is None or connection is None or operations.migration_context.dialect.name != "sqlite":
         return
-    listeners: list[Any] = batch.reflect_kwargs["listeners"]
-    if any(isinstance(listener, _Guard) for _, listener in listeners):
-        return
-    watch = _Guard(connection, batch.table_name, batch.schema)
-    # Alembic reads the definition of the table before it copies it; one that is given, it drops at the end.
-    batch.reflect_kwargs["listeners"] = [*listeners, ("column_reflect", watch)]
+    watch = _Guard(connection, op.table_name, op.schema)
     if batch.copy_from is not None:
-        batch.copy_from = batch.copy_from.to_metadata(sa.MetaData())
-        sa.event.listen(batch.copy_from, "before_drop", watch)
+        watch()
+    # Alembic reads the definition of the table just before it copies it.
+    listeners: list[Any] = batch.reflect_kwargs["listeners"]
+    if not any(isinstance(listener, _Guard) for _, listener in listeners):
+        batch.reflect_kwargs["listeners"] = [*listeners, ("column_reflect", watch)]
 
 
 class _Guard:

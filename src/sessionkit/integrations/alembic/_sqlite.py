@@ -47,8 +47,8 @@ def add(operations: Operations, op: AddVersionColumnOp) -> None:
             f"keep_default=False was asked for {op.table_name}.{op.column_name}, but SQLite drops a default only by a "
             "change of the table's definition, which is not known in --sql mode; say keep_default=True"
         )
+    guard(operations, op)
     catch_up(operations, op, needs_all=op.backfill is not None)
-    guard(operations)
     initial = op.kind.initial_for("sqlite")
     column = op.kind.column(op.column_name, initial, strict=_is_strict(context, op))
     with _at_once(context):
@@ -61,7 +61,8 @@ def add(operations: Operations, op: AddVersionColumnOp) -> None:
             _redefine(context, op, lambda text: _sqlite_text.without_default(text, initial), {"dflt_value": None})
     batch = batch_of(operations)
     if batch is not None and batch.copy_from is not None:
-        # The table that the batch copies has the column by now.
+        # The table that the batch copies has the column by now; the caller's own definition stays as it is.
+        batch.copy_from = batch.copy_from.to_metadata(sa.MetaData())
         batch.copy_from.append_column(op.kind.column(op.column_name, initial if op.keep_default else None))
 
 
@@ -69,7 +70,7 @@ def drop(operations: Operations, op: DropVersionColumnOp) -> None:
     """Drop the column; the server refuses it where an index, a view, a trigger or a check speaks of it."""
     context = operations.migration_context
     batch = batch_of(operations)
-    guard(operations)
+    guard(operations, op)
     column = op.kind.column(op.column_name)
     if batch is not None and (batch.copy_from is not None or (copies(batch) and said_of_the_copy(batch))):
         batch.drop_column(op.table_name, column, schema=op.schema)  # with the copy that is made anyway
@@ -88,8 +89,8 @@ def adopt(operations: Operations, op: AdoptVersionColumnOp) -> None:
             f"timezone={op.timezone!r} was asked for in {op.asked}, but SQLite knows no time zones; bring the times to UTC "
             "first, and leave timezone= out"
         )
+    guard(operations, op)
     catch_up(operations, op, needs_all=True)
-    guard(operations)
     connection: Any = context.connection
     table, column = _names(context, op)
     asked: Any = sa.text(op.backfill) if isinstance(op.backfill, str) else op.backfill
@@ -124,8 +125,8 @@ def release(operations: Operations, op: ReleaseVersionColumnOp) -> None:
     """Have the column be nullable again, where it was."""
     context = operations.migration_context
     _refuse_script(context, op)
+    guard(operations, op)
     catch_up(operations, op, needs_all=True)
-    guard(operations)
     if op.existing_nullable and _facts(context, op)["notnull"]:
         with _at_once(context):
             _redefine(context, op, _sqlite_text.nullable, {"notnull": 0})

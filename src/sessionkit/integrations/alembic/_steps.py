@@ -38,9 +38,23 @@ class Steps:
     release: Callable[[Operations, ReleaseVersionColumnOp], None]
 
 
-def of(operations: Operations) -> Steps:
-    """Return the entry of the database that is migrated."""
-    return _TABLE.get(operations.migration_context.dialect.name, _OTHERS)
+def of(operations: Operations, op: VersionColumnOp) -> Steps:
+    """Return the entry of the database that is migrated.
+
+    Raises:
+        MigrationError: the operation would go to another table than the one that is meant.
+    """
+    context = operations.migration_context
+    if context.connection is not None and not context.as_sql:
+        schemas = context.connection.get_execution_options().get("schema_translate_map") or {}
+        schema = schemas.get(op.schema, op.schema)
+        if schema != op.schema:
+            raise MigrationError(
+                f"{op.asked} was asked for with schema={op.schema!r}, for which the schema_translate_map of the connection "
+                f"has {schema!r}; Alembic's ALTER TABLE does not follow that map and would change another table of the "
+                f"same name; say schema={schema!r}"
+            )
+    return _TABLE.get(context.dialect.name, _OTHERS)
 
 
 def _impl(operations: Operations) -> DefaultImpl:

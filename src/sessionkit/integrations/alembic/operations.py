@@ -22,16 +22,16 @@ def register() -> None:
 
 
 def _add(operations: Operations, operation: AddVersionColumnOp) -> None:
-    _steps.of(operations).add(operations, operation)
+    _steps.of(operations, operation).add(operations, operation)
 
 
 def _drop(operations: Operations, operation: DropVersionColumnOp) -> None:
-    _steps.of(operations).drop(operations, operation)
+    _steps.of(operations, operation).drop(operations, operation)
 
 
 def _adopt(operations: Operations, operation: AdoptVersionColumnOp) -> None:
-    _steps.of(operations).adopt(operations, operation)
+    _steps.of(operations, operation).adopt(operations, operation)
 
 
 def _release(operations: Operations, operation: ReleaseVersionColumnOp) -> None:
-    _steps.of(operations).release(operations, operation)
+    _steps.of(operations, operation).release(operations, operation)
