@@ -67,13 +67,13 @@ def said_of_the_copy(batch: Any) -> list[str]:
 
 
 def guard(operations: Operations, op: VersionColumnOp) -> None:
-    """Have a copy that the batch makes on SQLite refused, before it begins, where it would lose something.
+    """Have a copy that a batch makes on SQLite refused, before it begins, where it would lose something.
 
     Raises:
         MigrationError: at once, where the definition of the table is given: Alembic does not say when it begins.
     """
     batch, connection = batch_of(operations), operations.migration_context.connection
-    if batch is None or connection is None or operations.migration_context.dialect.name != "sqlite":
+    if batch is None or connection is None or operations.migration_context.as_sql:
         return
     watch = _Guard(connection, op.table_name, op.schema)
     if batch.copy_from is not None:

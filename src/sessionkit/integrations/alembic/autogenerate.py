@@ -61,7 +61,7 @@ def _create(op: ops.CreateTableOp) -> None:
 def _adopt(context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
     """Have a class take over a column that it has kept by itself, also where the column looks the same afterwards."""
     columns = [(table, column) for table in context.sorted_tables for column in table.c if was_taken_over(column)]
-    if not columns or context.inspector is None:
+    if not columns or context.connection is None:
         return
     said = version_columns(context.migration_context.script)
     for table, column in columns:
