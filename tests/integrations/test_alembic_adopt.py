@@ -180,6 +180,24 @@ def test_no_trigger_fires_and_none_is_lost(make: Callable[..., Project]) -> None
 
 
 @on_postgresql
+@pytest.mark.parametrize(
+    ("type_", "needed"), [("TIMESTAMPTZ", False), ("TIMESTAMPTZ(6)", False), ("TIMESTAMPTZ(3)", True)]
+)
+def test_a_column_that_is_as_a_version_already_needs_no_migration(
+    type_: str, needed: bool, make: Callable[..., Project]
+) -> None:
+    project = make(handed_over(null=""))
+    project.execute(
+        f"CREATE TABLE orders (id SERIAL PRIMARY KEY, name VARCHAR NOT NULL, updated_at {type_} NOT NULL DEFAULT now())",
+        "INSERT INTO orders (name) VALUES ('a')",
+    )
+    written = said(project.autogenerate("first"))
+    assert any("adopt_version_column" in line for line in written) is needed
+    project.run("upgrade", "head")
+    project.run("check")
+
+
+@on_postgresql
 def test_times_of_another_zone_are_read_in_it_and_written_back_so(make: Callable[..., Project]) -> None:
     project = with_rows(make, by_hand())
     arguments = "'orders', timezone='Europe/Berlin'"

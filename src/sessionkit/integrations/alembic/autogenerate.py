@@ -73,7 +73,7 @@ def _adopt(context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
         there = next(
             (c for c in context.inspector.get_columns(table.name, schema=schema) if c["name"] == column.name), None
         )
-        if there is None:
+        if there is None or _is_as_a_version(there):
             continue
         of_table = _changes_of(upgrade_ops, table.name, schema)
         if any(isinstance(op, AdoptVersionColumnOp) and op.column_name == column.name for op in of_table.ops):
@@ -87,6 +87,14 @@ def _adopt(context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
                 existing_timezone=bool(getattr(there["type"], "timezone", False)),
             )
         )
+
+
+def _is_as_a_version(there: Any) -> bool:
+    """Tell whether a column of the database needs no change: on SQLite, which knows no zones, that is never sure."""
+    type_ = there["type"]
+    return bool(
+        not there["nullable"] and getattr(type_, "timezone", False) and getattr(type_, "precision", None) in {None, 6}
+    )
 
 
 def _changes_of(upgrade_ops: UpgradeOps, table: str, schema: str | None) -> ops.ModifyTableOps:
