@@ -51,7 +51,6 @@ class History:
         tables: SQL of what was there.
         up: the migration; down: back again.
         sqlite: SQL that only SQLite knows; postgresql: only PostgreSQL.
-        reordered: the column that goes and comes back is the last one then.
     """
 
     tables: list[str]

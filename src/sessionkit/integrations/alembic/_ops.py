@@ -228,7 +228,7 @@ class AdoptVersionColumnOp(VersionColumnOp):
     """Have a column that a class has kept by itself be its version. See `adopt_version_column`."""
 
     word = "adopt_version_column"
-    instead = "do by hand what the page on op.adopt_version_column() lists"
+    instead = "change the column by op.batch_alter_table(), and leave this operation out"
 
     def __init__(
         self,

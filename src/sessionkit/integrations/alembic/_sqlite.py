@@ -8,7 +8,7 @@ is a savepoint: the driver may begin no transaction before DDL.
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -154,8 +154,9 @@ def _at_once(context: MigrationContext) -> Generator[None]:
         try:
             yield
         except BaseException:
-            connection.exec_driver_sql(f"ROLLBACK TO {_TEMPORARILY}")
-            connection.exec_driver_sql(f"RELEASE {_TEMPORARILY}")
+            with suppress(DBAPIError):  # after an error such as a full disk SQLite has rolled everything back by itself
+                connection.exec_driver_sql(f"ROLLBACK TO {_TEMPORARILY}")
+                connection.exec_driver_sql(f"RELEASE {_TEMPORARILY}")
             raise
         connection.exec_driver_sql(f"RELEASE {_TEMPORARILY}")
 

@@ -68,6 +68,8 @@ def _adopt(context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
         schema = None if table.schema == context.dialect.default_schema_name else table.schema
         if (schema, table.name, column.name) in said or (table.schema, table.name, column.name) in said:
             continue
+        if not context.run_object_filters(table, table.name, "table", False, None):
+            continue  # include_object leaves it out: it is another database's
         if not context.inspector.has_table(table.name, schema=schema):
             continue
         there = next(
