@@ -122,6 +122,40 @@ def test_a_script_is_for_one_database(two: Databases) -> None:
     assert "CREATE TABLE orders" not in script
 
 
+def test_every_database_keeps_its_rows_up_down_and_up_again(two: Databases) -> None:
+    two.project.autogenerate("first")
+    two.project.run("upgrade", "head")
+    before = {
+        "main": ["INSERT INTO orders VALUES (1), (2)", "INSERT INTO lines VALUES (1, 1, 1), (2, 2, 1)"],
+        "audit": ["INSERT INTO entries VALUES (1), (2)"],
+    }
+    for name, statements in before.items():
+        two.project.url = getattr(two, name)
+        two.project.execute(*statements)
+    two.project.run("revision", message="second")
+    (script,) = [each for each in two.project.scripts() if "second" in each.name]
+    text = script.read_text().replace(
+        "from alembic import op", "import sessionkit.integrations.alembic\nfrom alembic import op"
+    )
+    for name, up, down in (
+        ("main", "op.add_version_column('orders', keep_default=False)", "op.drop_version_column('orders')"),
+        (
+            "audit",
+            "with op.batch_alter_table('entries') as b: b.add_version_column(kind='uuid', keep_default=False)",
+            "with op.batch_alter_table('entries') as b: b.drop_version_column(kind='uuid')",
+        ),
+    ):
+        text = text.replace(f'"""Upgrade {name}."""', up).replace(f'"""Downgrade {name}."""', down)
+    script.write_text(text)
+    for command, target in (("upgrade", "head"), ("downgrade", "-1"), ("upgrade", "head")):
+        two.project.run(command, target)
+        seen = {}
+        for name, table in (("main", "orders"), ("main", "lines"), ("audit", "entries")):
+            two.project.url = getattr(two, name)
+            seen[table] = two.project.rows(f"SELECT id FROM {table} ORDER BY id")
+        assert seen == dict.fromkeys(("orders", "lines", "entries"), [(1,), (2,)])
+
+
 def test_a_migration_by_hand_has_the_functions_too(two: Databases) -> None:
     two.project.run("revision", message="by hand")
     assert "def upgrade_audit" in two.project.scripts()[0].read_text()

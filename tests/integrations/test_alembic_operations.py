@@ -401,7 +401,7 @@ def test_sqlite_runs_the_sql(make: Callable[..., Project]) -> None:
 def test_offline_sqlite_cannot_drop_a_default_without_the_tables_definition(make: Callable[..., Project]) -> None:
     project = make()
     project.migration("first", "op.add_version_column('orders', keep_default=False)")
-    with pytest.raises(MigrationError, match="drops a default only by copying the table"):
+    with pytest.raises(MigrationError, match="drops a default only by a change of the table's definition"):
         project.run("upgrade", "head", sql=True)
 
 

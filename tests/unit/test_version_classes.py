@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Column, ForeignKey, Integer, create_engine, event, inspect, select, update
+from sqlalchemy import Column, DateTime, ForeignKey, Integer, Table, create_engine, event, func, inspect, select, update
 from sqlalchemy.dialects import mssql, postgresql
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -142,6 +142,97 @@ def test_a_class_that_defines_the_attribute_itself_is_refused() -> None:
             __tablename__ = "b"
             id: Mapped[int] = mapped_column(primary_key=True)
             updated_at: Mapped[datetime] = mapped_column()
+
+
+def test_a_class_that_keeps_its_time_by_itself_is_told_how_to_hand_it_over() -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    with pytest.raises(
+        VersionError, match=r'hand it over: write __version_column__ = "changed" and migrate by op\.adopt'
+    ):
+
+        class A(TimestampVersioned, Base):
+            __tablename__ = "a"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            updated_at: Mapped[datetime] = mapped_column("changed")
+
+    with pytest.raises(VersionError, match="hand it over"):
+
+        class B(TimestampVersioned, Base):
+            __tablename__ = "b"
+            __version_column__ = "updated_at"  # and the column has another name
+            id: Mapped[int] = mapped_column(primary_key=True)
+            updated_at: Mapped[datetime] = mapped_column("changed")
+
+
+def test_a_column_that_is_handed_over_is_as_the_kind_has_it() -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Stamped:
+        updated_at: Mapped[datetime | None] = mapped_column(default=datetime.now, onupdate=datetime.now)
+
+    class Fresh(TimestampVersioned, Base):
+        __tablename__ = "fresh"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class A(Stamped, TimestampVersioned, Base):
+        __tablename__ = "a"
+        __version_column__ = "updated_at"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class B(TimestampVersioned, Base):
+        __tablename__ = "b"
+        __version_column__ = "changed"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        updated_at: Mapped[datetime | None] = mapped_column("changed", server_default=func.now())
+
+    class C(TimestampVersioned, Base):
+        __table__ = Table(
+            "c",
+            Base.metadata,
+            Column("id", Integer, primary_key=True),
+            Column("updated_at", DateTime, onupdate=func.now()),
+        )
+        __version_column__ = "updated_at"
+        updated_at = __table__.c.updated_at  # type: ignore[assignment]
+
+    new = Fresh.__table__.c.updated_at
+    for cls in (A, B, C):
+        column = inspect(cls).version_id_col
+        assert column is not None
+        assert type(column.type) is type(new.type)
+        assert not column.nullable
+        assert column.server_default is None
+        assert column.default is not None
+        assert column.default.is_callable
+        assert inspect(cls).version_id_generator is MOMENT.following
+    assert "greatest(clock_timestamp(), a.updated_at" in str(
+        A.__table__.c.updated_at.onupdate.arg.compile(dialect=_dialect(postgresql))
+    )
+    assert B.__table__.c.changed.onupdate is None
+
+
+def test_a_column_that_holds_no_time_or_is_the_key_cannot_be_handed_over() -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    with pytest.raises(VersionError, match=r"that is of type String\(\); a version of that kind is a DateTime"):
+
+        class A(TimestampVersioned, Base):
+            __tablename__ = "a"
+            __version_column__ = "updated_at"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            updated_at: Mapped[str] = mapped_column()  # type: ignore[assignment]
+
+    with pytest.raises(VersionError, match="part of the primary key"):
+
+        class B(TimestampVersioned, Base):
+            __tablename__ = "b"
+            __version_column__ = "updated_at"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            updated_at: Mapped[datetime] = mapped_column(primary_key=True)
 
 
 def test_two_kinds_in_one_tree_are_refused() -> None:

@@ -19,8 +19,8 @@ on their objects in any SQLAlchemy session, sync or async: none of them opens, c
 ``_arming``        adds the session events, once the first versioned class is mapped
 =================  ====================================================================================
 
-`kind_of`, `kind_of_column`, `Kind`, `server_now` and `telling_time` are for the package's own rooms (bulk, Alembic), and
-not for users.
+`kind_of`, `kind_of_column`, `was_taken_over`, `Kind`, `server_now` and `telling_time` are for the package's own rooms (bulk,
+Alembic), and not for users.
 """
 
 from .._stale import StaleAware as VersionAware
@@ -28,6 +28,7 @@ from ..errors import Conflict, Policy, PolicyName
 from . import _arming as _arming  # which hears of the first versioned class
 from ._classes import TimestampVersioned, UUIDVersioned, Versioned, XminVersioned
 from ._classes import kind_of_column as kind_of_column  # for who migrates it
+from ._classes import was_taken_over as was_taken_over
 from ._conflict import Conflicts
 from ._etag import etag, expect_etag
 from ._functions import bump_version, expect_version, update_versioned, version_of

@@ -6,12 +6,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from uuid import UUID, uuid4
 
-from sqlalchemy import FetchedValue, Integer, Uuid, event
+from sqlalchemy import ColumnDefault, DateTime, FetchedValue, Integer, Uuid, event
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column
 from sqlalchemy.orm.attributes import instance_state
 
 from ..errors import VersionError
-from ._kinds import COUNT, MOMENT, UUID4, XMIN, Kind, Moment, Xmin, first_moment
+from ._kinds import COUNT, MOMENT, UUID4, XMIN, Kind, Moment, Xmin, first_moment, later_moment
 from ._rows import OURS, name_of
 
 if TYPE_CHECKING:
@@ -19,12 +19,18 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
 _MARK = "sessionkit_version"
+_TAKEN_OVER = "sessionkit_version_taken_over"
 
 
 def kind_of_column(column: Column[Any]) -> Kind | None:
     """Return the kind of version that a column holds, if it is a version column of ours."""
     kind: Kind | None = column.info.get(_MARK)
     return kind
+
+
+def was_taken_over(column: Column[Any]) -> bool:
+    """Tell whether a class has mapped a version column by itself, and `TimestampVersioned` has taken it over."""
+    return _TAKEN_OVER in column.info
 
 
 class Base:
@@ -82,6 +88,17 @@ class TimestampVersioned(Base):
     Adds ``updated_at``, an aware ``datetime`` in UTC, NOT NULL. It is the server's clock, asked once for a flush
     (``SELECT clock_timestamp()`` on PostgreSQL; SQLite has the clock of its process). For one row it strictly
     increases: where the clock stands still or goes back, the next version is one microsecond after the last.
+
+    A class that maps ``updated_at`` by itself already hands it over by naming its column. Its type, NOT NULL and its
+    defaults are then those of a version, whatever the class says of them; an UPDATE by Core goes on setting it, where
+    it had an ``onupdate``. The table needs ``op.adopt_version_column()``.
+
+    ::
+
+        class Order(TimestampVersioned, Base):
+            __tablename__ = "orders"
+            __version_column__ = "updated_at"
+            updated_at: Mapped[datetime] = mapped_column(onupdate=func.now())
 
     Everything else is as with `Versioned`.
     """
@@ -160,10 +177,14 @@ def _wire(mapper: Mapper[Any], cls: type[Base]) -> None:
             f"{cls.__name__} was to be {kind.name}, but its mapper uses {mapper.version_id_col} as the version "
             f"already; take version_id_col out of its __mapper_args__, or {kind.name} out of its bases"
         )
+    if column is not None and column.info.get(_MARK) is not kind and kind is MOMENT and _hands_over(cls, column):
+        _take_over(cls, column)
     if column is None or column.info.get(_MARK) is not kind:
+        handing_over = "" if kind is not MOMENT else _how_to_hand_over(column)
         raise VersionError(
             f"{cls.__name__} was to be {kind.name}, but defines {kind.attribute!r} itself; remove that (and write "
-            f'__version_column__ = "..." if the column has another name), or use version_id_col without {kind.name}'
+            f'__version_column__ = "..." if the column has another name){handing_over}, or use version_id_col without '
+            f"{kind.name}"
         )
     if mapper.single:
         raise VersionError(
@@ -182,6 +203,52 @@ def _wire(mapper: Mapper[Any], cls: type[Base]) -> None:
     event.listen(attribute, "set", _refuse_set, propagate=True, active_history=True)
     event.listen(attribute, "remove", _refuse_remove, propagate=True)
     event.listen(attribute, "modified", _refuse_flag, propagate=True)
+
+
+# A column that the class has mapped by itself
+
+
+def _hands_over(cls: type[Base], column: Column[Any]) -> bool:
+    """Tell whether a class says by itself that its column is to be the version."""
+    said = next(
+        (each.__dict__["__version_column__"] for each in cls.__mro__ if "__version_column__" in vars(each)), None
+    )
+    above = next(each for each in cls.__mro__ if "__version_column__" in vars(each))
+    return above is not TimestampVersioned and said == column.name
+
+
+def _how_to_hand_over(column: Column[Any] | None) -> str:
+    if column is None:
+        return ""
+    return f', or hand it over: write __version_column__ = "{column.name}" and migrate by op.adopt_version_column()'
+
+
+def _take_over(cls: type[Base], column: Column[Any]) -> None:
+    """Have a column be as TimestampVersioned would have made it.
+
+    Raises:
+        VersionError: it holds no time.
+    """
+    if not isinstance(column.type, DateTime):
+        raise VersionError(
+            f"{cls.__name__} hands its column {column} over to TimestampVersioned, but that is of type {column.type!r}; "
+            "a version of that kind is a DateTime"
+        )
+    if column.primary_key:
+        raise VersionError(
+            f"{cls.__name__} hands its column {column} over to TimestampVersioned, but that is part of the primary key, "
+            "which does not change; let it have another column"
+        )
+    column.type = Moment()
+    column.nullable = False
+    column.server_default = column.server_onupdate = None
+    defaults: list[Any] = [ColumnDefault(first_moment)]
+    if column.onupdate is not None:
+        # Only for an UPDATE by Core that does not name it: the flush and bulk do.
+        defaults.append(ColumnDefault(later_moment(column), for_update=True))
+    for default in defaults:
+        default._set_parent(column)
+    column.info.update({_MARK: MOMENT, _TAKEN_OVER: True})
 
 
 def _refuse_set(target: Base, value: Any, old: Any, initiator: Any) -> None:

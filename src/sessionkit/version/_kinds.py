@@ -20,7 +20,7 @@ from ..errors import VersionError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import Column, ColumnElement
     from sqlalchemy.engine import Connection, Dialect
     from sqlalchemy.engine.interfaces import ExecutionContext
     from sqlalchemy.sql.compiler import SQLCompiler
@@ -146,6 +146,11 @@ def server_now(connection: Connection) -> datetime:
 def first_moment(context: ExecutionContext) -> datetime:
     """Return the column's default: for a Core INSERT, which no flush surrounds."""
     return server_now(context.root_connection)
+
+
+def later_moment(column: Column[Any]) -> ColumnElement[datetime]:
+    """Return SQL for a time that is now, and later than that in the column."""
+    return _Later(column)
 
 
 def _next_moment(current: datetime | None) -> datetime:

@@ -3,8 +3,10 @@
 =================  ====================================================================================
 ``plugin``         what Alembic loads: the operations, and what autogenerate asks
 ``_kinds``         what a version column is in a table
-``operations``     ``op.add_version_column``, ``op.drop_version_column``: what is asked
-``_steps``         how it is done, one table entry per dialect; ``_backfill``: PostgreSQL's batches
+``operations``     ``op.add_version_column`` and the others: what is asked
+``_steps``         how it is done, one table entry per dialect; ``_backfill``: PostgreSQL's batches;
+                   ``_sqlite``: in place, by ``_sqlite_text``
+``_batch``         within ``op.batch_alter_table()``: the order; ``_sqlite_copies``: what a copy would lose
 ``autogenerate``   from a model that became versioned to the operation; ``_history``: what was said before
 ``env``            `run_migrations`: from the command to the databases
 ``_binds``         which databases, in which order
@@ -24,15 +26,17 @@ from . import plugin as _plugin
 from ._errors import Blocker, MigrationBlocked, MigrationError, NotUpToDate
 from .checks import assert_up_to_date, async_assert_up_to_date
 from .env import run_migrations
-from .operations import AddVersionColumnOp, DropVersionColumnOp
+from .operations import AddVersionColumnOp, AdoptVersionColumnOp, DropVersionColumnOp, ReleaseVersionColumnOp
 
 __all__ = [
     "AddVersionColumnOp",
+    "AdoptVersionColumnOp",
     "Blocker",
     "DropVersionColumnOp",
     "MigrationBlocked",
     "MigrationError",
     "NotUpToDate",
+    "ReleaseVersionColumnOp",
     "assert_up_to_date",
     "async_assert_up_to_date",
     "run_migrations",

@@ -20,6 +20,10 @@ Known = dict[tuple[Any, Any, Any], Any]
 """From schema, table and column to the name of the kind."""
 
 
+_MAKE_VERSIONS = {"add_version_column": "count", "adopt_version_column": "timestamp"}
+"""The operations that make a column a version, and of which kind where they do not say."""
+
+
 def version_columns(script: ScriptDirectory | None) -> Known:
     """Return the version columns that any migration has added or created."""
     known: Known = {}
@@ -41,11 +45,11 @@ def _said_in(path: Path, changed: int) -> Known:
         if name == "create_table" and values:
             marked = (options.get("info") or {}).get("sessionkit_version", {})
             known.update({(options.get("schema"), values[0], column): kind for column, kind in marked.items()})
-        elif name == "add_version_column":
+        elif name in _MAKE_VERSIONS:
             schema, of = table if table is not None else (options.get("schema"), options.get("table_name"))
             if table is None and values:
                 of = values.pop(0)
-            kind = options.get("kind", "count")
+            kind = options.get("kind", _MAKE_VERSIONS[name])
             column = values[0] if values else options.get("column_name")
             column = column or ("updated_at" if kind == "timestamp" else "version_id")
             known[schema, of, column] = kind

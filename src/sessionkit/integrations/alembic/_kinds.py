@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
-from sqlalchemy import Column, DateTime, Integer, Uuid
+from sqlalchemy import Column, DateTime, Integer, Text, Uuid, text
 from sqlalchemy.types import CHAR
 
 from ... import version
@@ -45,11 +45,10 @@ class ColumnKind:
     initial_on: Mapping[str, Callable[[], str]]
     kept_on: Mapping[str, str]
 
-    def column(self, name: str, default: str | None = None) -> Column[Any]:
-        """Return the column, NOT NULL."""
-        from sqlalchemy import text
-
-        return Column(name, self.type, nullable=False, server_default=None if default is None else text(default))
+    def column(self, name: str, default: str | None = None, *, strict: bool = False) -> Column[Any]:
+        """Return the column, NOT NULL; in a STRICT table of SQLite it is of the type in which SQLAlchemy writes it."""
+        type_ = Text() if strict and self.name != "count" else self.type
+        return Column(name, type_, nullable=False, server_default=None if default is None else text(default))
 
     def initial_for(self, dialect: str) -> str:
         """Return the default that fills a column of this kind. Each call may give another one."""
@@ -112,6 +111,11 @@ def kind_of(column: Column[Any]) -> ColumnKind | None:
     """Return the kind of a model's column, if it is a version column of ours."""
     found = version.kind_of_column(column)
     return next((kind for kind in _KINDS.values() if kind.kind is found), None)
+
+
+def was_taken_over(column: Column[Any]) -> bool:
+    """Tell whether a model's column is one that its class has mapped by itself, and hands over."""
+    return version.was_taken_over(column)
 
 
 def is_xmin(column: Column[Any]) -> bool:

@@ -1,13 +1,16 @@
-"""How a version column is added: one table entry per dialect."""
+"""How a version column is added, dropped and taken over: one table entry per dialect."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
+from . import _sqlite
 from ._backfill import fill_in_batches
+from ._batch import catch_up
 from ._errors import MigrationError
 
 if TYPE_CHECKING:
@@ -16,37 +19,55 @@ if TYPE_CHECKING:
     from alembic.ddl.impl import DefaultImpl
     from alembic.operations import Operations
 
-    from ._ops import AddVersionColumnOp
+    from ._ops import (
+        AddVersionColumnOp,
+        AdoptVersionColumnOp,
+        DropVersionColumnOp,
+        ReleaseVersionColumnOp,
+        VersionColumnOp,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """How one dialect adds a version column."""
+    """How one dialect does the operations."""
 
     add: Callable[[Operations, AddVersionColumnOp], None]
+    drop: Callable[[Operations, DropVersionColumnOp], None]
+    adopt: Callable[[Operations, AdoptVersionColumnOp], None]
+    release: Callable[[Operations, ReleaseVersionColumnOp], None]
 
 
-def of(operations: Operations) -> Steps:
-    """Return the entry of the database that is migrated."""
-    return _TABLE.get(operations.migration_context.dialect.name, _OTHERS)
+def of(operations: Operations, op: VersionColumnOp) -> Steps:
+    """Return the entry of the database that is migrated.
+
+    Raises:
+        MigrationError: the operation would go to another table than the one that is meant.
+    """
+    context = operations.migration_context
+    if context.connection is not None and not context.as_sql:
+        schemas = context.connection.get_execution_options().get("schema_translate_map") or {}
+        schema = schemas.get(op.schema, op.schema)
+        if schema != op.schema:
+            raise MigrationError(
+                f"{op.asked} was asked for with schema={op.schema!r}, for which the schema_translate_map of the connection "
+                f"has {schema!r}; Alembic's ALTER TABLE does not follow that map and would change another table of the "
+                f"same name; say schema={schema!r}"
+            )
+    return _TABLE.get(context.dialect.name, _OTHERS)
 
 
 def _impl(operations: Operations) -> DefaultImpl:
-    # Within batch_alter_table() `operations.impl` only collects what is to be done at its end. The column has to be
-    # there before, with a default, since the copy of a table has no value for a column that is new in it.
+    # Within batch_alter_table() `operations.impl` only collects; see _batch.
     return operations.migration_context.impl
 
 
-def _filled(operations: Operations, op: AddVersionColumnOp) -> str:
+def _filled(operations: Operations, op: AddVersionColumnOp) -> None:
     """Add the column with the default that fills it; then overwrite that, where a back-fill was asked for."""
     initial = op.kind.initial_for(operations.migration_context.dialect.name)
     _impl(operations).add_column(op.table_name, op.kind.column(op.column_name, initial), schema=op.schema)
     if op.backfill is not None:
-        table = sa.table(op.table_name, sa.column(op.column_name), schema=op.schema)
-        asked: Any = sa.text(op.backfill) if isinstance(op.backfill, str) else op.backfill
-        version = table.c[op.column_name]
-        _impl(operations).execute(table.update().values({version: sa.func.coalesce(asked, version)}))
-    return initial
+        _impl(operations).execute(op.filling())
 
 
 def _set_default(operations: Operations, op: AddVersionColumnOp, default: str | None) -> None:
@@ -64,15 +85,32 @@ def _set_default(operations: Operations, op: AddVersionColumnOp, default: str | 
 
 
 def _add(operations: Operations, op: AddVersionColumnOp) -> None:
+    catch_up(operations, op, needs_all=op.backfill is not None)
     _filled(operations, op)
     if not op.keep_default:
         _set_default(operations, op, None)
+
+
+def _drop(operations: Operations, op: DropVersionColumnOp) -> None:
+    # In a batch it is collected like the rest.
+    operations.impl.drop_column(op.table_name, op.kind.column(op.column_name), schema=op.schema)
+
+
+def _adopt(operations: Operations, op: AdoptVersionColumnOp | ReleaseVersionColumnOp) -> None:
+    raise MigrationError(
+        f"{op.asked} was asked for, and sessionkit does not know how {operations.migration_context.dialect.name} changes "
+        "the type of a column; write op.alter_column() there"
+    )
+
+
+_release = _adopt
 
 
 # PostgreSQL
 
 
 def _add_postgresql(operations: Operations, op: AddVersionColumnOp) -> None:
+    catch_up(operations, op, needs_all=op.backfill is not None)
     # A default that is not volatile is kept in the catalogue for the rows that are there (PostgreSQL 11 and later): no
     # row is written or even read, whatever the size of the table.
     if op.backfill is None:
@@ -86,48 +124,57 @@ def _add_postgresql(operations: Operations, op: AddVersionColumnOp) -> None:
         _set_default(operations, op, kept)
 
 
-# SQLite
-
-
-def _add_sqlite(operations: Operations, op: AddVersionColumnOp) -> None:
-    batch = _batch_of(operations)
-    if not op.keep_default and operations.migration_context.as_sql and (batch is None or batch.copy_from is None):
-        raise MigrationError(
-            f"keep_default=False was asked for {op.table_name}.{op.column_name}, but SQLite drops a default only by "
-            "copying the table, whose definition is not known in --sql mode; say keep_default=True, or hand the "
-            "definition to op.batch_alter_table(..., copy_from=table)"
-        )
-    initial = _filled(operations, op)
-    if batch is not None and batch.copy_from is not None:
-        # The table that the batch copies has the column by now.
-        definition = batch.copy_from.to_metadata(sa.MetaData())
-        definition.append_column(op.kind.column(op.column_name, initial))
-        batch.copy_from = definition
-    if op.keep_default:
-        return
-    if batch is not None:
-        _drop_default_in(operations, op)
-    else:
-        with operations.batch_alter_table(op.table_name, schema=op.schema) as new_batch:
-            _drop_default_in(new_batch, op)
-
-
-def _drop_default_in(batch: Any, op: AddVersionColumnOp) -> None:
-    batch.impl.alter_column(
-        op.table_name,
-        op.column_name,
-        server_default=None,
-        schema=op.schema,
-        existing_type=op.kind.type,
-        existing_nullable=False,
+def _adopt_postgresql(operations: Operations, op: AdoptVersionColumnOp) -> None:
+    catch_up(operations, op, needs_all=True)
+    dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+    asked: Any = sa.text(op.backfill) if isinstance(op.backfill, str) else op.backfill
+    instead = [] if asked is None else [str(asked.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))]
+    column = dialect.identifier_preparer.quote(op.column_name)
+    is_now = column if op.existing_timezone else f"{column} AT TIME ZONE {_literal(op.timezone)}"
+    # Filled by the change of type: an UPDATE would fire triggers. The default is dropped before, since that of another
+    # type would be read in the time zone of the session.
+    _alter(
+        operations,
+        op,
+        "DROP DEFAULT",
+        f"TYPE TIMESTAMP WITH TIME ZONE USING coalesce({', '.join([is_now, *instead, 'now()'])})",
+        "SET DEFAULT now()",
+        "SET NOT NULL",
     )
 
 
-def _batch_of(operations: Operations) -> Any:
-    from alembic.operations.batch import BatchOperationsImpl
+def _release_postgresql(operations: Operations, op: ReleaseVersionColumnOp) -> None:
+    catch_up(operations, op, needs_all=True)
+    zone = _literal(op.timezone)
+    column = postgresql.dialect().identifier_preparer.quote(op.column_name)  # type: ignore[no-untyped-call]
+    changes = []
+    if not op.existing_timezone:
+        changes = [
+            "DROP DEFAULT",
+            f"TYPE TIMESTAMP WITHOUT TIME ZONE USING {column} AT TIME ZONE {zone}",
+            f"SET DEFAULT (now() AT TIME ZONE {zone})",
+        ]
+    if op.existing_nullable:
+        changes.append("DROP NOT NULL")
+    if changes:
+        _alter(operations, op, *changes)
 
-    return operations.impl if isinstance(cast("Any", operations.impl), BatchOperationsImpl) else None
+
+def _alter(operations: Operations, op: VersionColumnOp, *changes: str) -> None:
+    preparer = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call]
+    table = preparer.format_table(sa.table(op.table_name, schema=op.schema))
+    column = preparer.quote(op.column_name)
+    statement = f"ALTER TABLE {table} {', '.join(f'ALTER COLUMN {column} {change}' for change in changes)}"
+    # A colon would begin a parameter.
+    _impl(operations).execute(sa.text(statement.replace(":", r"\:")))
 
 
-_OTHERS = Steps(_add)
-_TABLE = {"postgresql": Steps(_add_postgresql), "sqlite": Steps(_add_sqlite)}
+def _literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+_OTHERS = Steps(_add, _drop, _adopt, _release)
+_TABLE = {
+    "postgresql": Steps(_add_postgresql, _drop, _adopt_postgresql, _release_postgresql),
+    "sqlite": Steps(_sqlite.add, _sqlite.drop, _sqlite.adopt, _sqlite.release),
+}

@@ -12,14 +12,16 @@ from alembic.operations import ops
 from sqlalchemy import Column
 
 from ._history import version_columns
-from ._kinds import is_xmin, kind_by_default_name, kind_named, kind_of, kind_of_type
-from .operations import AddVersionColumnOp, DropVersionColumnOp
+from ._kinds import is_xmin, kind_by_default_name, kind_named, kind_of, kind_of_type, was_taken_over
+from .operations import AddVersionColumnOp, AdoptVersionColumnOp, DropVersionColumnOp, ReleaseVersionColumnOp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableSequence
 
     from alembic.autogenerate.api import AutogenContext
     from alembic.operations.ops import MigrateOperation, UpgradeOps
+
+    from ._ops import VersionColumnOp
 
 INFO = "sessionkit_version"
 """Under this name ``op.create_table(..., info=)`` tells which of its columns are versions, for the day that they go."""
@@ -32,6 +34,7 @@ def use_version_operations(context: AutogenContext, upgrade_ops: UpgradeOps, sch
             _create(op)
         elif isinstance(op, ops.ModifyTableOps):
             op.ops = [new for old in op.ops for new in _modified(context, old)]
+    _adopt(context, upgrade_ops)
     upgrade_ops.ops = [op for op in upgrade_ops.ops if not (isinstance(op, ops.ModifyTableOps) and op.is_empty())]
 
 
@@ -53,6 +56,56 @@ def _create(op: ops.CreateTableOp) -> None:
     op.columns = [column for column in columns if not (isinstance(column, Column) and is_xmin(column))]
     if marked:
         op.info = {**(op.info or {}), INFO: marked}
+
+
+def _adopt(context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
+    """Have a class take over a column that it has kept by itself, also where the column looks the same afterwards."""
+    columns = [(table, column) for table in context.sorted_tables for column in table.c if was_taken_over(column)]
+    if not columns or context.connection is None:
+        return
+    said = version_columns(context.migration_context.script)
+    for table, column in columns:
+        schema = None if table.schema == context.dialect.default_schema_name else table.schema
+        if (schema, table.name, column.name) in said or (table.schema, table.name, column.name) in said:
+            continue
+        if not context.run_object_filters(table, table.name, "table", False, None):
+            continue  # include_object leaves it out: it is another database's
+        if not context.inspector.has_table(table.name, schema=schema):
+            continue
+        there = next(
+            (c for c in context.inspector.get_columns(table.name, schema=schema) if c["name"] == column.name), None
+        )
+        if there is None or _is_as_a_version(there):
+            continue
+        of_table = _changes_of(upgrade_ops, table.name, schema)
+        if any(isinstance(op, AdoptVersionColumnOp) and op.column_name == column.name for op in of_table.ops):
+            continue
+        of_table.ops.append(
+            AdoptVersionColumnOp(
+                table.name,
+                column.name,
+                schema=schema,
+                existing_nullable=there["nullable"],
+                existing_timezone=bool(getattr(there["type"], "timezone", False)),
+            )
+        )
+
+
+def _is_as_a_version(there: Any) -> bool:
+    """Tell whether a column of the database needs no change: on SQLite, which knows no zones, that is never sure."""
+    type_ = there["type"]
+    return bool(
+        not there["nullable"] and getattr(type_, "timezone", False) and getattr(type_, "precision", None) in {None, 6}
+    )
+
+
+def _changes_of(upgrade_ops: UpgradeOps, table: str, schema: str | None) -> ops.ModifyTableOps:
+    for op in upgrade_ops.ops:
+        if isinstance(op, ops.ModifyTableOps) and (op.schema, op.table_name) == (schema, table):
+            return op
+    new = ops.ModifyTableOps(table, [], schema=schema)
+    upgrade_ops.ops.append(new)
+    return new
 
 
 def _modified(context: AutogenContext, op: MigrateOperation) -> Iterator[MigrateOperation]:
@@ -94,6 +147,15 @@ def _altered(context: AutogenContext, op: ops.AlterColumnOp) -> Iterator[Migrate
         yield DropVersionColumnOp(op.table_name, op.column_name, kind=before.name, schema=op.schema)
         yield AddVersionColumnOp(op.table_name, op.column_name, kind=kind.name, schema=op.schema)
         return
+    if kind is before and (op.modify_type is not None or op.modify_nullable is False) and kind.name == "timestamp":
+        yield AdoptVersionColumnOp(
+            op.table_name,
+            op.column_name,
+            schema=op.schema,
+            existing_nullable=op.modify_nullable is False or bool(op.existing_nullable),
+            existing_timezone=bool(getattr(op.existing_type, "timezone", False)),
+        )
+        return
     if op.modify_server_default is None and column is not None and column.server_default is None:
         # The default that was kept on purpose, for code that does not know the column.
         op.modify_server_default = False
@@ -111,21 +173,28 @@ def register() -> None:
 
     renderers.dispatch_for(AddVersionColumnOp)(_render_add)
     renderers.dispatch_for(DropVersionColumnOp)(_render_drop)
+    renderers.dispatch_for(AdoptVersionColumnOp)(_render_adopt)
+    renderers.dispatch_for(ReleaseVersionColumnOp)(_render_adopt)
 
 
 def _render_add(context: AutogenContext, op: AddVersionColumnOp) -> str:
-    return _render(context, "add_version_column", op, f"kind={op.kind.name!r}, keep_default={op.keep_default!r}")
+    return _render(context, op, f"kind={op.kind.name!r}, keep_default={op.keep_default!r}")
 
 
 def _render_drop(context: AutogenContext, op: DropVersionColumnOp) -> str:
-    return _render(context, "drop_version_column", op, f"kind={op.kind.name!r}")
+    return _render(context, op, f"kind={op.kind.name!r}")
 
 
-def _render(context: AutogenContext, name: str, op: AddVersionColumnOp | DropVersionColumnOp, options: str) -> str:
+def _render_adopt(context: AutogenContext, op: AdoptVersionColumnOp | ReleaseVersionColumnOp) -> str:
+    was = f"existing_nullable={op.existing_nullable!r}, existing_timezone={op.existing_timezone!r}"
+    return _render(context, op, f"kind={op.kind.name!r}, {was}")
+
+
+def _render(context: AutogenContext, op: VersionColumnOp, options: str) -> str:
     # Where the migration is run, nothing else may have imported it: `op` gets the operation from there.
     context.imports.add("import sessionkit.integrations.alembic")
     if context._has_batch:
-        return f"batch_op.{name}({str(op.column_name)!r}, {options})"
+        return f"batch_op.{op.word}({str(op.column_name)!r}, {options})"
     prefix = context.opts.get("alembic_module_prefix") or ""
     schema = f", schema={str(op.schema)!r}" if op.schema else ""
-    return f"{prefix}{name}({str(op.table_name)!r}, {str(op.column_name)!r}, {options}{schema})"
+    return f"{prefix}{op.word}({str(op.table_name)!r}, {str(op.column_name)!r}, {options}{schema})"

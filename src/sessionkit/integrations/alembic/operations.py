@@ -5,24 +5,33 @@ from __future__ import annotations
 from alembic.operations import BatchOperations, Operations
 
 from . import _steps
-from ._ops import AddVersionColumnOp, DropVersionColumnOp
+from ._ops import AddVersionColumnOp, AdoptVersionColumnOp, DropVersionColumnOp, ReleaseVersionColumnOp
 
-__all__ = ["AddVersionColumnOp", "DropVersionColumnOp"]
+__all__ = ["AddVersionColumnOp", "AdoptVersionColumnOp", "DropVersionColumnOp", "ReleaseVersionColumnOp"]
 
 
 def register() -> None:
     """Tell Alembic of the operations, through the door that its own go through."""
-    for cls, name in ((AddVersionColumnOp, "add_version_column"), (DropVersionColumnOp, "drop_version_column")):
-        Operations.register_operation(name)(cls)
-        BatchOperations.register_operation(name, f"batch_{name}")(cls)
+    for cls in (AddVersionColumnOp, DropVersionColumnOp, AdoptVersionColumnOp, ReleaseVersionColumnOp):
+        Operations.register_operation(cls.word)(cls)
+        BatchOperations.register_operation(cls.word, f"batch_{cls.word}")(cls)
     Operations.implementation_for(AddVersionColumnOp)(_add)
     Operations.implementation_for(DropVersionColumnOp)(_drop)
+    Operations.implementation_for(AdoptVersionColumnOp)(_adopt)
+    Operations.implementation_for(ReleaseVersionColumnOp)(_release)
 
 
 def _add(operations: Operations, operation: AddVersionColumnOp) -> None:
-    _steps.of(operations).add(operations, operation)
+    _steps.of(operations, operation).add(operations, operation)
 
 
 def _drop(operations: Operations, operation: DropVersionColumnOp) -> None:
-    column = operation.kind.column(operation.column_name)
-    operations.impl.drop_column(operation.table_name, column, schema=operation.schema)
+    _steps.of(operations, operation).drop(operations, operation)
+
+
+def _adopt(operations: Operations, operation: AdoptVersionColumnOp) -> None:
+    _steps.of(operations, operation).adopt(operations, operation)
+
+
+def _release(operations: Operations, operation: ReleaseVersionColumnOp) -> None:
+    _steps.of(operations, operation).release(operations, operation)
