@@ -65,6 +65,14 @@ def _no(error: BaseException) -> bool:
     return False
 
 
+def _none_told(connection: Connection, column: Column[Any], values: Sequence[Any]) -> Sequence[Any] | None:
+    return None
+
+
+def _not_here(connection: Connection, table: Table, error: BaseException) -> bool:
+    return False
+
+
 def _only_the_type(type_: Any, dialect: Any) -> tuple[str, dict[str, Any]] | None:
     return None
 
@@ -192,8 +200,11 @@ class Bulk:
         unpackable: tells, in words, why packed data cannot be sent through a connection; None if they can.
         columns: what the catalogue says of the columns of a table; or, in words, why its rows must not be copied.
         parameter: makes an expression of a value that stands for itself, where no column tells its type.
+        stored_key: returns what the driver stores for a value of a type; None where only the server knows.
+        canonical: has the server write out values as a column would hold them; None where it cannot.
         same: returns what tells whether two values are one key in a column, by its type and its collation there.
         lacks_is_new: tells whether an error means that this table cannot say `is_new`.
+        is_policys: tells whether an error is that of a policy of the table, which has refused a row. Asks the database.
         copy_in: sends binary COPY data, in parts, for columns of a table (or, by name, of a temporary one); returns how
             many rows were made of it.
         array: makes the parameter for all the values of a column: of a type; what is absent is NULL; through the
@@ -217,8 +228,11 @@ class Bulk:
     any_of: Callable[[Any, Any, list[Any]], ColumnElement[bool] | None] = _no_better
     reserve: Callable[[Connection, Table, Sequence[Column[Any]], int, bool], list[tuple[Any, ...]] | None] | None = None
     parameter: Callable[[Any, Any], Any] = _bound
+    stored_key: Callable[[Any, Dialect], Callable[[Any], Any] | None] | None = None
+    canonical: Callable[[Connection, Column[Any], Sequence[Any]], Sequence[Any] | None] = _none_told
     same: Callable[[Connection, Column[Any]], Callable[[Any, Any], bool]] = _as_python
     lacks_is_new: Callable[[BaseException], bool] = _no
+    is_policys: Callable[[Connection, Table, BaseException], bool] = _not_here
     stored_as: Callable[[Any, Any], tuple[str, dict[str, Any]] | None] = _only_the_type
     neutral: Callable[[Dialect], Dialect] = _same
     unpackable: Callable[[Connection], str | None] = _nothing

@@ -25,7 +25,7 @@ def _blames_the_row(error: BaseException) -> bool:
         return False
     state = _sieve_postgresql.sqlstate(error.orig)
     if state is not None:
-        return state[:2] in _sieve_postgresql.ROW_CLASSES or state in _sieve_postgresql.ROW_STATES
+        return _sieve_postgresql.is_rows(state)
     # Without a SQLSTATE the server was not asked: a type or the driver could not bind a value. Or it could not be
     # reached any more.
     return not _is_operational(error)
@@ -38,6 +38,18 @@ def _is_operational(error: StatementError) -> bool:
 def _lacks_is_new(error: BaseException) -> bool:
     # A partitioned table cannot retrieve a system column, a view has none.
     return _sieve_postgresql.sqlstate(getattr(error, "orig", None)) in {"0A000", "42703"}
+
+
+_HAS_POLICIES = text(
+    "SELECT row_security_active(to_regclass(:name)) AND has_table_privilege(to_regclass(:name), 'INSERT, UPDATE')"
+)
+
+
+def _is_policys(connection: Connection, table: Table, error: BaseException) -> bool:
+    # The code is that of a missing privilege, too.
+    if _sieve_postgresql.sqlstate(getattr(error, "orig", None)) != "42501":
+        return False
+    return bool(connection.scalar(_HAS_POLICIES, {"name": _copy_postgresql.table_name(connection, table)}))
 
 
 def _column_of(error: BaseException, table: Table) -> str | None:
@@ -127,8 +139,10 @@ BULK = Bulk(
     columns=_copy_postgresql.columns,
     reserve=_copy_postgresql.reserve,
     parameter=lambda value, type_: cast(literal(value, type_), type_),
+    canonical=_copy_postgresql.canonical,
     same=_copy_postgresql.same,
     lacks_is_new=_lacks_is_new,
+    is_policys=_is_policys,
     copy_in=_copy_postgresql.copy_in,
     array=_copy_postgresql.array,
     by_index=_by_index,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import JSON, Enum, Integer, String, TypeDecorator, bindparam, delete, false, func, select, text
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sqlalchemy import Column, ColumnElement, Table
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Dialect
 
 # https://www.sqlite.org/rescode.html, primary codes: TOOBIG, CONSTRAINT, MISMATCH, RANGE.
 _ROW_CODES = frozenset({18, 19, 20, 25})
@@ -87,6 +88,26 @@ def _reserve(
     if last < 0 or last + count >= 2**63:
         return None  # SQLite would look for a gap, at random
     return list(zip(range(last + 1, last + 1 + count), strict=True))
+
+
+def _stored_key(type_: Any, dialect: Dialect) -> Callable[[Any], Any] | None:
+    """Return what SQLite stores for a value: what the type makes of it, by the affinity of the column."""
+    process = type_._cached_bind_processor(dialect)
+    declared = str(type_.compile(dialect)).upper()
+    # https://www.sqlite.org/datatype3.html, 3.1
+    is_number = "INT" in declared or not any(word in declared for word in ("CHAR", "CLOB", "TEXT", "BLOB"))
+    is_text = not is_number and "BLOB" not in declared
+
+    def stored(value: Any) -> Any:
+        made = value if process is None else process(value)
+        if is_text and isinstance(made, int | float):
+            return str(made)
+        if is_number and isinstance(made, str):
+            with suppress(ValueError):
+                return int(made) if made.strip().lstrip("+-").isdigit() else float(made)
+        return made
+
+    return stored
 
 
 def _same(connection: Connection, column: Column[Any]) -> Callable[[Any, Any], bool]:
@@ -202,6 +223,7 @@ BULK = Bulk(
     locks_rows=False,
     any_of=_any_of,
     reserve=_reserve,
+    stored_key=_stored_key,
     same=_same,
     stored_as=_stored_as,
     tells_bad_rows="counted",

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import TEXT, VARCHAR, String, Text, Unicode, UnicodeText, bindparam, func, literal_column, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import (
+    TEXT,
+    VARCHAR,
+    Integer,
+    String,
+    Text,
+    Unicode,
+    UnicodeText,
+    bindparam,
+    cast,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+)
+from sqlalchemy import column as sa_column
+from sqlalchemy import values as sa_values
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.util import await_only
 
 from ._bulk import ColumnFacts, as_list
@@ -139,13 +157,44 @@ def same(connection: Connection, column: Column[Any]) -> Callable[[Any, Any], bo
     found = connection.execute(
         _EQUALITY, {"table": table_name(connection, column.table), "column": column.name}
     ).first()
-    if found is None or (found.deterministic and found.name in {"text", "varchar"} and type(column.type) in _AS_GIVEN):
+    # (A text that is longer than its column loses blanks at its end.)
+    as_given = type(column.type) in _AS_GIVEN and getattr(column.type, "length", None) is None
+    if found is None or (found.deterministic and found.name in {"text", "varchar"} and as_given):
         return lambda a, b: bool(a == b)
     # Both words are the server's own, of its own catalogue.
     collate = f" COLLATE {found.collation}" if not found.deterministic else ""
     a, b = (f"CAST(:{name} AS {found.type}){collate}".replace("::", "\\:\\:") for name in "ab")
     query = text(f"SELECT {a} = {b}").bindparams(bindparam("a", type_=column.type), bindparam("b", type_=column.type))
     return lambda a, b: bool(connection.scalar(query, {"a": a, "b": b}))
+
+
+_AT_ONCE = 1_000  # values in one statement
+
+
+def canonical(connection: Connection, column: Column[Any], values: Sequence[Any]) -> Sequence[Any] | None:
+    """Have the server write out values as a column would hold them; None if it takes one of them for none."""
+    found = connection.execute(
+        _EQUALITY, {"table": table_name(connection, column.table), "column": column.name}
+    ).first()
+    if found is None:
+        return None
+    written = f"CAST(CAST(v AS {found.type}) AS text)"  # the server's own word, of its own catalogue
+    told: list[Any] = []
+    try:
+        for low in range(0, len(values), _AT_ONCE):
+            rows = [
+                (low + i, cast(literal(v, column.type), column.type))
+                for i, v in enumerate(values[low : low + _AT_ONCE])
+            ]
+            given = sa_values(sa_column("n", Integer), sa_column("v", column.type), name="given").data(rows)
+            with connection.begin_nested():
+                query: Any = select(literal_column(written)).select_from(given).order_by(given.c.n)
+                told += connection.scalars(query).all()
+    except SQLAlchemyError:
+        return None  # such a row is refused when it is written, with an error of its own
+    if found.name in {"numeric", "float4", "float8"}:  # 1 and 1.0, 0 and -0
+        return [value if value in {None, "NaN"} else Decimal(value) for value in told]
+    return told
 
 
 _AS_GIVEN = frozenset({String, Text, Unicode, UnicodeText, VARCHAR, TEXT})

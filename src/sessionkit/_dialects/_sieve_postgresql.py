@@ -17,11 +17,53 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Dialect
 
-# https://www.postgresql.org/docs/current/errcodes-appendix.html. 21: two rows of one statement meet; 22: data; 23: a
-# constraint; 44: WITH CHECK OPTION; P0: raised by a trigger. All others (a lost connection, a deadlock, a timeout, a
-# missing table) would come again with any other row.
-ROW_CLASSES = frozenset({"21", "22", "23", "44", "P0"})
-ROW_STATES = frozenset({"428C9"})  # a value for a generated column
+# https://www.postgresql.org/docs/current/errcodes-appendix.html, the classes that would come again with any other row: a
+# lost connection, a deadlock, a timeout, a missing table. All others are a row's: 21, two rows of one statement meet; 22,
+# data; 23, a constraint; 44, WITH CHECK OPTION; P0 and what nobody knows, raised by a trigger.
+OTHER_CLASSES = frozenset(
+    [
+        "00",
+        "01",
+        "02",
+        "03",
+        "08",
+        "09",
+        "0A",
+        "0B",
+        "0F",
+        "0L",
+        "0P",
+        "0Z",
+        "20",
+        "24",
+        "25",
+        "26",
+        "27",
+        "28",
+        "2B",
+        "2D",
+        "2F",
+        "34",
+        "38",
+        "39",
+        "3B",
+        "3D",
+        "3F",
+        "40",
+        "42",
+        "53",
+        "54",
+        "55",
+        "57",
+        "58",
+        "72",
+        "F0",
+        "HV",
+        "XX",
+    ]
+)
+# A value for a generated column; a value that has another type than the column; a text that is too long for an index.
+ROW_STATES = frozenset({"428C9", "42804", "42846", "54000"})
 
 # Without PL/pgSQL, or without the right to use it or to make temporary tables.
 _MISSING = frozenset({"42501", "42704"})
@@ -72,7 +114,7 @@ BEGIN
                 sessionkit_size := {block};
             END IF;
         EXCEPTION WHEN OTHERS THEN
-            IF left(SQLSTATE, 2) NOT IN ({classes}) AND SQLSTATE NOT IN ({states}) THEN
+            IF left(SQLSTATE, 2) IN ({classes}) AND SQLSTATE NOT IN ({states}) THEN
                 RAISE;
             ELSIF sessionkit_high > sessionkit_low THEN
                 IF sessionkit_size > {block} THEN
@@ -98,6 +140,11 @@ $sessionkit_script$
 """
 
 
+def is_rows(state: str) -> bool:
+    """Tell whether an error of this code is about a row, so that leaving the row out would help."""
+    return state[:2] not in OTHER_CLASSES or state in ROW_STATES
+
+
 def sqlstate(orig: BaseException | None) -> str | None:
     """Return the code of a driver's error."""
     return getattr(orig, "sqlstate", None) or getattr(orig, "pgcode", None)
@@ -116,7 +163,7 @@ def _script(connection: Connection, source: str, statement: Any, *, counts: bool
         declared=" ".join(f"{name} text;" for name in _NAMES.values()),
         told=", ".join(f"{_NAMES[field]} = {item}" for field, item in _DIAGNOSTICS.items()),
         names=", ".join(_NAMES.values()),
-        classes=", ".join(f"'{each}'" for each in sorted(ROW_CLASSES)),
+        classes=", ".join(f"'{each}'" for each in sorted(OTHER_CLASSES)),
         states=", ".join(f"'{each}'" for each in sorted(ROW_STATES)),
         block=_BLOCK,
         most=_MOST,
@@ -212,8 +259,12 @@ def _text(fields: dict[str, str]) -> str:
 def _class_for(lookup: Callable[[str], Any], code: str) -> Any:
     try:
         return lookup(code)
-    except KeyError:  # a code of a trigger's own: the DBAPI's class for its kind
-        return lookup(code[:2] + "000").__mro__[1]
+    except KeyError:  # a code of a trigger's own
+        pass
+    try:
+        return lookup(code[:2] + "000").__mro__[1]  # the DBAPI's class for its kind
+    except KeyError:
+        return lookup("XX000").__mro__[2]  # and for what is of no kind: DatabaseError
 
 
 class _Info(dict[Any, bytes]):

@@ -13,7 +13,7 @@ from ..version import Conflicts, server_now, telling_time
 from ._defaults import DefaultContext
 from ._faults import Delivery
 from ._progress import Bar
-from ._result import BulkResult, Outcome, Tally
+from ._result import BulkResult, Ended, Outcome, Tally
 from ._rows import Chunk, Rows, chunks, length_of
 from ._undo import start
 
@@ -80,6 +80,8 @@ class Call:
                 for act in self.at_end:
                     act()
                 self.work.finish(self, self.tally)
+        except Ended as ended:
+            raise ended.error from None
         finally:
             if bar is not None:
                 bar.close()
@@ -128,14 +130,21 @@ class Call:
 
         The first page needs no savepoint of its own: before it there is nothing to lose.
         """
-        if not self._fresh:
-            with self.connection.begin_nested():
-                return send()
+        nested = None if self._fresh else self.connection.begin_nested()
         try:
             outcome = send()
-        except Exception:
-            self._start = self._start.undo()
+        except BaseException as error:
+            try:
+                if nested is not None:
+                    nested.rollback()
+                elif isinstance(error, Exception):
+                    self._start = self._start.undo()
+            except Exception:  # noqa: BLE001 - the first error is the one to see
+                # The transaction is gone, with all that was in it: SQLite's RAISE(ROLLBACK), a lost connection.
+                raise Ended(error) from None
             raise
+        if nested is not None:
+            nested.commit()
         self._fresh = False
         return outcome
 

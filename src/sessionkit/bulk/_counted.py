@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import StatementError
+from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from .._core.connection import failures_of
 from ..errors import without_frames
@@ -90,15 +90,17 @@ def _send_all(call: CallContext, sql: str, rows: list[tuple[Any, ...]], errors: 
         drawn = _Drawn(rows[low : low + _AT_ONCE])
         try:
             call.connection.exec_driver_sql(sql, drawn)
-        except StatementError as error:
-            if not call.dialect.blames_the_row(error):
+        except Exception as error:
+            # The driver's own, too: a number that is too large, a text that is none.
+            if isinstance(error, SQLAlchemyError) and not call.dialect.blames_the_row(error):
                 raise
             last = drawn.last
             if last is None:
                 raise Unable from None
             if (failures := failures_of(call.connection)) is not None:
                 failures.undone(error)
-            error.params = drawn[last]
+            if isinstance(error, StatementError):
+                error.params = drawn[last]
             errors[low + last] = without_frames(error)
             if not call.collects:
                 return

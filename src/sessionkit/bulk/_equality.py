@@ -6,7 +6,7 @@ Python folds so much together that whatever may be equal is; the database judges
 from __future__ import annotations
 
 import unicodedata
-from decimal import Decimal
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -34,10 +34,12 @@ class Equality:
     def __init__(self, call: CallContext, slots: Sequence[Slot]) -> None:
         self._call = call
         self._slots = slots
-        dialect = call.dialect.neutral(call.connection.dialect)
-        self._folds = [_fold_of(slot.column.type, dialect) for slot in slots]
+        dialect, connection = call.dialect, call.connection
+        neutral = dialect.neutral(connection.dialect)
+        self._kinds = [_plain_kinds(slot.column.type, neutral) for slot in slots]
+        stored = dialect.stored_key or _fold_of
+        self._folds = [stored(slot.column.type, neutral) for slot in slots]
         self._same: dict[Slot, Callable[[Any, Any], bool]] = {}
-        self._keeps_plain = all(fold is None or fold is int for fold in self._folds)
 
     def folded(self, keys: Sequence[Key]) -> Sequence[Key]:
         """Return the keys in a form in which all that may be one key are equal.
@@ -45,49 +47,101 @@ class Equality:
         Raises:
             TypeError: a value cannot be the value of a key.
         """
-        if self._keeps_plain and _EXACT.issuperset({type(value) for key in keys for value in key}):
+        columns = list(zip(*keys, strict=True))
+        changed = [self._column(place, values) for place, values in enumerate(columns)]
+        if all(new is old for new, old in zip(changed, columns, strict=True)):
             return keys
-        return [tuple(_folded(value, fold) for value, fold in zip(key, self._folds, strict=True)) for key in keys]
+        return list(zip(*changed, strict=True))
+
+    def _column(self, place: int, values: tuple[Any, ...]) -> Sequence[Any]:
+        kinds = set(map(type, values))
+        if kinds <= _EXACT and kinds <= self._kinds[place]:
+            return values
+        fold = self._folds[place]
+        # SQLite stores what the type hands over; only the server knows what it makes of a value that is not of the kind.
+        if self._call.dialect.stored_key is None and not (
+            fold is not None or _is_plain(kinds, values, self._kinds[place])
+        ):
+            told = self._call.dialect.canonical(self._call.connection, self._slots[place].column, values)
+            if told is not None:
+                return [fold_value(value) for value in told]
+        return [_folded(value, fold) for value in values]
 
     def one_key(self, a: Key, b: Key) -> bool:
         """Tell whether two keys that fold to the same one are one key in the database."""
         return a == b or all(
-            x == y or self._one_value(slot, x, y) for slot, x, y in zip(self._slots, a, b, strict=True)
+            _equal(x, y) or self._one_value(place, x, y) for place, (x, y) in enumerate(zip(a, b, strict=True))
         )
 
-    def _one_value(self, slot: Slot, a: Any, b: Any) -> bool:
+    def _one_value(self, place: int, a: Any, b: Any) -> bool:
+        slot, fold = self._slots[place], self._folds[place]
+        if fold is not None and _equal(_made(a, fold), _made(b, fold)):
+            return True
         same = self._same.get(slot)
         if same is None:
             same = self._same[slot] = self._call.dialect.same(self._call.connection, slot.column)
         return same(a, b)
 
 
-_EXACT = frozenset({int, UUID, bool})
+_EXACT: frozenset[Any] = frozenset({int, UUID, bool})
+
+
+def _plain_kinds(type_: Any, dialect: Dialect) -> frozenset[Any]:
+    """Return of which class the values of a type are that are equal in the database where they are in Python."""
+    impl: Any = type_._unwrapped_dialect_impl(dialect)
+    rounds = getattr(impl, "precision", None) is not None
+    if rounds or isinstance(type_, sqltypes.TypeDecorator) or isinstance(impl, sqltypes.Enum):
+        return frozenset()
+    return next((kinds for kind, kinds in _KINDS if isinstance(impl, kind)), frozenset())
+
+
+_KINDS: tuple[tuple[Any, frozenset[Any]], ...] = (
+    (sqltypes.Boolean, frozenset({bool})),
+    (sqltypes.Integer, frozenset({int})),
+    (sqltypes.Uuid, frozenset({UUID})),
+    (sqltypes.String, frozenset({str})),
+    (sqltypes.Date, frozenset({date})),
+    (sqltypes.DateTime, frozenset({datetime})),
+    (sqltypes.LargeBinary, frozenset({bytes})),
+)
+
+
+def _is_plain(kinds: set[type], values: Sequence[Any], plain: frozenset[Any]) -> bool:
+    if not kinds - {type(None)} <= plain:
+        return False
+    return datetime not in kinds or len({value.tzinfo is None for value in values if value is not None}) == 1
 
 
 def _fold_of(type_: Any, dialect: Dialect) -> Callable[[Any], Any] | None:
-    """Return what makes one value of all that a type stores as the same; None where values stand for themselves."""
+    """Return what makes one value of all that a type stores as the same; None where the type has no say in it."""
     impl: Any = type_._unwrapped_dialect_impl(dialect)
     if isinstance(impl, sqltypes.Uuid):
-        return _uuid if not impl.as_uuid else None
-    if isinstance(impl, sqltypes.Numeric) and impl.scale is not None and impl.asdecimal:
-        return lambda value: round(Decimal(value), impl.scale)
+        return _uuid
     if isinstance(type_, sqltypes.TypeDecorator) or isinstance(impl, sqltypes.Enum):
         return cast("Callable[[Any], Any] | None", type_._cached_bind_processor(dialect))
-    return int if isinstance(impl, sqltypes.Integer) else None
+    return None
 
 
 def _uuid(value: Any) -> UUID:
     return value if isinstance(value, UUID) else UUID(value)
 
 
+def _made(value: Any, fold: Callable[[Any], Any]) -> Any:
+    try:
+        return value if value is None else fold(value)
+    except Exception:  # noqa: BLE001 - such a row is refused when it is written, with an error of its own
+        return value
+
+
 def _folded(value: Any, fold: Callable[[Any], Any] | None) -> Any:
-    if fold is not None and value is not None:
-        try:
-            value = fold(value)
-        except Exception:  # noqa: BLE001 - such a row is refused when it is written, with an error of its own
-            return value
-    return fold_value(value)
+    return fold_value(value if fold is None else _made(value, fold))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except Exception:  # noqa: BLE001 - values of two kinds that cannot be compared
+        return False
 
 
 def fold_value(value: Any) -> Any:

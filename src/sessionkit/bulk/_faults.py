@@ -13,7 +13,7 @@ from ._identity import expire
 from ._made_keys import with_keys_made
 from ._paths import SQLALCHEMY, Path, choose
 from ._plan import OMIT
-from ._result import Again, Fault, Mismatch, Outcome, Unfit, Unpackable
+from ._result import Again, Ended, Fault, Mismatch, Outcome, Unfit, Unpackable
 from ._statements import tables_of
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class Delivery:
         problem: Exception | None
         try:
             outcome = self._call.attempt(send)
+        except Ended:
+            raise
         except Again:
             problem = None
         except (Mismatch, Unfit, Unpackable) as found:
@@ -226,7 +228,8 @@ class Delivery:
 
     def _blames_the_row(self, error: Exception) -> bool:
         if isinstance(error, SQLAlchemyError):
-            return self._call.dialect.blames_the_row(error)
+            dialect, connection, plan = self._call.dialect, self._call.connection, self._call.plan
+            return dialect.blames_the_row(error) or dialect.is_policys(connection, tables_of(plan)[0], error)
         # Neither SQLAlchemy's nor the driver's: a type's or a default's own exception, about a value.
         return not isinstance(error, OptionError)
 

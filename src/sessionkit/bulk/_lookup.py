@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, literal_column, null, select, text, tuple_, type_coerce
+from sqlalchemy import bindparam, literal, literal_column, null, select, text, tuple_, type_coerce
 
 from ._plan import OMIT
 
@@ -34,11 +34,19 @@ def conditions(dialect: Bulk, columns: Sequence[Any], keys: Sequence[Key]) -> It
         # What cannot be told in one parameter goes as a list.
         left = [part for part, condition in zip(parts, together, strict=True) if condition is None]
         for part in left:
-            yield from (columns[0].in_(part[low : low + _LIST]) for low in range(0, len(part), _LIST))
+            for low in range(0, len(part), _LIST):
+                # Of the column's type, whatever the first of the values is: a list of them would take its type from it.
+                values = bindparam("keys", part[low : low + _LIST], columns[0].type, expanding=True, unique=True)
+                yield columns[0].in_(values)
         return
     size = _LIST // len(columns)
     for low in range(0, len(keys), size):
         yield tuple_(*columns).in_(keys[low : low + size])
+
+
+def equal(columns: Sequence[Any], key: Key) -> list[ColumnElement[bool]]:
+    """Return the conditions that a row has a key."""
+    return [column == literal(value, column.type) for column, value in zip(columns, key, strict=True)]
 
 
 def find(
@@ -73,17 +81,19 @@ def find(
         query = query.with_for_update()
     width = len(columns)
     rows: dict[Key, Any] = {}
+    count = 0
     for condition in conditions(dialect, columns, wanted):
         for row in connection.execute(query.where(condition)).all():
             values = tuple(row)
             rows[values[:width]] = values[width:]
-    found = {key: rows[key] for key in wanted if key in rows}
-    if len(found) < len(rows):
+            count += 1
+    # Two rows whose keys Python reads as one (a Numeric that is rounded as it is read) are told apart by the database alone.
+    found = {key: rows[key] for key in wanted if key in rows} if count == len(rows) else {}
+    if len(found) < count:
         # The database sees equals where Python does not ("5" and 5, a padded string): it has to say itself.
         for key in wanted:
             if key not in found:
-                one = and_(*(column == value for column, value in zip(columns, key, strict=True)))
-                told = connection.execute(query.where(one)).first()
+                told = connection.execute(query.where(*equal(columns, key))).first()
                 if told is not None:
                     found[key] = tuple(told[width:])
     return found

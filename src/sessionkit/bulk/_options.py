@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args
 
 from ..errors import OptionError, UnknownOptionError
 from ._result import Method
@@ -61,7 +61,7 @@ def checked(options: WriteOptions, where: str) -> Options:
         if name not in known:
             raise UnknownOptionError(name, known, where)
     chunk = options.get("chunk")
-    if chunk is not None and chunk < 1:
+    if chunk is not None and (not isinstance(cast("object", chunk), int) or chunk < 1):
         raise OptionError(f"chunk={chunk!r}: it is a number of rows, at least 1")
     method = one_of("method", options.get("method", "auto"), get_args(Method))
     on_error = one_of("on_error", options.get("on_error", "raise"), get_args(OnError))

@@ -9,7 +9,7 @@ from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 from sqlalchemy.orm import Mapper
 
 from ..errors import OptionError
-from ._lookup import conditions
+from ._lookup import conditions, equal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +96,7 @@ def _found(call: CallContext, source: _Columns | _Entities, keys: Sequence[Key |
         found.update(source.read(condition))
     for key in wanted:
         if key not in found:  # it was given in another form than the one in which the database tells it
-            told = source.read(*(column == value for column, value in zip(source.key, key, strict=True)))
+            told = source.read(*equal(source.key, key))
             found.update((key, what) for _, what in told)
     return found
 

@@ -119,6 +119,6 @@ def sorted_by_key(page: Page, places: Sequence[int]) -> Page:
         keys = [key for (key,) in keys]  # which are compared three times as fast
     try:
         order = sorted(range(len(values)), key=keys.__getitem__)
-    except TypeError:
+    except (TypeError, ArithmeticError):  # values of different kinds, or a NaN among decimals
         return page
     return page if order == list(range(len(values))) else page.only(order)

@@ -206,6 +206,14 @@ class Again(Exception):
     """A path has learnt something about the table, and can do the page now; what it has written is to be undone."""
 
 
+class Ended(Exception):
+    """What a page had written could not be undone for itself: the transaction is gone. `error` is what it failed with."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
 class Unfit(Exception):
     """A fast path finds only now that it cannot do this page; what it has written is to be undone."""
 
