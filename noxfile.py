@@ -14,7 +14,8 @@ import nox
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
-from tests.support.matrix import Cell, cells, for_commit, pythons  # noqa: E402 - the path above makes it importable
+from tests.support.matrix import Cell, cells, for_commit, pythons, server_tests  # noqa: E402 - the path above makes it importable
+from tests.wasm import wasm_tests  # noqa: E402
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -29,11 +30,17 @@ def install(session: nox.Session, *groups: str) -> None:
 
 
 def register(cell: Cell) -> None:
-    @nox.session(name=cell.name, python=cell.python, tags=["matrix", *cell.backends])
+    @nox.session(name=cell.name, python=cell.python, tags=["servers" if cell.server else "matrix", *cell.backends])
     def tests(session: nox.Session) -> None:
         install(session, "test", cell.group)
+        variables = {"SESSIONKIT_BACKENDS": ",".join(cell.backends)}
         arguments = session.posargs or ["-n", "auto"]
-        session.run("python", "-m", "pytest", *arguments, env={"SESSIONKIT_BACKENDS": ",".join(cell.backends)})
+        if cell.server:
+            folder = Path(session.cache_dir) / "servers"
+            said = session.run("python", "-m", "tests.support.servers", cell.name, str(folder), silent=True)
+            variables |= dict(line.split("=", 1) for line in str(said).split())
+            arguments = [*arguments, *server_tests()]
+        session.run("python", "-m", "pytest", *arguments, env=variables)
 
 
 for each in cells():
@@ -63,6 +70,31 @@ def docs(session: nox.Session) -> None:
     """Run every snippet of the README and of the documentation."""
     install(session, "test")
     session.run("python", "-m", "pytest", "-q", "tests/docs", *session.posargs)
+
+
+PYODIDE = {"3.14": "314.0.7", "3.15": "315.0.0-alpha.2"}
+"""Of npm's pyodide: CPython compiled to WebAssembly, for machines on which there is no such Python."""
+
+
+@nox.session
+@nox.parametrize("version", list(PYODIDE))
+def wasm(session: nox.Session, version: str) -> None:
+    """Run on CPython in WebAssembly what needs no thread, no process, no socket: on the byte code of that Python."""
+    install(session, "test")
+    folder = Path(session.create_tmp())
+    package = f"pyodide@{PYODIDE[version]}"
+    session.run("npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", package, external=True)
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = str(session.run("python", "-c", where, silent=True)).strip()
+    runner = (str(ROOT / "tests/wasm/run.mjs"), str(folder / "node_modules/pyodide"), str(ROOT), packages)
+    session.run("node", *runner, *(session.posargs or wasm_tests()), external=True)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Change the core, `version` and `bulk` in one place at a time, and list what no test on SQLite has noticed."""
+    install(session, "test", "mutants")
+    session.run("python", "-m", "tests.mutants", *session.posargs)
 
 
 @nox.session

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sessionkit")
 
+warn_if_unknown()  # when the program starts, and not by a retry that does not happen
+
 __all__ = [
     "AsyncAttempt",
     "AsyncAttempts",
@@ -198,7 +200,6 @@ class _Loop:
     def __init__(self, attempts: Any) -> None:
         self._attempts = attempts
         self._attempt: _Bound[Any] | None = None  # the one that was handed out last
-        warn_if_unknown()
 
     def __del__(self) -> None:
         frame = sys._getframe().f_back

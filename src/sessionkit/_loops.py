@@ -21,14 +21,14 @@ import dis
 import platform
 import sys
 import warnings
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
-KNOWN = sys.implementation.name == "cpython" and (3, 11) <= sys.version_info[:2] <= (3, 14)
-"""Whether the byte code of this interpreter is known. The tests run on these."""
+KNOWN = sys.implementation.name == "cpython" and (3, 11) <= sys.version_info[:2] <= (3, 15)
+"""Whether the byte code of this interpreter is known: tests/unit/test_loops.py has run on each of these."""
 
 # What may stand between the call of __exit__ and the jump back: the awaiting of it, the clean-up of the exception.
 _PASSED_OVER = frozenset(
@@ -54,17 +54,16 @@ _NONE = frozenset({"LOAD_CONST", "LOAD_COMMON_CONSTANT"})  # what is sent first 
 _DROPS = frozenset({"POP_TOP", "POP_ITER", "END_FOR", "END_ASYNC_FOR", "FOR_ITER", "SWAP"})
 
 
-@cache
 def warn_if_unknown() -> None:
-    """Warn, once in a process, where no failure of a loop over attempts can be swallowed."""
+    """Warn where no failure of a loop over attempts can be swallowed."""
     if not KNOWN:
         warnings.warn(
             f"attempts() raises each failure on {platform.python_implementation()} {platform.python_version()} instead of "
             "running the body again: it reads byte code to find out whether the next attempt follows, and knows that of "
-            "CPython 3.11 to 3.14 only; decorate a function with @Session.scope(retry=...), or call Session.run(fn), "
+            "CPython 3.11 to 3.15 only; decorate a function with @Session.scope(retry=...), or call Session.run(fn), "
             "which retry everywhere",
             RuntimeWarning,
-            stacklevel=4,  # where attempts() was called
+            stacklevel=2,
         )
 
 
@@ -130,11 +129,11 @@ def loop_variables(code: CodeType, offset: int) -> tuple[str, ...]:
 
 
 def _starts_await(instructions: list[dis.Instruction], place: int) -> bool:
-    return (
-        instructions[place].opname in _NONE
-        and place + 1 < len(instructions)
-        and instructions[place + 1].opname == "SEND"
-    )
+    """Tell whether a place is on the way to the SEND of an ``await``."""
+    names = [instruction.opname for instruction in instructions[place : place + 3]]
+    if names[0] == "PUSH_NULL":  # from Python 3.15 on
+        del names[0]
+    return len(names) > 1 and names[0] in _NONE and names[1] == "SEND"
 
 
 def _stored(instructions: list[dis.Instruction], places: dict[int, int], place: int) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ def configure(
             read has changed since.
 
     Raises:
-        OptionError: it is no SQLite engine, or an option cannot have this value.
+        OptionError: it is no SQLite engine, an option cannot have this value, or SQLite is older than 3.35.
 
     SQL, on each new connection: ``PRAGMA busy_timeout``, ``foreign_keys``, ``journal_mode``, ``synchronous``; then
     ``BEGIN`` or ``BEGIN IMMEDIATE`` for each transaction.

@@ -27,6 +27,18 @@ class Order(Base):
     __mapper_args__: dict[str, Any] = {"version_id_col": version}  # noqa: RUF012 - SQLAlchemy's name and form
 
 
+class Draft(Base):
+    """A counted version that old rows do not have."""
+
+    __tablename__ = "bulk_drafts"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(String(20))
+    version: Mapped[int | None] = mapped_column()
+
+    __mapper_args__: dict[str, Any] = {"version_id_col": version}  # noqa: RUF012 - SQLAlchemy's name and form
+
+
 class Note(TimestampVersioned, Base):
     """A version that is the server's time."""
 

@@ -7,6 +7,8 @@ import contextlib
 import gc
 import itertools
 import logging
+import subprocess
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -274,21 +276,22 @@ async def test_a_cancellation_between_two_attempts_says_enough(doors: Door) -> N
 
 
 @pytest.mark.doors("sqlite-sync", "sqlite-async")
-async def test_an_unknown_interpreter_is_warned_of_once_and_errors_are_raised(
-    doors: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_on_an_unknown_interpreter_errors_are_raised(doors: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_loops, "KNOWN", False)
-    _loops.warn_if_unknown.cache_clear()
-    with pytest.warns(RuntimeWarning, match=r"attempts\(\) raises each failure on .*Session\.run\(fn\)") as said:
-        doors.Session.attempts()
-    assert said[0].filename == __file__
     with pytest.raises(StaleDataError, match="too late"):
         async for attempt in doors.attempts(retry=AT_ONCE):
             async with attempt:
                 raise stale()
 
 
-@pytest.fixture(autouse=True)
-def _warned_afresh() -> Iterator[None]:
-    yield
-    _loops.warn_if_unknown.cache_clear()
+def test_an_unknown_interpreter_is_told_of_at_the_import_and_once() -> None:
+    program = (
+        "import sys, sqlalchemy.orm; sys.implementation.name = 'other'\n"
+        "from sessionkit import bulk\n"  # which needs no attempts
+        "print('imported', file=sys.stderr)\n"
+        "from sessionkit import session_scope, sessionmaker\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    before, _, after = done.stderr.partition("imported")
+    assert "attempts()" not in before
+    assert after.count("RuntimeWarning: attempts() raises each failure") == 1

@@ -247,3 +247,18 @@ async def test_a_database_without_two_phases_is_refused_before_the_first_stateme
     assert sql == []
     with pytest.raises(errors.OptionError, match="only on PostgreSQL"):
         await doors.twin(binding.recover_prepared, binding.async_recover_prepared)(two.users)
+
+
+async def test_of_failures_in_two_databases_the_first_is_the_cause_whichever_database_was_used_first(
+    doors: Door,
+) -> None:
+    Session = doors.factory(binds={User: doors.engine, Account: doors.other_engine()})
+    failed: list[BaseException] = []
+    with pytest.raises(errors.UnexpectedRollback) as caught:
+        async with doors.scope(Session) as session:
+            await session.execute(text("SELECT 1"), bind_arguments={"mapper": User})
+            for mapper in (Account, User):
+                with pytest.raises(DBAPIError) as swallowed:
+                    await session.execute(text("SELECT no_such_column"), bind_arguments={"mapper": mapper})
+                failed.append(swallowed.value)
+    assert caught.value.__cause__ is failed[0]

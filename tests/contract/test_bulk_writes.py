@@ -12,7 +12,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from sessionkit import bulk
 from sessionkit.errors import BulkError, ColourError, OptionError, SessionKitError, VersionConflict
-from tests.contract.bulk_models import Dog, Line, Note, Order, Token, create
+from tests.contract.bulk_models import Dog, Draft, Line, Note, Order, Token, create
 from tests.support.models import Account, Item, User
 
 if TYPE_CHECKING:
@@ -328,6 +328,21 @@ async def test_an_update_without_versions_bumps_them_unchecked(doors: Door) -> N
     assert await doors.rows("SELECT id, state, version FROM bulk_orders ORDER BY id") == [(1, "y", 2), (2, "x", 2)]
 
 
+@pytest.mark.parametrize("count", [2, 30, 2100])
+async def test_a_row_without_a_version_is_counted_on_from_nothing_as_a_flush_does(doors: Door, count: int) -> None:
+    await create(doors)
+    async with doors.scope() as session:
+        await doors.twin(bulk.insert, bulk.async_insert)(session, Draft, [{"id": i, "text": "a"} for i in range(count)])
+    for verb in (
+        doors.twin(bulk.update, bulk.async_update),
+        doors.twin(bulk.upsert, bulk.async_upsert),
+    ):
+        await doors.write("UPDATE bulk_drafts SET version = NULL")
+        async with doors.scope() as session:
+            await verb(session, Draft, [{"id": i, "text": "b"} for i in range(count)])
+        assert await doors.rows("SELECT DISTINCT version FROM bulk_drafts") == [(1,)]
+
+
 async def test_a_loaded_object_is_updated_by_its_changes_and_checked(doors: Door) -> None:
     await create(doors)
     update = doors.twin(bulk.update, bulk.async_update)
@@ -369,6 +384,15 @@ async def test_keys_without_a_row_are_an_error_or_ignored(doors: Door, count: in
             await update(session, User, [{"id": i, "email": "x"} for i in range(count + 1)], missing="ignore")
         ).updated == count
         assert (await delete(session, User, range(count + 1), missing="ignore")).deleted == count
+
+
+async def test_the_clock_is_asked_once_for_each_chunk(doors: Door) -> None:
+    await create(doors)
+    async with doors.scope() as session:
+        rows = [{"id": i, "text": "a"} for i in range(6)]
+        await doors.twin(bulk.insert, bulk.async_insert)(session, Note, rows, chunk=3)
+    times = [time for (time,) in await doors.rows(select(Note.__mapper__.version_id_col).order_by(Note.id))]
+    assert times[0] == times[1] == times[2] < times[3] == times[4] == times[5]
 
 
 @pytest.mark.parametrize("model", [Note, Token])

@@ -100,6 +100,7 @@ async def test_a_hook_that_is_interrupted_lets_the_others_run_and_the_interrupt_
             on_commit(raising(mine), robust=robust)
             on_commit(ran.will("next"))
     assert caught.value is mine
+    assert errors.outcome_of(mine) == "committed"
     assert ran == ["next"]
     assert await names(doors) == ["ann"]
 

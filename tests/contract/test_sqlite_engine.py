@@ -10,6 +10,7 @@ from sqlalchemy import URL, NullPool, StaticPool, create_engine, event, insert, 
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from sessionkit import READ_ONLY, SERIALIZABLE, errors, sqlite
+from sessionkit._dialects import _sqlite_config
 from tests.contract.breaking import names
 from tests.contract.settings import LOCK_NOT_AVAILABLE, READ_ONLY_VIOLATION, error_code
 from tests.support.models import Address, Base, User
@@ -704,3 +705,21 @@ async def test_a_new_transaction_on_another_file_works(doors: Door) -> None:
         async with doors.scope(Other) as inner:
             inner.add(User(name="there"))
     assert await names(doors) == ["here"]
+
+
+# The library
+
+
+async def test_an_older_library_is_refused_at_the_first_scope_and_by_configure(
+    doors: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sqlite_config, "OLDEST", (9, 35, 0))
+    with pytest.raises(
+        errors.OptionError, match=r"SQLite 9\.35 or newer, .* uses the library 3\.\d+\.\d+; use a Python"
+    ):
+        sqlite.configure(doors.engine)
+    with doors.statements() as sql:
+        with pytest.raises(errors.OptionError, match=r"SQLite 9\.35 or newer"):
+            async with doors.scope() as session:
+                await session.execute(text("SELECT 1"))
+    assert sql == []

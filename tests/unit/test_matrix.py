@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tomllib
+from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,8 +13,21 @@ from typing import Any
 
 import pytest
 
+from sessionkit._dialects import _sqlite_config
 from tests.support.doors import KINDS
-from tests.support.matrix import BACKENDS, Cell, cells, expand, for_commit, pythons
+from tests.support.matrix import (
+    BACKENDS,
+    TESTS_OF_SERVERS,
+    Cell,
+    cells,
+    expand,
+    for_commit,
+    pythons,
+    server_tests,
+    servers,
+    servers_for_commit,
+)
+from tests.support.servers import NPM_POSTGRESQL, NPM_SQLITE
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -25,7 +39,11 @@ def test_the_cells_are_every_python_with_every_sqlalchemy_on_every_backend_and_t
         Cell(f"py{python.replace('.', '')}-{group}-{backend}", python, group, (backend,))
         for python, group, backend in grid
     ]
-    assert cells() == [*expected, Cell("oldest", "3.11", "oldest", BACKENDS)]
+    servers = [
+        Cell(f"pg{version}", "3.11", "sa21", ("postgresql",), version) for version in ("14", "15", "16", "17", "18")
+    ]
+    servers.append(Cell("sqlite335", "3.11", "sa21", ("sqlite",), "3.35"))
+    assert cells() == [*expected, Cell("oldest", "3.11", "oldest", BACKENDS), *servers]
 
 
 def test_every_commit_runs_two_corners_of_it_on_both_backends() -> None:
@@ -36,6 +54,22 @@ def test_every_commit_runs_two_corners_of_it_on_both_backends() -> None:
     assert names(None) == [*oldest, "py314-sa21-sqlite", "py314-sa21-postgresql"]
     assert names(["3.11", "3.13"]) == [*oldest, "py313-sa21-sqlite", "py313-sa21-postgresql"]
     assert names(["3.10"]) == []
+
+
+def test_every_commit_runs_the_oldest_and_the_newest_version_of_each_server() -> None:
+    assert [cell.name for cell in servers_for_commit()] == ["sqlite335", "pg14", "pg18"]
+
+
+def test_each_version_of_a_server_can_be_had_and_the_oldest_sqlite_is_the_one_that_is_not_refused() -> None:
+    versions = {backend: [each.server for each in servers() if each.backends == (backend,)] for backend in BACKENDS}
+    assert versions == {"postgresql": list(NPM_POSTGRESQL), "sqlite": list(NPM_SQLITE)}
+    assert versions["sqlite"] == [".".join(map(str, _sqlite_config.OLDEST[:2]))]
+
+
+def test_the_server_tests_are_there() -> None:
+    names = server_tests()
+    for pattern in TESTS_OF_SERVERS:
+        assert any(fnmatch(name, pattern) for name in names), pattern
 
 
 @pytest.mark.parametrize(
@@ -93,8 +127,8 @@ def test_nox_has_a_session_for_each_cell(monkeypatch: pytest.MonkeyPatch) -> Non
     assert spec.loader is not None
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
-    assert {name: sessions[name] for name in sessions if name == "oldest" or "-" in name} == {
+    assert {name: sessions[name] for name in sessions if name in {cell.name for cell in cells()}} == {
         cell.name: cell.python for cell in cells()
     }
-    assert {"lint", "types", "docs", "bench"} <= set(sessions)
+    assert {"lint", "types", "docs", "bench", "wasm", "mutants"} <= set(sessions)
     assert set(recorder.options.sessions) <= set(sessions)

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy.util import await_only
 
+from ..errors import OptionError
 from ._base import root_of
 from ._sqlite_cut import interrupted
 
@@ -17,6 +18,25 @@ if TYPE_CHECKING:
 
 _SET_UP = "sessionkit_set_up"
 _AUTOCOMMIT = "sessionkit_autocommit"
+
+
+OLDEST = (3, 35, 0)
+"""The first release that sessionkit works on: it has RETURNING, and SQLAlchemy uses it from here on."""
+
+
+def refuse_older(engine: Engine) -> None:
+    """Refuse a library of SQLite that the tests do not run on.
+
+    Raises:
+        OptionError: it is older than 3.35.
+    """
+    found: tuple[int, ...] = getattr(engine.dialect.loaded_dbapi, "sqlite_version_info", OLDEST)
+    if found < OLDEST:
+        raise OptionError(
+            f"sessionkit works with SQLite {'.'.join(map(str, OLDEST[:2]))} or newer, which has RETURNING, but "
+            f"{engine!r} uses the library {'.'.join(map(str, found))}; use a Python that is linked to a newer one, or give "
+            "create_engine() a driver that brings its own: module=pysqlite3"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ from ._base import (
     undo_at_end,
 )
 from ._bulk_sqlite import BULK
-from ._sqlite_config import Config, autocommit_of, config_of, configs, set_up
+from ._sqlite_config import Config, autocommit_of, config_of, configs, refuse_older, set_up
 from ._sqlite_cut import connect, gap, interrupted
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ _WHOLE = "sessionkit_whole"
 
 def configure(engine: Engine, config: Config) -> None:
     """Set an engine up, or change how it was: new connections, and idle ones when they are next used."""
+    refuse_older(engine)
     root = root_of(engine)
     if root not in configs:
         event.listen(root, "checkout", lambda connection, record, _: set_up(configs[root], connection, record))
@@ -71,6 +72,7 @@ class _Wanted(NamedTuple):
 
 
 def _beginning(engine: Engine, asked: Asked) -> Beginning:
+    refuse_older(engine)
     refuse("SQLite", asked, "idle_timeout")
     wanted = _Wanted(bool(asked.read_only), asked.lock_timeout, asked.statement_timeout)
     if wanted == _NOTHING:
