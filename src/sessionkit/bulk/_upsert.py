@@ -321,7 +321,8 @@ def _comparable(column: Any, call: CallContext) -> Any:
         impl = impl.item_type._unwrapped_dialect_impl(call.connection.dialect)
     if not isinstance(impl, JSON) or impl.__visit_name__ != "JSON":
         return column
-    return cast(column, ARRAY(Text) if is_array else Text)
+    as_text: Any = ARRAY(Text) if is_array else Text
+    return cast(column, as_text)
 
 
 def upsert(
