@@ -46,7 +46,7 @@ def neutral(dialect: Dialect) -> Dialect:
         from sqlalchemy.dialects.postgresql.base import PGDialect
 
         class Dictionary(HSTORE):
-            def bind_processor(self, dialect: Dialect) -> None:
+            def bind_processor(self, dialect: Dialect) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
                 """Leave the dict as it is, as the drivers that know it do."""
 
         found = _neutral[dialect] = PGDialect()  # type: ignore[no-untyped-call]
