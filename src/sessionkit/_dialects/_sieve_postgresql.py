@@ -140,6 +140,10 @@ $sessionkit_script$
 """
 
 
+class NoScript(Exception):
+    """These rows have to be sent with savepoints around them."""
+
+
 def is_rows(state: str) -> bool:
     """Tell whether an error of this code is about a row, so that leaving the row out would help."""
     return state[:2] not in OTHER_CLASSES or state in ROW_STATES
@@ -152,7 +156,7 @@ def sqlstate(orig: BaseException | None) -> str | None:
 
 def _script(connection: Connection, source: str, statement: Any, *, counts: bool, first: bool) -> str:
     if connection.dialect.driver not in _MAKERS:
-        raise NotImplementedError(f"how {connection.dialect.driver} makes its errors is not known")
+        raise NoScript(f"how {connection.dialect.driver} makes its errors is not known")
     text = _with_literals(connection, statement)
     if counts:
         text += " INTO sessionkit_count, sessionkit_some"
@@ -181,7 +185,7 @@ def _with_literals(connection: Connection, statement: Any) -> str:
     # such rows are sent with savepoints around them.
     values = statement.compile(dialect=dialect, **options).params.values()
     if not all(value is None or isinstance(value, int) for value in values):
-        raise NotImplementedError("a script has no parameters for the values of a condition")
+        raise NoScript("a script has no parameters for the values of a condition")
     return str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True}, **options))
 
 
