@@ -1,4 +1,7 @@
-"""Flask: one session per request, committed before the response leaves."""
+"""Flask: one session per request, committed before the response leaves.
+
+What holds for every framework is in test_web.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from flask import Blueprint, Flask, Response, abort, g, jsonify, redirect, request, stream_with_context
+from flask import Blueprint, Flask, Response, g, jsonify, request
 from sqlalchemy import create_engine, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
@@ -16,17 +19,15 @@ from sessionkit import (
     async_sessionmaker,
     current_session,
     errors,
-    on_commit,
     scoped_session,
     sessionmaker,
-    set_rollback_only,
 )
 from sessionkit.integrations.flask import SessionKit
 from sessionkit.retry import Retry
 from tests.support.models import Base, Pledge, User
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.support.doors import Door
 
@@ -53,87 +54,6 @@ def add(name: str) -> None:
 # When it commits
 
 
-async def test_a_request_is_one_unit_and_is_committed(doors: Door) -> None:
-    db = scoped_session(doors.Session)
-
-    @doors.Session.scope
-    def decorated(session: Session) -> Session:
-        return session
-
-    def view() -> str:
-        add("ann")
-        assert kit.session is current_session(doors.Session) is decorated() is db()
-        assert db.scalars(select(User.name)).all() == ["ann"]
-        return "ok"
-
-    app, kit = make_app(doors, view)
-    with doors.statements() as sql:
-        assert app.test_client().post("/").status_code == 200
-    assert [line for line in sql if line.startswith(("BEGIN", "COMMIT", "ROLLBACK"))][1:] == ["COMMIT"]
-    assert await names(doors) == ["ann"]
-
-
-async def test_it_is_committed_when_the_first_byte_of_the_response_leaves(doors: Door) -> None:
-    app, _ = make_app(doors, lambda: (add("ann"), "ok")[1])
-    seen: list[Any] = []
-
-    def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> Callable[[bytes], None]:
-        with doors.database.observer.connect() as connection:
-            seen.append((status, connection.execute(select(User.name)).scalars().all()))
-        return lambda data: None
-
-    environ = {
-        "REQUEST_METHOD": "GET",
-        "PATH_INFO": "/",
-        "SERVER_NAME": "127.0.0.1",
-        "SERVER_PORT": "80",
-        "wsgi.url_scheme": "http",
-    }
-    for _part in app(environ, start_response):
-        pass
-    assert seen == [("200 OK", ["ann"])]
-
-
-async def test_a_request_that_uses_no_session_sends_nothing(doors: Door) -> None:
-    app, _ = make_app(doors, lambda: "ok")
-    with doors.statements() as sql:
-        assert app.test_client().get("/").status_code == 200
-        assert app.test_client().get("/nowhere").status_code == 404
-    assert sql == []
-
-
-@pytest.mark.parametrize("status", [400, 404, 409, 500])
-async def test_an_error_status_rolls_back(doors: Door, status: int) -> None:
-    app, _ = make_app(doors, lambda: (add("ann"), ("no", status))[1])
-    assert app.test_client().post("/").status_code == status
-    assert await names(doors) == []
-
-
-async def test_which_status_rolls_back_is_the_applications_choice(doors: Door) -> None:
-    app, _ = make_app(doors, lambda: (add("ann"), ("seen", 404))[1], rollback_on=lambda status: status == 200)
-    app.add_url_rule("/two", "two", lambda: (add("bob"), "ok")[1])
-    app.test_client().post("/")
-    app.test_client().get("/two")
-    assert await names(doors) == ["ann"]
-
-
-async def test_an_exception_rolls_back_and_is_flasks_500(doors: Door) -> None:
-    def view() -> str:
-        add("ann")
-        current_session().flush()
-        raise ZeroDivisionError
-
-    app, _ = make_app(doors, view, rollback_on=lambda status: False)
-    assert app.test_client().post("/").status_code == 500
-    assert await names(doors) == []
-
-
-async def test_a_rollback_on_that_fails_rolls_back(doors: Door) -> None:
-    app, _ = make_app(doors, lambda: (add("ann"), "ok")[1], rollback_on=lambda status: 1 // (status - 200) > 1)
-    assert app.test_client().post("/").status_code == 500
-    assert await names(doors) == []
-
-
 async def test_a_view_that_returns_nothing_rolls_back(doors: Door) -> None:
     app, _ = make_app(doors, lambda: add("ann"), rollback_on=lambda status: False)
     assert app.test_client().post("/").status_code == 500
@@ -152,50 +72,6 @@ async def test_an_exception_that_reaches_the_test_rolls_back(doors: Door) -> Non
         client.post("/")
     with pytest.raises(errors.NoCurrentSession):
         current_session()
-    assert await names(doors) == []
-
-
-@pytest.mark.parametrize("code", [403, 404, 409])
-async def test_abort_rolls_back(doors: Door, code: int) -> None:
-    app, _ = make_app(doors, lambda: (add("ann"), abort(code))[1], rollback_on=lambda status: False)
-    assert app.test_client().post("/").status_code == code
-    assert await names(doors) == []
-
-
-async def test_an_exception_that_is_handled_with_a_redirect_rolls_back_too(doors: Door) -> None:
-    class LoginNeeded(Exception):
-        pass
-
-    def view() -> str:
-        add("ann")
-        raise LoginNeeded
-
-    app, _ = make_app(doors, view)
-    app.register_error_handler(LoginNeeded, lambda error: redirect("/login"))
-    assert app.test_client().post("/").status_code == 302
-    assert await names(doors) == []
-
-
-async def test_a_system_exit_rolls_back(doors: Door) -> None:
-    def view() -> str:
-        add("ann")
-        current_session().flush()
-        raise SystemExit
-
-    app, _ = make_app(doors, view)
-    with pytest.raises(SystemExit):
-        app.test_client().post("/")
-    assert await names(doors) == []
-
-
-async def test_rollback_that_was_asked_for_keeps_the_response(doors: Door) -> None:
-    def view() -> str:
-        add("ann")
-        set_rollback_only()
-        return "tried"
-
-    app, _ = make_app(doors, view)
-    assert app.test_client().post("/").status_code == 200
     assert await names(doors) == []
 
 
@@ -255,13 +131,7 @@ def pledge() -> str:
     return "ok"
 
 
-async def test_a_commit_that_fails_is_a_500_and_never_a_200(doors: Door) -> None:
-    app, _ = make_app(doors, pledge)
-    assert app.test_client().post("/").status_code == 500
-    assert await doors.rows("SELECT id FROM pledges") == []
-
-
-async def test_a_commit_that_fails_is_answered_by_the_applications_error_handler(doors: Door) -> None:
+async def test_the_answer_to_a_commit_that_failed_goes_through_the_after_request_functions_once(doors: Door) -> None:
     app, _ = make_app(doors, pledge)
     app.register_error_handler(IntegrityError, lambda error: (jsonify(error="there is no such account"), 422))
 
@@ -306,18 +176,6 @@ def conflicting() -> str:
     raise StaleDataError("somebody else was faster")
 
 
-async def test_a_conflict_is_a_409(doors: Door) -> None:
-    app, _ = make_app(doors, conflicting)
-    answer = app.test_client().post("/")
-    assert answer.status_code == 409
-    assert "Somebody else has changed this" in answer.text
-
-
-async def test_a_conflict_is_a_412_where_the_client_had_a_precondition(doors: Door) -> None:
-    app, _ = make_app(doors, conflicting)
-    assert app.test_client().put("/", headers={"If-Match": '"3"'}).status_code == 412
-
-
 async def test_a_malformed_if_match_is_a_400(doors: Door) -> None:
     def view() -> str:
         raise errors.MalformedETag("no quotes")
@@ -339,59 +197,6 @@ async def test_the_applications_own_handlers_come_first(doors: Door) -> None:
 
 
 # Retry
-
-
-async def test_an_idempotent_request_is_run_again_from_its_first_line(doors: Door) -> None:
-    bodies: list[bytes] = []
-    sessions: list[Session] = []
-
-    def view() -> str:
-        assert not hasattr(g, "seen")  # a new application context
-        g.seen = True
-        bodies.append(request.get_data())
-        sessions.append(kit.session)
-        add("ann")
-        kit.session.flush()
-        if len(bodies) < 3:
-            raise StaleDataError("again")
-        return "ok"
-
-    app, kit = make_app(doors, view, retry=Retry(5, wait=0))
-    assert app.test_client().put("/", data=b"the body").status_code == 200
-    assert bodies == [b"the body"] * 3
-    assert len(set(map(id, sessions))) == 3
-    assert await names(doors) == ["ann"]
-
-
-async def test_a_commit_that_fails_is_retried_as_well(doors: Door) -> None:
-    tried: list[int] = []
-
-    def view() -> str:
-        tried.append(1)
-        if len(tried) == 1:
-            return pledge()
-        add("ann")
-        return "ok"
-
-    app, _ = make_app(doors, view, retry=Retry(on=IntegrityError, wait=0))
-    assert app.test_client().put("/").status_code == 200
-    assert len(tried) == 2
-    assert await names(doors) == ["ann"]
-
-
-async def test_a_post_is_not_run_again_unless_it_is_asked_for(doors: Door) -> None:
-    tried: list[int] = []
-
-    def view() -> str:
-        tried.append(1)
-        return conflicting()
-
-    app, _ = make_app(doors, view, retry=Retry(3, wait=0))
-    assert app.test_client().post("/").status_code == 409
-    assert len(tried) == 1
-    app, _ = make_app(doors, view, retry=Retry(3, wait=0), retry_methods={"post"})
-    assert app.test_client().post("/").status_code == 409
-    assert len(tried) == 4
 
 
 async def test_retries_that_are_exhausted_are_a_503_with_retry_after(doors: Door) -> None:
@@ -424,18 +229,6 @@ async def test_a_precondition_that_has_failed_is_not_tried_again(doors: Door) ->
     assert len(tried) == 1
 
 
-async def test_a_body_that_cannot_be_kept_is_not_run_again(doors: Door) -> None:
-    tried: list[int] = []
-
-    def view() -> str:
-        tried.append(len(request.get_data()))
-        return conflicting()
-
-    app, _ = make_app(doors, view, retry=Retry(3, wait=0))
-    assert app.test_client().put("/", data=b"x" * (2**20 + 1)).status_code == 409
-    assert tried == [2**20 + 1]
-
-
 async def test_a_function_that_asks_for_a_retry_joins_a_request_that_has_one(doors: Door) -> None:
     @doors.Session.scope(retry=3)
     def decorated(session: Session) -> str:
@@ -448,45 +241,6 @@ async def test_a_function_that_asks_for_a_retry_joins_a_request_that_has_one(doo
     app.testing = True
     with pytest.raises(errors.OptionError, match="retry"):
         app.test_client().put("/")
-
-
-# Hooks
-
-
-async def test_hooks_run_after_the_commit_and_before_the_response_leaves(doors: Door) -> None:
-    seen: list[Any] = []
-
-    def view() -> str:
-        add("ann")
-        on_commit(lambda: seen.append("hook"))
-        return "ok"
-
-    app, _ = make_app(doors, view)
-
-    def inner(environ: Any, start_response: Any) -> Any:
-        def started(*args: Any) -> Any:
-            seen.append("response")
-            return start_response(*args)
-
-        return whole(environ, started)
-
-    whole, app.wsgi_app = app.wsgi_app, inner  # type: ignore[method-assign]
-    app.test_client().get("/")
-    assert seen == ["hook", "response"]
-
-
-async def test_a_hook_that_fails_does_not_turn_what_is_committed_into_an_error(
-    doors: Door, caplog: pytest.LogCaptureFixture
-) -> None:
-    def view() -> str:
-        add("ann")
-        on_commit(lambda: 1 / 0)
-        return "ok"
-
-    app, _ = make_app(doors, view)
-    assert app.test_client().get("/").status_code == 200
-    assert await names(doors) == ["ann"]
-    assert "a hook of GET / failed; the data is committed" in caplog.text
 
 
 # Around requests
@@ -517,25 +271,6 @@ async def test_a_request_inside_a_request_is_a_unit_of_its_own(doors: Door) -> N
     app.add_url_rule("/inner", "inner", lambda: (add("inner"), "ok")[1])
     assert app.test_client().get("/").status_code == 400
     assert await names(doors) == ["inner"]
-
-
-async def test_a_stream_opens_a_scope_of_its_own(doors: Door) -> None:
-    await doors.write("INSERT INTO users (name) VALUES ('bob')")
-
-    def view() -> Response:
-        add("ann")
-
-        @stream_with_context
-        def body() -> Iterator[str]:
-            with pytest.raises(errors.NoCurrentSession):
-                current_session()
-            with doors.Session.scope(read_only=True) as session:
-                yield from session.scalars(select(User.name).order_by(User.name))
-
-        return Response(body())
-
-    app, _ = make_app(doors, view)
-    assert app.test_client().get("/").text == "annbob"
 
 
 async def test_the_session_of_a_request_is_not_for_its_threads(doors: Door) -> None:

@@ -60,16 +60,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "doors" not in metafunc.fixturenames:
-        return
+    # A module that defines this hook itself chooses its own doors.
+    if "doors" in metafunc.fixturenames and not hasattr(metafunc.module, "pytest_generate_tests"):
+        kinds = chosen_doors(metafunc)
+        metafunc.parametrize(
+            "doors", [pytest.param(kind, id=kind.name, marks=door_marks(kind)) for kind in kinds], indirect=True
+        )
+
+
+def chosen_doors(metafunc: pytest.Metafunc) -> list[Kind]:
+    """Return the doors through which a test goes in this run."""
     kinds = fitting(metafunc.definition.iter_markers("doors"))
     if not kinds:
         raise pytest.UsageError(f"no door fits the `doors` marks of {metafunc.definition.nodeid}")
     if metafunc.definition.get_closest_marker("above_drivers") and not metafunc.config.getoption(EVERY_DRIVER):
         kinds = [kind for kind in kinds if not kind.second] or kinds
-    metafunc.parametrize(
-        "doors", [pytest.param(kind, id=kind.name, marks=_marks(kind)) for kind in kinds], indirect=True
-    )
+    return kinds
 
 
 def fitting(marks: Iterable[pytest.Mark]) -> list[Kind]:
@@ -85,7 +91,7 @@ def _fits(kind: Kind, mark: pytest.Mark) -> bool:
     return not mark.args or kind.name in mark.args
 
 
-def _marks(kind: Kind) -> list[pytest.MarkDecorator]:
+def door_marks(kind: Kind) -> list[pytest.MarkDecorator]:
     marks: list[pytest.MarkDecorator] = [getattr(pytest.mark, kind.backend)]
     if kind.second:
         marks.append(pytest.mark.drivers)
