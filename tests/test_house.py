@@ -41,6 +41,9 @@ ROOMS: dict[str, str] = {
     "context": "errors",
     "_schemas": "errors",
     "_binds": "errors",
+    # which rows, and which of many, may be kept to oneself
+    "_lockable": "",
+    "_mutex": "errors",
     "commits": "_dialects _schemas errors",
     "_observers": "context retry",
     # The session's methods that find conflicts: versions put themselves in there, once there are any.
@@ -55,7 +58,7 @@ ROOMS: dict[str, str] = {
     "_core.hooks": "_core.connection _core.savepoints errors",
     "_core.commit": "_binds _core.connection _core.savepoints _dialects _waiting context errors",
     "_core.session": "_binds _core.connection _core.commit _core.seams _stale context errors",
-    "_core.features": "_core.commit _core.connection _core.savepoints _core.seams _dialects _schemas _waiting commits context errors "
+    "_core.features": "_lockable _core.commit _core.connection _core.savepoints _core.seams _dialects _schemas _waiting commits context errors "
     "isolation",
     "_core.unit": "_core.commit _core.connection _core.features _core.hooks _core.savepoints _core.session _dialects _plan "
     "context errors isolation retry",
@@ -72,6 +75,7 @@ ROOMS: dict[str, str] = {
     "async_factory": "_binds _core.features _factory_info _methods errors factory",
     # what works on a session that it is given; a conflict is found in any session, and ours finds some more
     "version": "_dialects _stale errors",
+    "locks": "_core.session _dialects _lockable _mutex context errors",
     "bulk": "_core.connection _dialects _twins errors version",
     "binding": "_core.features _factory_info commits context errors",
     "sqlite": "_dialects errors",

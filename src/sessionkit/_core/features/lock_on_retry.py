@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Alias, Join, Select, Table, event
+from sqlalchemy import Select, event
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.orm import Mapper
-from sqlalchemy.orm.util import AliasedInsp
 
+from ..._lockable import nullable, tables_of
 from .base import Feature
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from sqlalchemy.orm import ORMExecuteState
     from sqlalchemy.sql import FromClause
 
@@ -39,14 +36,14 @@ def lock_entities(state: ORMExecuteState) -> None:
         return
     tables: list[FromClause] = []
     for description in statement.column_descriptions:
-        found = _tables(sa_inspect(description["expr"], raiseerr=False))
+        found = tables_of(sa_inspect(description["expr"], raiseerr=False))
         if not found:
             return
         tables += found
     # Only the entities' own, and not on the nullable side of an outer join (as an eager load makes one): the database
     # refuses to lock a row that may not be there.
-    nullable = set(_nullable(statement.get_final_froms()))
-    tables = [table for table in tables if table not in nullable]
+    not_certain = nullable(statement)
+    tables = [table for table in tables if table not in not_certain]
     if not tables:
         return
     state.statement = statement.with_for_update(of=tables)
@@ -54,22 +51,3 @@ def lock_entities(state: ORMExecuteState) -> None:
     flushes = state.session.autoflush and state.execution_options.get("autoflush", True)
     if flushes or not state.session.dirty:
         state.update_execution_options(populate_existing=True)
-
-
-def _tables(entity: Any) -> list[FromClause]:
-    """Return the tables of an entity, or nothing where it is not made of tables alone."""
-    if isinstance(entity, Mapper):
-        return [table for table in entity.tables if isinstance(table, Table)]
-    if isinstance(entity, AliasedInsp):
-        alias = entity.selectable
-        return [alias] if type(alias) is Alias and isinstance(alias.element, Table) else []
-    return []
-
-
-def _nullable(froms: Iterable[FromClause], inside: bool = False) -> Iterator[FromClause]:
-    for each in froms:
-        if isinstance(each, Join):
-            yield from _nullable([each.left], inside or each.full)
-            yield from _nullable([each.right], inside or each.isouter or each.full)
-        elif inside:
-            yield each
