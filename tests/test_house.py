@@ -44,12 +44,14 @@ ROOMS: dict[str, str] = {
     # which rows, and which of many, may be kept to oneself
     "_lockable": "",
     "_mutex": "errors",
+    # options that are functions of the call's arguments
+    "_arguments": "errors",
     "commits": "_dialects _schemas errors",
     "_observers": "context retry",
     # The session's methods that find conflicts: versions put themselves in there, once there are any.
     "_stale": "errors",
     # what a scope does when it is entered, decided before anything is done
-    "_plan": "_schemas errors isolation retry",
+    "_plan": "_arguments _mutex _schemas errors isolation retry",
     # the transaction of a unit, from BEGIN to close: its __init__ says in which order to read it
     "_core": "",
     "_core.seams": "_dialects",
@@ -58,7 +60,7 @@ ROOMS: dict[str, str] = {
     "_core.hooks": "_core.connection _core.savepoints errors",
     "_core.commit": "_binds _core.connection _core.savepoints _dialects _waiting context errors",
     "_core.session": "_binds _core.connection _core.commit _core.seams _stale context errors",
-    "_core.features": "_lockable _core.commit _core.connection _core.savepoints _core.seams _dialects _schemas _waiting commits context errors "
+    "_core.features": "_arguments _lockable _mutex _core.commit _core.connection _core.savepoints _core.seams _dialects _schemas _waiting commits context errors "
     "isolation",
     "_core.unit": "_core.commit _core.connection _core.features _core.hooks _core.savepoints _core.session _dialects _plan "
     "context errors isolation retry",
@@ -66,8 +68,8 @@ ROOMS: dict[str, str] = {
     # the scopes around it, and the factories that make them
     "_factory_info": "_core.features _dialects _plan errors isolation",
     "_attempts": "_loops _observers _waiting errors retry",
-    "_decorate": "_attempts errors",
-    "scope": "_core.hooks _core.joined _core.session _core.unit _decorate _factory_info _observers _plan _twins context "
+    "_decorate": "_arguments _attempts errors",
+    "scope": "_arguments _core.hooks _core.joined _core.session _core.unit _decorate _factory_info _mutex _observers _plan _twins context "
     "errors isolation retry",
     "hooks": "_core.connection _core.hooks _core.savepoints _core.session context errors",
     "_methods": "_attempts _plan retry scope",

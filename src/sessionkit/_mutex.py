@@ -1,4 +1,4 @@
-"""Which mutex is meant: from what a user writes to the number that the database locks. Pure."""
+"""Which mutex is meant, and how long to wait for a lock: from what a user writes to what the database is told. Pure."""
 
 from __future__ import annotations
 
@@ -61,3 +61,18 @@ def mutex_key(value: Any) -> int:
     Emits no SQL.
     """
     return int.from_bytes(sha256(mutex_text(value).encode()).digest()[:8], "big", signed=True)
+
+
+def seconds_of(wait: object, given: str) -> float | None:
+    """Return how long to wait: None for ever, 0 not at all, else seconds.
+
+    Raises:
+        OptionError: it is no time.
+    """
+    if wait is True:
+        return None
+    if wait is False:
+        return 0.0
+    if not isinstance(wait, int | float) or not 0 <= wait < float("inf"):
+        raise OptionError(f"{given}; it is True, False, or a number of seconds, 0 or more")
+    return float(wait)

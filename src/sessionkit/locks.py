@@ -24,7 +24,7 @@ from sqlalchemy.orm.util import AliasedInsp
 from . import _dialects
 from ._core.session import unit_of
 from ._lockable import certain, tables_of
-from ._mutex import mutex_key
+from ._mutex import mutex_key, seconds_of
 from .context import current_of, sync_session_of
 from .errors import ColourError, Holder, LockError, NotLocked, OptionError, classify
 
@@ -409,21 +409,6 @@ class _Locking:
                 if row is not None and (same := having.get(tuple(row))) is not None:
                     found[identity] = same
         return found
-
-
-def seconds_of(wait: object, given: str) -> float | None:
-    """Return how long to wait: None for ever, 0 not at all, else seconds.
-
-    Raises:
-        OptionError: it is no time.
-    """
-    if wait is True:
-        return None
-    if wait is False:
-        return 0.0
-    if not isinstance(wait, int | float) or not 0 <= wait < float("inf"):
-        raise OptionError(f"{given}; it is True, False, or a number of seconds, 0 or more")
-    return float(wait)
 
 
 def _entity_of(statement: object) -> Any:

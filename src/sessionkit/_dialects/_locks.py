@@ -35,10 +35,6 @@ def _given_back(connection: Connection, before: Any) -> None:
     """Do nothing: nothing was changed."""
 
 
-def _as_always(engine: Engine, asked: Asked, wait: float | None) -> Beginning | None:
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class Locks:
     """How rows are locked, and how something is done by one at a time. A wait is in seconds, 0 for none, None for ever.
@@ -52,7 +48,8 @@ class Locks:
         mutex: locks a number until the end of the transaction, as its next statement. Returns the level that the
             transaction runs at, and whether the lock was had; at REPEATABLE READ nothing is locked.
         mutex_holders: tells who holds it.
-        beginning: how a transaction begins whose BEGIN takes the mutex and may wait for it; None where BEGIN takes none.
+        begins: BEGIN takes the mutex.
+        beginning: how a transaction begins then, with the longest wait for it.
     """
 
     refused: Callable[[Connection], str | None] = _can
@@ -61,4 +58,5 @@ class Locks:
     holders: Callable[[Connection, Table, Sequence[ColumnElement[bool]]], tuple[Holder, ...]] = _nobody
     mutex: Callable[[Connection, int, float | None], tuple[str, bool]] = lambda *_: ("SERIALIZABLE", True)
     mutex_holders: Callable[[Connection, int], tuple[Holder, ...]] = _nobody
-    beginning: Callable[[Engine, Asked, float | None], Beginning | None] = _as_always
+    begins: bool = False
+    beginning: Callable[[Engine, Asked, float | None], Beginning] | None = None

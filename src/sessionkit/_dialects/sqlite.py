@@ -413,7 +413,7 @@ DIALECT = Dialect(
     bound_commit=_bound_commit,
     bulk=BULK,
     # One writer at a time: its BEGIN IMMEDIATE is the lock of every row, and the mutex.
-    locks=Locks(refused=_not_locked, beginning=_beginning_with_mutex),
+    locks=Locks(refused=_not_locked, begins=True, beginning=_beginning_with_mutex),
     conflict=_conflict,
     now=_now,
     later=_LATER,
