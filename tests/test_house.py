@@ -44,6 +44,8 @@ ROOMS: dict[str, str] = {
     # which rows, and which of many, may be kept to oneself
     "_lockable": "",
     "_mutex": "errors",
+    "_call_site": "",
+    "_stale_reads": "_call_site errors",
     # options that are functions of the call's arguments
     "_arguments": "errors",
     "commits": "_dialects _schemas errors",
@@ -59,8 +61,8 @@ ROOMS: dict[str, str] = {
     "_core.connection": "_twins _core.seams _dialects commits context errors",
     "_core.hooks": "_core.connection _core.savepoints errors",
     "_core.commit": "_binds _core.connection _core.savepoints _dialects _waiting context errors",
-    "_core.session": "_binds _core.connection _core.commit _core.seams _stale context errors",
-    "_core.features": "_arguments _lockable _mutex _core.commit _core.connection _core.savepoints _core.seams _dialects _schemas _waiting commits context errors "
+    "_core.session": "_stale_reads _binds _core.connection _core.commit _core.seams _stale context errors",
+    "_core.features": "_arguments _call_site _lockable _mutex _core.commit _core.connection _core.savepoints _core.seams _dialects _schemas _waiting commits context errors "
     "isolation",
     "_core.unit": "_core.commit _core.connection _core.features _core.hooks _core.savepoints _core.session _dialects _plan "
     "context errors isolation retry",
@@ -77,7 +79,7 @@ ROOMS: dict[str, str] = {
     "async_factory": "_binds _core.features _factory_info _methods errors factory",
     # what works on a session that it is given; a conflict is found in any session, and ours finds some more
     "version": "_dialects _stale errors",
-    "locks": "_core.session _dialects _lockable _mutex context errors",
+    "locks": "_core.session _dialects _lockable _mutex _stale_reads context errors",
     "bulk": "_core.connection _dialects _twins errors version",
     "binding": "_core.features _factory_info commits context errors",
     "sqlite": "_dialects errors",

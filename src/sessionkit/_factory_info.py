@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class FactoryInfo:
     """A factory as its scopes see it, one record per factory. It does not keep the factory alive."""
 
-    __slots__ = ("_beginnings", "asynchronous", "defaults", "plain", "readers", "with_markers")
+    __slots__ = ("_beginnings", "asynchronous", "defaults", "plain", "readers", "warns", "with_markers")
 
     _of_others: ClassVar[WeakKeyDictionary[Any, FactoryInfo]] = WeakKeyDictionary()
 
@@ -31,6 +31,7 @@ class FactoryInfo:
         self.asynchronous = asynchronous
         self.defaults = defaults or Request()
         self.readers = readers
+        self.warns = True  # of locking reads that hand back what had been loaded before
         self.plain: dict[Engine, Beginning] = {}  # of scopes that ask for nothing
         self._beginnings: dict[Preset, dict[Engine, Beginning]] = {NOTHING_ASKED: self.plain}
         self.with_markers: set[Engine] = set()  # in whose databases the table of the commit markers was seen

@@ -25,6 +25,7 @@ from . import _dialects
 from ._core.session import unit_of
 from ._lockable import certain, tables_of
 from ._mutex import mutex_key, seconds_of
+from ._stale_reads import LOCKING
 from .context import current_of, sync_session_of
 from .errors import ColourError, Holder, LockError, NotLocked, OptionError, classify
 
@@ -55,9 +56,6 @@ _MODES: dict[str, dict[str, bool]] = {
 """What `Select.with_for_update` calls them."""
 
 _EXCLUSIVE = ("update", "no_key_update")
-
-LOCKING = "sessionkit_locking"
-"""The execution option of a statement of ours, which hands back nothing that is stale."""
 
 _MOST = 30_000
 """How many parameters a statement may have on every driver."""
