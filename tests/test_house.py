@@ -68,7 +68,7 @@ ROOMS: dict[str, str] = {
     "context errors isolation retry",
     "_core.joined": "_core.commit _core.connection _core.features _core.savepoints _core.unit _dialects _plan context errors",
     # the scopes around it, and the factories that make them
-    "_factory_info": "_core.features _dialects _plan errors isolation",
+    "_factory_info": "_core.features _dialects _plan errors isolation retry",
     "_attempts": "_loops _observers _waiting errors retry",
     "_decorate": "_arguments _attempts errors",
     "scope": "_arguments _core.hooks _core.joined _core.session _core.unit _decorate _factory_info _mutex _observers _plan _twins context "

@@ -43,7 +43,15 @@ R = TypeVar("R")
 
 
 class Repeatable(Protocol):
-    """What attempts need of a scope, sync or async."""
+    """What attempts need of a scope, sync or async.
+
+    Attributes:
+        _info: the FactoryInfo.
+        _learns: under which name it is remembered whether its units conflict; None: it is not.
+    """
+
+    _info: Any
+    _learns: str | None
 
     def _joins(self) -> bool:
         """Return whether entering now would take part in what runs; an error if the options do not allow it."""
@@ -167,7 +175,12 @@ class SyncAttempt(_Bound[S]):
             if self._goes_on(failure, place):
                 return True
             raise
-        return error is not None and self._goes_on(error, place)
+        if error is not None:
+            return self._goes_on(error, place)
+        attempts = self._attempts
+        if attempts is not None and attempts.learns in attempts.heats:
+            attempts.went_well(self)
+        return False
 
 
 class AsyncAttempt(_Bound[S]):
@@ -204,7 +217,12 @@ class AsyncAttempt(_Bound[S]):
             if self._goes_on(failure, place):
                 return True
             raise
-        return error is not None and self._goes_on(error, place)
+        if error is not None:
+            return self._goes_on(error, place)
+        attempts = self._attempts
+        if attempts is not None and attempts.learns in attempts.heats:
+            attempts.went_well(self)
+        return False
 
 
 def _place() -> Place:
@@ -326,6 +344,8 @@ def attempts(scope: RepeatableSync, policy: Retry, loops: bool = False) -> Gener
         joined._check_entered()
         return
     state = Attempts(policy, time.monotonic())
+    if policy.lock_on_retry:
+        state.heats, state.learns = scope._info.heats, scope._learns
     while True:
         attempt = SyncAttempt[Any](scope, state, loops)
         yield attempt
@@ -345,6 +365,8 @@ async def async_attempts(
         joined._check_entered()
         return
     state = Attempts(policy, time.monotonic())
+    if policy.lock_on_retry:
+        state.heats, state.learns = scope._info.heats, scope._learns
     while True:
         attempt = AsyncAttempt[Any](scope, state, loops)
         yield attempt

@@ -63,7 +63,7 @@ R = TypeVar("R")
 class BaseScope(Generic[H]):
     """What sync and async scopes share: which factory, which options, and which entries are open. No I/O."""
 
-    __slots__ = ("_beginnings", "_entries", "_factory", "_fn", "_info", "_request")
+    __slots__ = ("_beginnings", "_entries", "_factory", "_fn", "_info", "_learns", "_request")
 
     def __init__(self, info: FactoryInfo, factory: Any, request: Request) -> None:
         self._info = info
@@ -71,6 +71,7 @@ class BaseScope(Generic[H]):
         self._request = request
         self._beginnings = info.plain if request.preset is NOTHING_ASKED else info.beginnings(request.preset)
         self._fn: Callable[..., Any] | None = None  # what it decorates
+        self._learns = request.name  # under which name it is remembered whether its units conflict
         self._entries: dict[Entry, None] = {}
 
     def __repr__(self) -> str:
@@ -84,6 +85,9 @@ class BaseScope(Generic[H]):
             request = replace(request, name=getattr(fn, "__qualname__", None))
         made = type(self)(self._info, self._factory, request)
         made._fn = fn
+        if self._request.name is None:
+            name = getattr(fn, "__qualname__", "<lambda>")
+            made._learns = None if name.endswith("<lambda>") else f"{getattr(fn, '__module__', '')}.{name}"
         return made
 
     def _called_with(self, arguments: dict[str, Any]) -> Self:
@@ -92,7 +96,7 @@ class BaseScope(Generic[H]):
         mutex_text(key)  # None is no key: what a function forgets to return would be a scope without a mutex
         asked = replace(self._request, mutex=key)
         made = type(self)(self._info, self._factory, asked)
-        made._fn = self._fn
+        made._fn, made._learns = self._fn, self._learns
         return made
 
     def _decide(self, owner: object) -> tuple[Step, Entry | None]:
