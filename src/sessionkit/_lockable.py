@@ -7,6 +7,7 @@ and one that is no row of a table (of a subquery with groups, say).
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Alias, Join, Table
 from sqlalchemy.orm import Mapper
@@ -27,6 +28,31 @@ def tables_of(entity: Any) -> list[FromClause]:
         alias = entity.selectable
         return [alias] if type(alias) is Alias and isinstance(alias.element, Table) else []
     return []
+
+
+def alone(statement: Select[Any]) -> list[FromClause] | None:
+    """Return the tables of a statement that selects one class and joins nothing to it; None of any other.
+
+    What `nullable` would find out by compiling the statement costs more than to send it. So this is kept for each mapper.
+    """
+    if statement._setup_joins or statement._from_obj or statement._with_options or len(statement._raw_columns) != 1:
+        return None
+    column: Any = statement._raw_columns[0]
+    mapper = column._annotations.get("parententity")
+    if not isinstance(mapper, Mapper) or not column.is_selectable:
+        return None
+    if mapper not in _joins_nothing:
+        leaves = list(_leaves([mapper.persist_selectable], False))
+        _joins_nothing[mapper] = (
+            mapper.with_polymorphic is None
+            and all(isinstance(each, Table) and not outer for each, outer in leaves)
+            and not any(each.lazy in {"joined", False} for each in mapper.relationships)
+        )
+    return tables_of(mapper) if _joins_nothing[mapper] else None
+
+
+_joins_nothing: WeakKeyDictionary[Mapper[Any], bool] = WeakKeyDictionary()
+"""Of each class whether a SELECT of it reads its own tables alone: no eager joins, no tables of subclasses."""
 
 
 def nullable(statement: Select[Any]) -> set[FromClause]:

@@ -23,7 +23,7 @@ from sqlalchemy.orm.util import AliasedInsp
 
 from . import _dialects
 from ._core.session import unit_of
-from ._lockable import certain, tables_of
+from ._lockable import alone, certain, tables_of
 from ._mutex import mutex_key, seconds_of
 from ._stale_reads import LOCKING
 from .context import current_of, sync_session_of
@@ -275,7 +275,7 @@ class _Locking:
 
     def _made_of_tables(self) -> bool:
         tables = self._tables()
-        return bool(tables) and set(tables) <= certain(select(self.entity))
+        return bool(tables) and (alone(select(self.entity)) is not None or set(tables) <= certain(select(self.entity)))
 
     def _tables(self) -> list[FromClause]:
         return tables_of(self.mapper if self.aliased is None else self.aliased)
@@ -347,7 +347,7 @@ class _Locking:
     def send(self, statement: Select[Any], limit: int | None = None) -> list[Any]:
         """Lock the rows that a query of the class gives, and return their objects, fresh; with a limit, what nobody has."""
         tables = self._tables()
-        if not set(tables) <= certain(statement):
+        if alone(statement) is None and not set(tables) <= certain(statement):
             raise LockError(
                 f"{self.where} was given a query in which {self.name} is on the nullable side of an outer join, where a row "
                 "may not be there and cannot be locked; turn the join round"

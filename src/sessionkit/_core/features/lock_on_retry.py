@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Select, event
 from sqlalchemy import inspect as sa_inspect
 
-from ..._lockable import nullable, tables_of
+from ..._lockable import alone, nullable, tables_of
 from .base import Feature
 
 if TYPE_CHECKING:
@@ -34,16 +34,7 @@ def lock_entities(state: ORMExecuteState) -> None:
         return
     if statement._for_update_arg is not None or statement._group_by_clauses or statement._distinct:
         return
-    tables: list[FromClause] = []
-    for description in statement.column_descriptions:
-        found = tables_of(sa_inspect(description["expr"], raiseerr=False))
-        if not found:
-            return
-        tables += found
-    # Only the entities' own, and not on the nullable side of an outer join (as an eager load makes one): the database
-    # refuses to lock a row that may not be there.
-    not_certain = nullable(statement)
-    tables = [table for table in tables if table not in not_certain]
+    tables = alone(statement) or _certain(statement)
     if not tables:
         return
     state.statement = statement.with_for_update(of=tables)
@@ -51,3 +42,19 @@ def lock_entities(state: ORMExecuteState) -> None:
     flushes = state.session.autoflush and state.execution_options.get("autoflush", True)
     if flushes or not state.session.dirty:
         state.update_execution_options(populate_existing=True)
+
+
+def _certain(statement: Select[Any]) -> list[FromClause]:
+    """Return the tables of the entities of a statement, or nothing where it selects something else.
+
+    Only the entities' own, and not on the nullable side of an outer join (as an eager load makes one): the database
+    refuses to lock a row that may not be there.
+    """
+    tables: list[FromClause] = []
+    for description in statement.column_descriptions:
+        found = tables_of(sa_inspect(description["expr"], raiseerr=False))
+        if not found:
+            return []
+        tables += found
+    not_certain = nullable(statement)
+    return [table for table in tables if table not in not_certain]
