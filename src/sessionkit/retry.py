@@ -56,7 +56,7 @@ class Retry:
             which on a contended row ends the contest instead of repeating it. After a stale version there is no wait
             then: the queue for the lock is one. A function (or a scope with a ``name=``) whose units keep conflicting
             locks from the first run on, until they have cooled down: at the latest after 10 in a row that conflicted,
-            and back at the latest after 200 that did not; one in 32 is not locked, to find that out. What is learnt is
+            and back at the latest after 200 that did not; one in 64 is not locked, to find that out. What is learnt is
             kept per function and factory, in this process. For version columns; a SERIALIZABLE transaction has its
             snapshot before it waits for a lock, and fails all the same.
 
@@ -189,11 +189,14 @@ class Heat:
 
     __slots__ = ("_share", "_units", "hot")
 
-    STEP = 0.2
-    """How much of the estimate the newest unit is: 6 conflicts in a row make it hot, 6 probes without one calm again."""
+    STEP = 0.35
+    """How much of the estimate the newest unit is: 5 conflicts in a row make it hot, 3 probes without one calm again.
 
-    HOT, CALM, MOST = 0.7, 0.25, 0.9
-    PROBE = 32
+    A probe that conflicts costs twice a unit that locks, so they are few.
+    """
+
+    HOT, CALM, MOST = 0.85, 0.3, 0.95
+    PROBE = 64
 
     def __init__(self) -> None:
         self._share = 0.0

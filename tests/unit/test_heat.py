@@ -48,7 +48,7 @@ def test_a_hot_function_probes_now_and_then() -> None:
     heats: dict[str, Heat] = {}
     for _ in range(10):
         unit(heats, True)
-    locked = [unit(heats, True) for _ in range(320)]
+    locked = [unit(heats, True) for _ in range(640)]
     assert locked.count(False) == 10
 
 
