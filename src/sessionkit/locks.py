@@ -11,6 +11,7 @@ On SQLite, which has one writer at a time, the lock of every row is the BEGIN IM
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
@@ -160,7 +161,7 @@ def take(session: AnySession, statement: Select[Any], *, limit: int | None = Non
     """
     entity = _entity_of(statement)
     locking = _Locking(session, entity, "take()", mode, True, modes=_EXCLUSIVE)
-    checked: object = limit
+    checked: Any = limit
     if checked is not None and (isinstance(checked, bool) or not isinstance(checked, int) or checked < 1):
         raise OptionError(f"limit={limit!r} was given to take(); it is None, or a whole number, 1 or more")
     session = locking.session
@@ -170,8 +171,6 @@ def take(session: AnySession, statement: Select[Any], *, limit: int | None = Non
                 f"take() was called while {type(obj).__name__} objects of the session have changes and its autoflush is "
                 "off, so they would be overwritten; flush before"
             )
-    else:
-        session.flush()
     locking.prepare([])
     found = locking.run(lambda: locking.send(statement, limit or 1), [], several=False)
     return found if limit is not None else found[0] if found else None
@@ -197,9 +196,10 @@ class _Locking:
         self.session = _sync_session(session, where)
         found: Any = sa_inspect(entity, raiseerr=False)
         self.aliased = found if isinstance(found, AliasedInsp) else None
-        self.mapper: Mapper[Any] = found.mapper if self.aliased is not None else found
-        if not isinstance(self.mapper, Mapper):
+        mapper: Any = getattr(found, "mapper", None)
+        if not isinstance(found, Mapper | AliasedInsp):
             raise LockError(f"{where} locks rows of a mapped class, not of {entity!r}")
+        self.mapper: Mapper[Any] = mapper
         self.entity = entity
         self.name = self.mapper.class_.__name__
 
@@ -233,7 +233,7 @@ class _Locking:
         return changed + [obj for obj in session.deleted if isinstance(obj, base)]
 
     def prepare(self, identities: Sequence[Key]) -> None:
-        """Refuse what cannot be locked; begin the transaction.
+        """Refuse what cannot be locked; begin the transaction, and flush where the session flushes by itself.
 
         Raises:
             LockError: see `lock`.
@@ -269,6 +269,8 @@ class _Locking:
                 f"{self.where} was asked for {self.name}, whose mapping is no table and no inner join of tables, so its rows "
                 "cannot be locked; lock the class that has the table"
             )
+        if self.session.autoflush:
+            self.session.flush()  # what it raises is not about the lock
 
     def connection(self) -> Connection:
         return self.session.connection(bind_arguments={"mapper": self.mapper})
@@ -288,10 +290,9 @@ class _Locking:
         Raises:
             NotLocked: see `lock`.
         """
+        savepoint = self.session.begin_nested() if self.wait is not None or several else nullcontext()
         try:
-            if self.wait is None and not several:
-                return read()
-            with self.session.begin_nested():
+            with savepoint:
                 if not self.wait:
                     return read()
                 connection = self.connection()
@@ -340,7 +341,8 @@ class _Locking:
         if len(columns) > 1:
             kinds = [column.type for column in columns]
             return tuple_(*columns).in_([tuple_(*identity, types=kinds) for identity in identities])
-        column, keys = columns[0], [identity[0] for identity in identities]
+        column: Any = next(iter(columns))
+        keys = [identity[0] for identity in identities]
         told = self.dialect.bulk.any_of(column, column.type, keys) if len(set(map(type, keys))) == 1 else None
         return column.in_(bindparam(None, keys, type_=column.type, expanding=True)) if told is None else told
 
@@ -375,8 +377,6 @@ class _Locking:
         modes = _MODES[self.mode]
         skips = limit is not None
         locking = statement.limit(limit).with_for_update(of=tables, nowait=self.wait == 0, skip_locked=skips, **modes)
-        if session.autoflush:
-            session.flush()
         clean = not (any(map(session.is_modified, session.dirty)) or session.deleted)
         # An object that this query meets and that has changes, which nothing flushes, is not to be overwritten: then those
         # that were locked are refreshed one by one.

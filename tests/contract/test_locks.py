@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import (
+    Column,
     ForeignKey,
     ForeignKeyConstraint,
+    Integer,
+    MetaData,
     String,
+    Table,
     event,
     func,
     insert,
@@ -362,6 +366,40 @@ async def test_what_is_not_had_in_time_leaves_the_session_usable(doors: Door, wa
     assert await doors.rows("SELECT name FROM users ORDER BY name") == [("ann",), ("bob",)]
     copied = pickle.loads(pickle.dumps(error))
     assert (type(copied), copied.holders, str(copied)) == (type(error), error.holders, str(error))
+
+
+@POSTGRESQL
+async def test_a_flush_that_waits_in_vain_is_not_told_as_a_lock_that_was_not_had(doors: Door) -> None:
+    await fill(doors)
+    async with doors.scope() as session:
+        await lock_of(doors)(session, Account, 1)
+        with pytest.raises(DBAPIError) as caught:
+            async with doors.scope(propagation="new", lock_timeout=0.02) as other:
+                (await other.get_one(Account, 1)).balance = 0
+                await lock_of(doors)(other, Account, 2, wait=5)
+    assert not isinstance(caught.value, errors.NotLocked)
+
+
+@POSTGRESQL
+async def test_a_view_can_be_locked_and_of_its_holders_nothing_is_told(doors: Door) -> None:
+    await fill(doors)
+    await doors.write("CREATE VIEW lock_view AS SELECT id, balance FROM accounts")
+    viewed = Table("lock_view", MetaData(), Column("id", Integer, primary_key=True), Column("balance", Integer))
+
+    class Viewed(DeclarativeBase):
+        __abstract__ = True
+
+    class Row(Viewed):
+        __table__ = viewed
+
+    async with doors.scope() as session:
+        assert (await lock_of(doors)(session, Row, 1)).balance == 10
+        async with doors.scope(propagation="new") as other:
+            with pytest.raises(errors.NotLocked) as caught:
+                await lock_of(doors)(other, Row, 1, wait=False)
+            assert caught.value.holders == ()
+            assert (await lock_of(doors)(other, Row, 2)).balance == 20
+    await doors.write("DROP VIEW lock_view")
 
 
 @POSTGRESQL

@@ -81,7 +81,8 @@ def _holders(connection: Connection, table: Table, where: Sequence[ColumnElement
 
 
 def _told(connection: Connection, query: Any) -> tuple[Holder, ...]:
-    return tuple(Holder(pid, name or None, since) for pid, name, since in connection.execute(query))
+    rows: Any = connection.execute(query)
+    return tuple(Holder(pid, name or None, since) for pid, name, since in rows)
 
 
 # At REPEATABLE READ the snapshot would be older than the wait, and the lock is left alone.
@@ -98,9 +99,10 @@ _TRY = _locking("pg_try_advisory_xact_lock(:key)")
 
 def _mutex(connection: Connection, key: int, wait: float | None) -> tuple[str, bool]:
     before = None if not wait else _bound(connection, wait)
-    level, got = connection.execute(_TRY if wait == 0 else _LOCK, {"key": key}).one()
+    answer: Any = connection.execute(_TRY if wait == 0 else _LOCK, {"key": key}).one()
     if before is not None:
         _unbound(connection, before)
+    level, got = answer
     return level.upper(), got
 
 

@@ -99,7 +99,9 @@ class Mutex(Feature):
             raise
         if why := locks.refused(connection):
             raise OptionError(f"the mutex {text} was asked for by {unit}, but {why}")
-        savepoint = connection.begin_nested() if joined else None
+        # On a connection that is not the unit's own somebody's work may precede the unit.
+        own = getattr(connection, "unit", None) is unit and not joined
+        savepoint = None if own else connection.begin_nested()
         try:
             level, got = locks.mutex(connection, mutex_key(value), wait)
         except DBAPIError as error:
