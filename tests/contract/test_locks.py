@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 POSTGRESQL = pytest.mark.doors(backend="postgresql")
 SQLITE = pytest.mark.doors(backend="sqlite")
 MODES = ("update", "no_key_update", "share", "key_share")
+LONG = bool(os.environ.get("SESSIONKIT_LONG"))
 
 
 def lock_of(doors: Door) -> Any:
@@ -444,9 +446,10 @@ async def test_keys_are_locked_in_the_order_of_the_database(doors: Door) -> None
 
 
 @POSTGRESQL
+@pytest.mark.timeout(600 if LONG else 120)
 async def test_random_sets_in_random_order_never_deadlock(doors: Door) -> None:
     await fill(doors, 12)
-    lock_all, rounds = lock_all_of(doors), 25
+    lock_all, rounds = lock_all_of(doors), 1_700 if LONG else 25
 
     async def body(seed: int) -> None:
         dice = random.Random(seed)
