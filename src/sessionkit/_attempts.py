@@ -45,7 +45,15 @@ R = TypeVar("R")
 
 
 class Repeatable(Protocol):
-    """What attempts need of a scope, sync or async."""
+    """What attempts need of a scope, sync or async.
+
+    Attributes:
+        _info: the FactoryInfo.
+        _learns: under which name it is remembered whether its units conflict; None: it is not.
+    """
+
+    _info: Any
+    _learns: str | None
 
     def _joins(self) -> bool:
         """Return whether entering now would take part in what runs; an error if the options do not allow it."""
@@ -95,6 +103,25 @@ class _Bound(Attempt, Generic[S]):
         self._entered = True
         return None if self._attempts is None else self._attempts.run_of(self)
 
+    def _enters_again(self, error: Exception) -> bool:
+        """Decide whether `error`, of an entry that could not have its mutex, is followed by another entry.
+
+        The body has not begun, so there is nothing to go back to.
+        """
+        if self._scope._request.mutex is None or self._attempts is None:
+            return False
+        if not self._attempts.failed(self, error, time.monotonic()):
+            return False
+        if observers:
+            tell_retried(self._scope._request.name, self)
+        return True
+
+    def _next_run(self) -> Run:
+        assert self._attempts is not None
+        begun = self._attempts.next()
+        self.number, self.error, self.delay = begun.number, None, None
+        return self._attempts.run_of(self)
+
     def _goes_on(self, error: BaseException, place: Place) -> bool:
         """Decide whether `error` is swallowed, because the loop comes to its next attempt."""
         if self._attempts is None or not self._attempts.failed(self, error, time.monotonic()):
@@ -129,8 +156,18 @@ class SyncAttempt(_Bound[S]):
     __slots__ = ()
 
     def __enter__(self) -> S:
-        session: S = self._scope._begin(self._run())
-        return session
+        run = self._run()
+        while True:
+            try:
+                session: S = self._scope._begin(run)
+            except Exception as error:
+                if not self._enters_again(error):
+                    raise
+            else:
+                return session
+            assert self._attempts is not None
+            _wait(self._attempts.policy, self)
+            run = self._next_run()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
         place = _place()
@@ -140,7 +177,12 @@ class SyncAttempt(_Bound[S]):
             if self._goes_on(failure, place):
                 return True
             raise
-        return error is not None and self._goes_on(error, place)
+        if error is not None:
+            return self._goes_on(error, place)
+        attempts = self._attempts
+        if attempts is not None and attempts.learns in attempts.heats:
+            attempts.went_well(self)
+        return False
 
 
 class AsyncAttempt(_Bound[S]):
@@ -149,8 +191,18 @@ class AsyncAttempt(_Bound[S]):
     __slots__ = ()
 
     async def __aenter__(self) -> S:
-        session: S = await self._scope._begin(self._run())
-        return session
+        run = self._run()
+        while True:
+            try:
+                session: S = await self._scope._begin(run)
+            except Exception as error:
+                if not self._enters_again(error):
+                    raise
+            else:
+                return session
+            assert self._attempts is not None
+            await _async_wait(self._attempts.policy, self)
+            run = self._next_run()
 
     def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
@@ -167,7 +219,12 @@ class AsyncAttempt(_Bound[S]):
             if self._goes_on(failure, place):
                 return True
             raise
-        return error is not None and self._goes_on(error, place)
+        if error is not None:
+            return self._goes_on(error, place)
+        attempts = self._attempts
+        if attempts is not None and attempts.learns in attempts.heats:
+            attempts.went_well(self)
+        return False
 
 
 def _place() -> Place:
@@ -185,6 +242,30 @@ def _between(attempt: Attempt) -> Generator[None, None, None]:
         if error.__context__ is None and error is not attempt.error:
             error.__context__ = attempt.error
         raise
+
+
+def _wait(policy: Retry, attempt: Attempt) -> None:
+    """Wait for the next attempt."""
+    assert attempt.delay is not None
+    with _between(attempt):
+        if policy.before_retry is not None:
+            result = policy.before_retry(attempt)
+            if inspect.isawaitable(result):
+                if inspect.iscoroutine(result):
+                    result.close()
+                raise ScopeError("before_retry is async, but its scope is sync and cannot await it")
+        time.sleep(pause(attempt.delay))
+
+
+async def _async_wait(policy: Retry, attempt: Attempt) -> None:
+    """Wait for the next attempt."""
+    assert attempt.delay is not None
+    with _between(attempt):
+        if policy.before_retry is not None:
+            result = policy.before_retry(attempt)
+            if inspect.isawaitable(result):
+                await result
+        await asyncio.sleep(pause(attempt.delay))
 
 
 class _Loop:
@@ -264,20 +345,15 @@ def attempts(scope: RepeatableSync, policy: Retry, loops: bool = False) -> Gener
         joined._check_entered()
         return
     state = Attempts(policy, time.monotonic())
+    if policy.lock_on_retry:
+        state.heats, state.learns = scope._info.heats, scope._learns
     while True:
         attempt = SyncAttempt[Any](scope, state, loops)
         yield attempt
         attempt._check_entered()
         if attempt.delay is None:
             return
-        with _between(attempt):
-            if policy.before_retry is not None:
-                result = policy.before_retry(attempt)
-                if inspect.isawaitable(result):
-                    if inspect.iscoroutine(result):
-                        result.close()
-                    raise ScopeError("before_retry is async, but its scope is sync and cannot await it")
-            time.sleep(pause(attempt.delay))
+        _wait(policy, attempt)
 
 
 async def async_attempts(
@@ -290,18 +366,15 @@ async def async_attempts(
         joined._check_entered()
         return
     state = Attempts(policy, time.monotonic())
+    if policy.lock_on_retry:
+        state.heats, state.learns = scope._info.heats, scope._learns
     while True:
         attempt = AsyncAttempt[Any](scope, state, loops)
         yield attempt
         attempt._check_entered()
         if attempt.delay is None:
             return
-        with _between(attempt):
-            if policy.before_retry is not None:
-                result = policy.before_retry(attempt)
-                if inspect.isawaitable(result):
-                    await result
-            await asyncio.sleep(pause(attempt.delay))
+        await _async_wait(policy, attempt)
 
 
 def call(scope: RepeatableSync, policy: Retry, body: Callable[[Any], R]) -> R:

@@ -10,6 +10,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
+from ._arguments import bound, without_session
 from ._attempts import async_call, call
 from .errors import ColourError, ScopeError
 
@@ -58,6 +59,10 @@ class Form(NamedTuple):
         if self.position is not None and len(args) > self.position:
             return args[self.position]
         return kwargs.get(self.keyword, INJECTED)
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call by name, the session left out."""
+        return bound(self.signature, args, kwargs, self.keyword)
 
     def session_first(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Return `fn` with the session as its first argument."""
@@ -151,9 +156,10 @@ def wrap(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         passed = form.passed(args, kwargs)
+        entered = scope._called_with(form.arguments(args, kwargs)) if scope._request.asks else scope
         if passed is INJECTED:
-            return _call(scope, first, args, kwargs)
-        with scope._passed(passed):
+            return _call(entered, first, args, kwargs)
+        with entered._passed(passed):
             return _settled(fn(*args, **kwargs), fn)
 
     wrapper.__signature__ = form.signature  # type: ignore[attr-defined]
@@ -167,9 +173,10 @@ def wrap_async(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
     @functools.wraps(fn)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         passed = form.passed(args, kwargs)
+        entered = scope._called_with(form.arguments(args, kwargs)) if scope._request.asks else scope
         if passed is INJECTED:
-            return await _async_call(scope, first, args, kwargs)
-        async with scope._passed(passed):
+            return await _async_call(entered, first, args, kwargs)
+        async with entered._passed(passed):
             return await fn(*args, **kwargs)
 
     wrapper.__signature__ = form.signature  # type: ignore[attr-defined]
@@ -184,7 +191,7 @@ def run(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         ScopeError: `fn` is no function, or a generator function.
     """
     _check(fn, False, "run() calls", _TAKES, _TAKES)
-    return _call(scope._around(fn), fn, args, kwargs)
+    return _call(_around(scope, fn, args, kwargs), fn, args, kwargs)
 
 
 async def async_run(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -195,11 +202,17 @@ async def async_run(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], k
         ScopeError: `fn` is no function, or a generator function.
     """
     _check(fn, True, "run() calls", _TAKES, _TAKES)
+    entered = _around(scope, fn, args, kwargs)
     if not inspect.iscoroutinefunction(fn):
         if inspect.isroutine(fn) and fn.__name__ != "<lambda>":
             raise _not_async(fn)
         fn = _awaited(fn)  # a lambda, or an object with __call__: only the call shows whether it can be awaited
-    return await _async_call(scope._around(fn), fn, args, kwargs)
+    return await _async_call(entered, fn, args, kwargs)
+
+
+def _around(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    entered = scope._around(fn)
+    return entered._called_with(bound(without_session(fn), args, kwargs)) if entered._request.asks else entered
 
 
 _TAKES = "pass a function that takes the session, and behind it that function's own arguments"

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from ._core.features.readers import Readers
     from ._dialects import Beginning
     from .isolation import Preset
+    from .retry import Heat
 
 
 class FactoryInfo:
     """A factory as its scopes see it, one record per factory. It does not keep the factory alive."""
 
-    __slots__ = ("_beginnings", "asynchronous", "defaults", "plain", "readers", "with_markers")
+    __slots__ = ("_beginnings", "asynchronous", "defaults", "heats", "plain", "readers", "warns", "with_markers")
 
     _of_others: ClassVar[WeakKeyDictionary[Any, FactoryInfo]] = WeakKeyDictionary()
 
@@ -31,6 +32,8 @@ class FactoryInfo:
         self.asynchronous = asynchronous
         self.defaults = defaults or Request()
         self.readers = readers
+        self.heats: dict[str, Heat] = {}  # of functions whose units keep conflicting
+        self.warns = True  # of locking reads that hand back what had been loaded before
         self.plain: dict[Engine, Beginning] = {}  # of scopes that ask for nothing
         self._beginnings: dict[Preset, dict[Engine, Beginning]] = {NOTHING_ASKED: self.plain}
         self.with_markers: set[Engine] = set()  # in whose databases the table of the commit markers was seen

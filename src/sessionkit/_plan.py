@@ -9,7 +9,10 @@ import enum
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypedDict, get_args
+from uuid import UUID
 
+from ._arguments import check_callable
+from ._mutex import mutex_text, seconds_of
 from ._schemas import OPTION as SCHEMAS
 from ._schemas import Schemas, as_schemas
 from .errors import OptionError, ScopeError, UnknownOptionError
@@ -40,7 +43,11 @@ class Options(TypedDict, total=False):
     schema_translate_map: Mapping[str | None, str | None] | None
     manual_commit: ManualCommit
     no_rollback_for: type[BaseException] | tuple[type[BaseException], ...]
+    mutex: MutexKey | Callable[..., MutexKey] | None
+    mutex_wait: bool | float
 
+
+MutexKey = str | int | bytes | UUID | tuple[Any, ...]
 
 VerifyCommit = bool | Callable[[Any], bool | Awaitable[bool | None] | None]
 """True: by the commit marker. A function: it gets a new session and answers committed (True), not (False), or None."""
@@ -69,6 +76,8 @@ class Request:
     schemas: Schemas | None = None
     manual_commit: ManualCommit = "refuse"
     no_rollback_for: tuple[type[BaseException], ...] = ()
+    mutex: Any = None  # a key, or a function that returns one
+    mutex_wait: float | None = None  # in seconds; None: as long as it takes
     # What was written on the scope itself: where it joins, a default accepts what runs, and what was asked for does not.
     given: frozenset[str] = frozenset()
     given_preset: Preset = NOTHING_ASKED
@@ -76,10 +85,13 @@ class Request:
     # every entry asks.
     retry_given: bool = field(init=False, default=False, compare=False)
     special: bool = field(init=False, default=False, compare=False)
+    asks: bool = field(init=False, default=False, compare=False)  # options are functions of a call's arguments
 
     def __post_init__(self) -> None:
         """Find out what every entry asks."""
         special = self.verify_commit or self.commit_timeout or self.schemas or self.manual_commit != "refuse"
+        special = special or self.mutex is not None
+        object.__setattr__(self, "asks", callable(self.mutex))
         object.__setattr__(self, "retry_given", "retry" in self.given and self.retry is not None)
         object.__setattr__(self, "special", bool(special))
 
@@ -128,6 +140,7 @@ class Request:
         schemas = self.schemas
         if "schema_translate_map" in options:
             schemas = as_schemas(options["schema_translate_map"], where)
+        mutex, mutex_wait = self._mutex(options, where)
         given, given_preset = self.given, self.given_preset
         if not defaults:
             given, given_preset = given | options.keys(), _preset(given_preset, options, where)
@@ -141,9 +154,26 @@ class Request:
             schemas,
             manual_commit,
             no_rollback_for,
+            mutex,
+            mutex_wait,
             given,
             given_preset,
         )
+
+    def _mutex(self, options: Options | dict[str, Any], where: str) -> tuple[Any, float | None]:
+        mutex: Any = options.get("mutex", self.mutex)
+        if callable(mutex):
+            check_callable(mutex, "mutex", where)
+        elif mutex is not None:
+            mutex_text(mutex)
+        if "mutex_wait" not in options:
+            return mutex, self.mutex_wait
+        wait = options["mutex_wait"]
+        if mutex is None:
+            raise OptionError(
+                f"mutex_wait={wait!r} was given to {where} without mutex=, so there is nothing to wait for"
+            )
+        return mutex, seconds_of(wait, f"mutex_wait={wait!r} was given to {where}")
 
 
 def _exceptions(given: object, where: str) -> tuple[type[BaseException], ...]:
@@ -308,6 +338,11 @@ def plan_passed(running: Running | None, request: Request) -> Step:
             "verify_commit= or commit_timeout= was asked for, but a session was passed in, and its COMMIT is the "
             "caller's; "
             "leave the session out"
+        )
+    if "mutex" in request.given and request.mutex is not None:
+        raise OptionError(
+            "mutex= was asked for, but a session was passed in that belongs to no scope, and when its transaction ends is not "
+            "known; leave the session out, or pass that of a scope"
         )
     if SCHEMAS in request.given and request.schemas is not None:
         raise OptionError(

@@ -30,12 +30,13 @@ CONNECTION_LOST = Meaning("connection_lost", retryable=True, ambiguous=True)
 CANNOT_CONNECT = Meaning("cannot_connect", retryable=True)
 NO_PRIMARY = Meaning("read_only_sql_transaction", retryable=True)
 """A server refused to write, and its connection was dropped for that: the next one may lead to another server."""
+NOT_LOCKED = Meaning("lock_not_available")  # the user asked to be told
 
 SQLSTATE = {
     "40001": Meaning("serialization_failure", retryable=True),  # also on a hot standby; at COMMIT a definite abort
     "40P01": Meaning("deadlock_detected", retryable=True),
     "40003": Meaning("statement_completion_unknown", ambiguous=True),  # CockroachDB, proxies
-    "55P03": Meaning("lock_not_available"),  # NOWAIT and lock_timeout: the user asked to be told
+    "55P03": NOT_LOCKED,  # NOWAIT and lock_timeout
     "57014": Meaning("query_canceled"),
     "57P01": Meaning("admin_shutdown", retryable=True, ambiguous=True),  # may follow a successful local commit
     "57P02": Meaning("crash_shutdown", retryable=True, ambiguous=True),

@@ -14,7 +14,7 @@ from ._core.features import split_readers
 from ._factory_info import FactoryInfo
 from ._methods import AsyncScopeMethods
 from .errors import ScopeError
-from .factory import ContextRegistry, Session, split_options
+from .factory import ContextRegistry, Session, split_options, split_warning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +60,8 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
         no_reader: what to do where no reader can serve: ``"primary"`` (default) or ``"error"``, which raises
             ``NoReader``.
         allow_writable_readers: False (default): a reader that is no replica is an error.
+        warn_stale_locks: True (default): a locking read in a scope that hands back an object with the values of before
+            warns with ``StaleRead`` where it was called, once for each line. False: it does not.
 
     Raises:
         OptionError: an option has a value that cannot be honoured; `bind`, or a value of `binds`, is no engine;
@@ -92,17 +94,20 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
         defaults = split_options(kw, "async_sessionmaker()")
         check_binds({"bind": bind, **kw}, True, "async_sessionmaker()")
         readers = split_readers(kw, bind, None, "async_sessionmaker()")
+        warns = split_warning(kw, "async_sessionmaker()", True)
         super().__init__(bind, class_=class_, **kw)
         self._sessionkit_info = FactoryInfo(True, defaults, readers)
+        self._sessionkit_info.warns = warns
 
     def configure(self, **new_kw: Any) -> None:
         """Change the arguments of sessions and the defaults of scopes that are made from now on."""
         info = self._sessionkit_info
         where = "async_sessionmaker.configure()"
         defaults = split_options(new_kw, where, info.defaults)
+        warns = split_warning(new_kw, where, info.warns)
         check_binds(new_kw, True, where)
         info.readers = split_readers(new_kw, new_kw.get("bind", self.kw.get("bind")), info.readers, where)
-        info.defaults = defaults
+        info.defaults, info.warns = defaults, warns
         super().configure(**new_kw)
 
 

@@ -55,6 +55,14 @@ def split_options(kw: dict[str, Any], where: str, defaults: Request | None = Non
     return (defaults or Request()).but(options, where, defaults=True)
 
 
+def split_warning(kw: dict[str, Any], where: str, before: bool) -> bool:
+    """Take ``warn_stale_locks`` out of a factory's arguments and return it, checked."""
+    given: object = kw.pop("warn_stale_locks", before)
+    if not isinstance(given, bool):
+        raise OptionError(f"warn_stale_locks={given!r} was given to {where}; it is True or False")
+    return given
+
+
 class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
     """SQLAlchemy's ``sessionmaker``, with `scope`; what it makes are `sessionkit.Session` objects.
 
@@ -71,6 +79,8 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
         no_reader: what to do where no reader can serve: ``"primary"`` (default) or ``"error"``, which raises
             ``NoReader``.
         allow_writable_readers: False (default): a reader that is no replica is an error.
+        warn_stale_locks: True (default): a locking read in a scope that hands back an object with the values of before
+            warns with ``StaleRead`` where it was called, once for each line. False: it does not.
 
     Raises:
         OptionError: an option has a value that cannot be honoured; `bind`, or a value of `binds`, is no engine;
@@ -103,17 +113,20 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
         defaults = split_options(kw, "sessionmaker()")
         check_binds({"bind": bind, **kw}, False, "sessionmaker()")
         readers = split_readers(kw, bind, None, "sessionmaker()")
+        warns = split_warning(kw, "sessionmaker()", True)
         super().__init__(bind, class_=class_, **kw)
         self._sessionkit_info = FactoryInfo(False, defaults, readers)
+        self._sessionkit_info.warns = warns
 
     def configure(self, **new_kw: Any) -> None:
         """Change the arguments of sessions and the defaults of scopes that are made from now on."""
         info = self._sessionkit_info
         where = "sessionmaker.configure()"
         defaults = split_options(new_kw, where, info.defaults)
+        warns = split_warning(new_kw, where, info.warns)
         check_binds(new_kw, False, where)
         info.readers = split_readers(new_kw, new_kw.get("bind", self.kw.get("bind")), info.readers, where)
-        info.defaults = defaults
+        info.defaults, info.warns = defaults, warns
         super().configure(**new_kw)
 
 

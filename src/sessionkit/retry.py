@@ -60,8 +60,11 @@ class Retry:
         before_retry: called with the failed `Attempt` before the wait; in async code it may be async.
         lock_on_retry: from the second run on, the unit's ORM SELECTs of entities lock their rows (``FOR UPDATE``),
             which on a contended row ends the contest instead of repeating it. After a stale version there is no wait
-            then: the queue for the lock is one. For version columns; a SERIALIZABLE transaction has its snapshot before
-            it waits for a lock, and fails all the same.
+            then: the queue for the lock is one. A function (or a scope with a ``name=``) whose units keep conflicting
+            locks from the first run on, until they have cooled down: at the latest after 10 in a row that conflicted,
+            and back at the latest after 200 that did not; one in 64 is not locked, to find that out. What is learnt is
+            kept per function and factory, in this process. For version columns; a SERIALIZABLE transaction has its
+            snapshot before it waits for a lock, and fails all the same.
 
     By default a unit is run again after a serialization failure, a deadlock, SQLite's BUSY and LOCKED, a stale
     version, a connection that was lost before COMMIT was sent, and a write refused by a server that was chosen because
@@ -194,10 +197,62 @@ class Run(NamedTuple):
     memory: dict[object, Any]
 
 
+class Heat:
+    """Whether the units of one function keep conflicting, as far as their first attempts tell: a share that forgets.
+
+    Units that lock tell nothing, so while it is hot one in `PROBE` goes without.
+    """
+
+    __slots__ = ("_share", "_units", "hot")
+
+    STEP = 0.35
+    """How much of the estimate the newest unit is: 5 conflicts in a row make it hot, 3 probes without one calm again.
+
+    A probe that conflicts costs twice a unit that locks, so they are few.
+    """
+
+    HOT, CALM, MOST = 0.85, 0.3, 0.95
+    PROBE = 64
+
+    def __init__(self) -> None:
+        self._share = 0.0
+        self._units = 0
+        self.hot = False
+
+    @property
+    def cold(self) -> bool:
+        """Whether there is nothing left to remember."""
+        return self._share < 0.01
+
+    def locks(self) -> bool:
+        """Decide whether a unit that begins now locks what it selects."""
+        self._units += 1
+        return self.hot and self._units % self.PROBE != 0
+
+    def conflicted(self) -> None:
+        """Take note of a first attempt, without locks, that has conflicted."""
+        self._share = min(self.MOST, self._share + (1.0 - self._share) * self.STEP)
+        self.hot = self.hot or self._share > self.HOT
+
+    def went_well(self) -> None:
+        """Take note of a first attempt, without locks, that has not."""
+        self._share -= self._share * self.STEP
+        self.hot = self.hot and self._share >= self.CALM
+
+
+REMEMBERED = 256
+"""Of how many functions a factory remembers that they conflict."""
+
+_CONFLICTS = ("stale_version", "serialization_failure", "record_changed")
+
+
+_NO_HEATS: dict[str, Heat] = {}
+
+
 class Attempts:
     """The attempts of one call: counts them, and decides after each failure. The clock is an argument."""
 
-    __slots__ = ("_errors", "_rng", "deadline", "memory", "policy")
+    __slots__ = ("_errors", "_locks", "_rng", "deadline", "heats", "learns", "memory", "policy")
 
     def __init__(self, policy: Retry, now: float, rng: random.Random | None = None) -> None:
         self.policy = policy
@@ -205,6 +260,11 @@ class Attempts:
         self._errors: list[Exception] = []
         self._rng = rng
         self.memory: dict[object, Any] = {}  # of those who look on
+        # What is remembered of functions that conflict, by name; and the name of this one, if anything is learnt of it.
+        # A function that never conflicts has no entry, and pays nothing.
+        self.heats: dict[str, Heat] = _NO_HEATS
+        self.learns: str | None = None
+        self._locks = False  # from the first attempt on
 
     def next(self) -> Attempt:
         """Return the attempt that begins now."""
@@ -214,7 +274,30 @@ class Attempts:
 
     def run_of(self, attempt: Attempt) -> Run:
         """Return what the unit of an attempt has to know of it."""
-        return Run(self.deadline, self.policy.lock_on_retry and attempt.number > 1, attempt.number, self.memory)
+        if attempt.number == 1 and self.learns in self.heats:
+            heat = self.heats.get(self.learns or "")
+            self._locks = heat is not None and heat.locks()
+        lock = self._locks or (self.policy.lock_on_retry and attempt.number > 1)
+        return Run(self.deadline, lock, attempt.number, self.memory)
+
+    def went_well(self, attempt: Attempt) -> None:
+        """Learn from an attempt that has succeeded."""
+        heat = self.heats.get(self.learns or "")
+        if heat is not None and attempt.number == 1 and not self._locks:
+            heat.went_well()
+            if heat.cold:
+                self.heats.pop(self.learns or "", None)
+
+    def _learn(self, error: BaseException) -> None:
+        """Learn from a first attempt without locks that has failed."""
+        if self.learns is None or classify(first_of(error)).kind not in _CONFLICTS:
+            return
+        heat = self.heats.get(self.learns)
+        if heat is None:
+            while len(self.heats) >= REMEMBERED:
+                self.heats.pop(next(iter(self.heats), ""), None)
+            heat = self.heats.setdefault(self.learns, Heat())
+        heat.conflicted()
 
     def failed(self, attempt: Attempt, error: BaseException, now: float) -> bool:
         """Decide whether there is another attempt; if so, ``attempt.delay`` says after which wait.
@@ -224,6 +307,8 @@ class Attempts:
         if isinstance(error, Exception):
             attempt.error = error
             self._errors.append(error)
+            if attempt.number == 1 and not self._locks:
+                self._learn(error)
         ends = self._ends(attempt, error, now)
         if ends is None:
             return True

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec
 from sqlalchemy import orm
 from sqlalchemy.util import greenlet_spawn
 
+from ._arguments import ask
 from ._core import hooks
 from ._core.joined import Joined
 from ._core.session import ScopeAware, make_aware, unit_of
 from ._core.unit import Unit
 from ._decorate import INJECTED, async_run, form_of, run, wrap, wrap_async
 from ._factory_info import FactoryInfo
+from ._mutex import mutex_text
 from ._observers import observers, tell_entered, tell_left
 from ._plan import Options, Request, Step, plan, plan_passed
 from ._twins import to_completion
@@ -61,7 +63,7 @@ R = TypeVar("R")
 class BaseScope(Generic[H]):
     """What sync and async scopes share: which factory, which options, and which entries are open. No I/O."""
 
-    __slots__ = ("_beginnings", "_entries", "_factory", "_fn", "_info", "_request")
+    __slots__ = ("_beginnings", "_entries", "_factory", "_fn", "_info", "_learns", "_request")
 
     def __init__(self, info: FactoryInfo, factory: Any, request: Request) -> None:
         self._info = info
@@ -69,6 +71,7 @@ class BaseScope(Generic[H]):
         self._request = request
         self._beginnings = info.plain if request.preset is NOTHING_ASKED else info.beginnings(request.preset)
         self._fn: Callable[..., Any] | None = None  # what it decorates
+        self._learns = request.name  # under which name it is remembered whether its units conflict
         self._entries: dict[Entry, None] = {}
 
     def __repr__(self) -> str:
@@ -82,6 +85,18 @@ class BaseScope(Generic[H]):
             request = replace(request, name=getattr(fn, "__qualname__", None))
         made = type(self)(self._info, self._factory, request)
         made._fn = fn
+        if self._request.name is None:
+            name = getattr(fn, "__qualname__", "<lambda>")
+            made._learns = None if name.endswith("<lambda>") else f"{getattr(fn, '__module__', '')}.{name}"
+        return made
+
+    def _called_with(self, arguments: dict[str, Any]) -> Self:
+        """Return the scope of one call, whose options that are functions of the call's arguments have been asked."""
+        key = ask(self._request.mutex, arguments, "mutex")
+        mutex_text(key)  # None is no key: what a function forgets to return would be a scope without a mutex
+        asked = replace(self._request, mutex=key)
+        made = type(self)(self._info, self._factory, asked)
+        made._fn, made._learns = self._fn, self._learns
         return made
 
     def _decide(self, owner: object) -> tuple[Step, Entry | None]:
@@ -191,7 +206,7 @@ class Scope(BaseScope[S]):
                     _enter_feature(unit, feature.entering)
             return self._entered(unit)
         entry = Joined(self, outer.handed, owner, outer.unit)
-        if step is not Step.JOIN or entry.allows_commits:
+        if step is not Step.JOIN or entry.begins:
             entry.begin(sync_session_of(outer.handed, "a scope"), step)
         return self._entered(entry)
 
@@ -298,7 +313,7 @@ class AsyncScope(BaseScope[AS]):
                     await greenlet_spawn(_enter_feature, unit, feature.entering)
             return self._entered(unit)
         entry = Joined(self, outer.handed, owner, outer.unit)
-        if step is not Step.JOIN or entry.allows_commits:
+        if step is not Step.JOIN or entry.begins:
             await outer.handed.run_sync(entry.begin, step)
         return self._entered(entry)
 
@@ -470,6 +485,13 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
             (default): they raise ``ScopeError``. ``"savepoint"``: for applications that commit by hand; ``commit()``
             flushes and keeps what was done since the last one in a savepoint, ``rollback()`` undoes it, and the
             transaction commits once, at the end of the scope. Each call site gets a ``ManualCommit`` warning once.
+        mutex: one at a time in the whole system: a ``str``, ``int``, ``bytes`` or ``UUID``, a tuple of these, or a function
+            of the call's arguments that returns one. On entering, before the body, the transaction takes an advisory lock
+            of the database (see `locks.mutex_key`), which ends with it; on SQLite its ``BEGIN IMMEDIATE`` is the mutex. A
+            scope that joins takes it in the transaction of the outer one, which keeps it. It is refused at REPEATABLE
+            READ, whose snapshot would be older than the wait.
+        mutex_wait: True (default): wait until it can be had, or ``lock_timeout`` or the timeout of `retry` is over. False:
+            do not wait. A number of seconds: so long at the most.
         no_rollback_for: an exception class or a tuple of them. Such an exception passes on, but does not keep the scope
             from committing, nor the scope that it has joined, unless a statement or a flush has failed.
         name: what messages call this scope; default: the name of the decorated function.
@@ -482,13 +504,15 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
         ScopeError: `factory` is none, or the propagation does not allow what is asked (when entered).
         UnknownOptionError, OptionError: there is no such option, or it cannot have this value.
         UnexpectedRollback: (when left) the body raised nothing, but nothing could be committed.
+        NotLocked: (when entered) somebody else has the mutex, and has not let go of it in time.
         CommitOutcomeUnknown: (when left) the connection was lost during COMMIT.
         HookError: (when left) a hook failed after the transaction had ended; it says how it ended.
 
     `errors.outcome_of` tells of any exception that leaves the scope how the transaction ended.
 
     SQL: ``BEGIN`` with the first statement (``BEGIN IMMEDIATE`` on SQLite), ``COMMIT`` or ``ROLLBACK``. Inside another
-    scope: nothing, or ``SAVEPOINT`` with the first statement, ``RELEASE SAVEPOINT`` or ``ROLLBACK TO SAVEPOINT``.
+    scope: nothing, or ``SAVEPOINT`` with the first statement, ``RELEASE SAVEPOINT`` or ``ROLLBACK TO SAVEPOINT``. With a
+    mutex ``SELECT pg_advisory_xact_lock(...)`` comes first, on entering.
     """
     info = getattr(factory, "_sessionkit_info", None)
     if info is None:

@@ -164,3 +164,28 @@ async def test_the_name_of_a_transaction_is_that_of_its_scope_only(doors: Door, 
 
     await doors.together(*(worker(number) for number in range(WORKERS)))
     assert await settings_everywhere(doors, engine) == before
+
+
+CLIENTS = 200
+
+
+async def test_a_mutex_lets_in_one_of_two_hundred_clients_at_a_time_and_leaves_nothing(
+    doors: Door, pgbouncer_port: int
+) -> None:
+    """A lock of the session would stay on a server connection, which the next client gets."""
+    await doors.write("INSERT INTO accounts (id, owner, balance) VALUES (1, 'ann', 0)")
+    factory = doors.factory(pooled(doors, pgbouncer_port))
+
+    async def client() -> None:
+        async with doors.scope(factory, mutex=("counter", 1)) as session:
+            balance = (await session.execute(text("SELECT balance FROM accounts"))).scalar_one()
+            await session.execute(text("UPDATE accounts SET balance = :more").bindparams(more=balance + 1))
+
+    async def worker() -> None:
+        for _ in range(CLIENTS // WORKERS):
+            await client()
+
+    await doors.together(*[worker for _ in range(WORKERS)])
+    assert await doors.scalar("SELECT balance FROM accounts") == CLIENTS
+    left = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE locktype = 'advisory' AND datname = "
+    assert await doors.scalar(f"{left}current_database()") == 0

@@ -210,3 +210,53 @@ async def _optimistic(session: AsyncSession, runs: list[int]) -> None:
     )
     if done.rowcount != 1:  # type: ignore[attr-defined]
         raise StaleDataError("somebody was faster")
+
+
+# -- a function that keeps conflicting ------------------------------------------------------------------------------
+
+
+async def first_selects(doors: Door, run: Any, runs: list[Any], conflicts: bool, times: int) -> list[bool]:
+    """Return whether the first SELECT of each of so many units locked."""
+    seen: list[bool] = []
+    for _ in range(times):
+        runs.clear()
+        with doors.statements() as sql:
+            await run(runs, conflicts)
+        seen.append(bool(locked(next(line for line in sql if line.startswith("SELECT")))))
+    return seen
+
+
+async def conflicting(session: AsyncSession, runs: list[int], conflicts: bool) -> None:
+    runs.append(1)
+    await session.execute(select(User))
+    if conflicts and len(runs) == 1:
+        raise StaleDataError("somebody was faster")
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("name", [None, "reserve"])
+async def test_a_function_that_keeps_conflicting_locks_from_the_first_attempt_on_until_it_is_calm(
+    doors: Door, name: str | None
+) -> None:
+    options: dict[str, Any] = {} if name is None else {"name": name}
+    run, runs = doors.decorate(conflicting, retry=LOCKS, **options), list[int]()
+    hot = await first_selects(doors, run, runs, True, 10)
+    assert not hot[0]
+    assert any(await first_selects(doors, run, runs, False, 2))
+    again = doors.decorate(conflicting, retry=LOCKS, **options)  # another scope around the same function
+    calm = await first_selects(doors, again, runs, False, 200)
+    assert calm[0] or calm[1]
+    assert not any(await first_selects(doors, run, runs, False, 20))
+
+
+@POSTGRESQL
+async def test_of_what_has_no_name_nothing_is_learnt(doors: Door) -> None:
+    with doors.statements() as sql:
+        for _ in range(20):
+            async for attempt in doors.attempts(retry=LOCKS):
+                async with attempt as session:
+                    await session.execute(select(User))
+                    if attempt.number == 1:
+                        raise StaleDataError("somebody was faster")
+    reads = [line for line in sql if line.startswith("SELECT")]
+    assert [bool(locked(line)) for line in reads] == [False, True] * 20

@@ -122,6 +122,43 @@ def test_a_sick_server_is_seen_and_the_same_one_mended_is_well(doors: Door, doct
 
 
 @sync
+def test_live_draws_who_waits_for_whom(doors: Door, doctor: Callable[..., Seen]) -> None:
+    url = url_of(doors)
+    assert doctor(url, "--live").one("sessions.waits", "ok") == "nobody waits for a lock"
+    assert not doctor(url).of("sessions.waits")
+    with ExitStack() as stack:
+        holder, second, third = [
+            stack.enter_context(connected(doors, application_name=f"shop: {name}"))
+            for name in ("pay", "book", "report")
+        ]
+        pids = [each.info.backend_pid for each in (holder, second, third)]
+        holder.execute("LOCK TABLE users")
+        threads = [
+            threading.Thread(target=second.execute, args=("LOCK TABLE accounts; LOCK TABLE users",)),
+            threading.Thread(target=third.execute, args=("LOCK TABLE accounts",)),
+        ]
+        watcher = stack.enter_context(connected(doors, autocommit=True))
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            while watcher.execute(waiting).fetchone() != (number,):
+                pass
+        told = [each["found"] for each in doctor(url, "--live").of("sessions.waits")]
+        holder.rollback()
+        threads[0].join(30)
+        second.rollback()
+        threads[1].join(30)
+        third.rollback()
+    assert len(told) == 3
+    assert told[0].startswith(f"pid {pids[0]} (shop: pay, role ")
+    assert told[1].startswith(f"└─ pid {pids[1]} (shop: book, role ")
+    assert told[2].startswith(f"   └─ pid {pids[2]} (shop: report, role ")
+    assert "waits for" in told[1]
+
+
+@sync
 def test_many_that_are_left_over_are_counted(doors: Door, doctor: Callable[..., Seen]) -> None:
     with ExitStack() as stack:
         for _ in range(5):

@@ -74,6 +74,17 @@ async def test_a_unit_writes_a_record_with_fields_when_it_has_ended(
     json.dumps(fields(record))
 
 
+@QUICK
+async def test_a_mutex_is_told_where_there_is_one(doors: Door, logged: pytest.LogCaptureFixture) -> None:
+    for options in ({}, {"mutex": 7}):
+        async with doors.scope(**options):
+            pass
+    without, with_one = map(fields, logged.records)
+    assert with_one["mutex"] == "i1:7"
+    assert not {"mutex", "locking"} & without.keys()
+    assert "locking" not in with_one
+
+
 async def test_a_retry_is_told_and_the_units_around_it(doors: Door, logged: pytest.LogCaptureFixture) -> None:
     await doors.write("INSERT INTO users (name) VALUES ('ann')")
     names = ["ann", "bob"]

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import StaleDataError
 
 from sessionkit import Retry, errors, set_rollback_only
 from sessionkit.integrations import opentelemetry
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from opentelemetry.sdk.trace import ReadableSpan
+    from sqlalchemy.ext.asyncio import AsyncSession
 
     from tests.support.doors import Door
 
@@ -183,6 +185,21 @@ async def test_each_attempt_is_a_span_with_a_link_to_the_one_before(doors: Door,
     assert [span.parent for span in (first, second, third)] == [None] * 3
     code = UNIQUE[doors.backend]
     assert telemetry.points("sessionkit.scope.retries") == [({"sessionkit.scope.name": "add", "error.type": code}, 2)]
+
+
+async def test_a_mutex_and_locking_are_told_where_they_are(doors: Door, telemetry: Telemetry) -> None:
+    async def unit(session: AsyncSession, runs: list[int]) -> None:
+        runs.append(1)
+        async with doors.scope(mutex=("inner", 7)):
+            pass
+        if len(runs) == 1:
+            raise StaleDataError("somebody was faster")
+
+    await doors.decorate(unit, mutex="outer", retry=Retry(2, wait=0, lock_on_retry=True))([])
+    seen = [{name: attributes(span).get(name) for name in ("mutex", "locking")} for span in telemetry.spans()]
+    inner = {"mutex": "t2(s5:inner i1:7)", "locking": None}
+    outer = {"mutex": "s5:outer", "locking": None}
+    assert seen == [outer, inner, {**outer, "locking": True}, inner]
 
 
 @pytest.mark.doors("sqlite-sync", "sqlite-async")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, assert_type
 
-from sqlalchemy import orm
+from sqlalchemy import orm, select
 from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext import asyncio as sa_asyncio
 
@@ -32,6 +32,7 @@ from sessionkit import (
     etag,
     expect_etag,
     expect_version,
+    locks,
     on_commit,
     on_rollback,
     scoped_session,
@@ -351,6 +352,23 @@ def conflicts(error: VersionConflict, session: orm.Session) -> None:
 async def async_conflicts(error: VersionConflict, session: sa_asyncio.AsyncSession) -> None:
     assert_type((await error.async_load(session))[0].expected, Any)
     assert_type(await error.async_resolve(session, "database_wins"), list[Any])
+
+
+def locked(session: orm.Session, scoped: scoped_session[orm.Session], Session: sessionmaker[orm.Session]) -> None:
+    assert_type(locks.lock(session, Order, 1), Order)
+    assert_type(locks.lock(scoped, Order, {"id": 1}, mode="share", wait=0.5), Order)
+    assert_type(locks.lock_all(session, Order, [1, 2], wait=False), list[Order])
+    assert_type(locks.take(session, select(Order), limit=3), list[Any])
+    assert_type(locks.mutex_key(("a", 1)), int)
+    Session.scope(mutex="a", mutex_wait=False)
+    Session.scope(mutex=lambda order: ("a", order))
+    sessionmaker(mutex=7, mutex_wait=1.5, warn_stale_locks=False)
+
+
+async def async_locked(session: sa_asyncio.AsyncSession) -> None:
+    assert_type(await locks.async_lock(session, Order, 1), Order)
+    assert_type(await locks.async_lock_all(session, Order, [1]), list[Order])
+    assert_type(await locks.async_take(session, select(Order), limit=3), list[Any])
 
 
 def bulk_writes(session: orm.Session) -> None:

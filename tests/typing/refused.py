@@ -73,6 +73,7 @@ def what_is_no_factory(engine: Engine, session: orm.Session) -> None:
 def options(engine: Engine) -> None:
     Session = sessionmaker(engine)
     Session.scope(propagation="joyn")  # type: ignore[call-overload]
+    Session.scope(mutex=1.5)  # type: ignore[call-overload]
     Session.scope(propogation="join")  # type: ignore[call-overload]
     Session.scope("SERIALIZABLE")  # type: ignore[call-overload]
     session_scope(Session, propagation="joyn")  # type: ignore[call-overload]

@@ -35,7 +35,7 @@ logger = logging.getLogger("sessionkit")
 class Joined(Entry):
     """An entry into the transaction of a unit, or of a session that the caller passed in (then `unit` is None)."""
 
-    __slots__ = ("_by_hand", "_followed", "request", "restriction", "savepoint", "unit")
+    __slots__ = ("_by_hand", "_followed", "mutex", "request", "restriction", "savepoint", "unit")
 
     def __init__(self, scope: Any, handed: Any, owner: object, unit: Unit | None) -> None:
         Entry.__init__(self, scope, handed, owner)
@@ -44,12 +44,23 @@ class Joined(Entry):
         self.savepoint: SessionTransaction | None = None
         self.restriction: Restriction | None = None
         self._followed: list[Connection] = []
+        self.mutex: str | None = None  # the text of the one that it has taken
         self._by_hand: Any = None  # what commits by hand stand for, where the unit itself refuses them
 
     @property
     def only_joins(self) -> bool:
         """Whether it has set nothing that its end has to end."""
         return self.savepoint is None and self.restriction is None and self._by_hand is None
+
+    @property
+    def begins(self) -> bool:
+        """Whether it does something as it joins."""
+        return self.takes_mutex or self.allows_commits
+
+    @property
+    def takes_mutex(self) -> bool:
+        """Whether a mutex was asked of the scope itself; that of a factory is the outermost scope's."""
+        return self.request.mutex is not None and "mutex" in self.request.given
 
     @property
     def allows_commits(self) -> bool:
@@ -64,14 +75,18 @@ class Joined(Entry):
         """Set what the step asks for. I/O, except where the step is to join."""
         if step in (Step.SAVEPOINT, Step.SAVEPOINT_READ_ONLY):
             self.savepoint = self._set_savepoint(session)
-        if step in (Step.JOIN_READ_ONLY, Step.SAVEPOINT_READ_ONLY):
-            assert self.unit is not None
-            try:
+        try:
+            if self.unit is not None and self.takes_mutex:
+                from .features.mutex import join_mutex
+
+                self.mutex = join_mutex(self.unit, self.request)
+            if step in (Step.JOIN_READ_ONLY, Step.SAVEPOINT_READ_ONLY):
+                assert self.unit is not None
                 self.restriction = Restriction(self.unit)
-            except BaseException:
-                if self.savepoint is not None:
-                    self.savepoint.rollback()
-                raise
+        except BaseException:
+            if self.savepoint is not None:
+                self.savepoint.rollback()
+            raise
         if self.allows_commits:
             from .features.manual_commit import ManualCommit
 

@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import orm
+from sqlalchemy import Select, orm
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm.session import SessionTransactionOrigin, SessionTransactionState
 from sqlalchemy.util.concurrency import in_greenlet
@@ -65,6 +65,7 @@ def _one_at_a_time(name: str) -> Callable[..., Any]:
     What reaches the database goes through these methods: a lazy load, get(), refresh(), merge() and the legacy Query
     go through execute().
     """
+    reads = name in {"execute", "scalar", "scalars"}
 
     def method(self: ScopeAware, *args: Any, **kwargs: Any) -> Any:
         inherited = getattr(super(ScopeAware, self), name)
@@ -79,6 +80,12 @@ def _one_at_a_time(name: str) -> Callable[..., Any]:
         if unit.state is not OPEN or inside.setdefault(USER, owner) != owner:
             unit.refuse(owner, name)
         try:
+            if reads and args:
+                statement = args[0]
+                if statement.__class__ is Select and statement._for_update_arg is not None and unit.info.warns:
+                    from .._stale_reads import watch
+
+                    return watch(self, inherited, statement, args, kwargs)
             return inherited(*args, **kwargs)
         except UnboundExecutionError:
             refuse_unbound(self)

@@ -21,6 +21,7 @@ from . import _asyncpg, _template
 from ._base import Asked, Beginning, Dialect, all_of, undo_at_checkin
 from ._bulk_postgresql import BULK
 from ._connect import connect_within
+from ._locks_postgresql import LOCKS
 from ._replication_postgresql import REPLICATION
 from ._two_phase_postgresql import TWO_PHASE
 from ._with_commit import with_commit
@@ -340,6 +341,7 @@ DIALECT = Dialect(
     bound_commit=_bound_commit,
     bulk=BULK,
     two_phase=TWO_PHASE,
+    locks=LOCKS,
     replication=REPLICATION,
     now=_now,
     later="greatest(clock_timestamp(), {column} + interval '1 microsecond')",

@@ -39,10 +39,13 @@ from ._base import (
     undo_at_end,
 )
 from ._bulk_sqlite import BULK
+from ._locks import Locks
 from ._sqlite_config import Config, autocommit_of, config_of, configs, refuse_older, set_up
 from ._sqlite_cut import connect, gap, interrupted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy.engine import Connection, Engine
 
 __all__ = ["DIALECT", "Config", "config_of", "configure"]
@@ -50,6 +53,7 @@ __all__ = ["DIALECT", "Config", "config_of", "configure"]
 _WANTED = "wanted"
 _CHANGES = "changes"
 _WHOLE = "sessionkit_whole"
+_IMMEDIATE = "sessionkit_immediate"
 
 
 def configure(engine: Engine, config: Config) -> None:
@@ -104,7 +108,7 @@ def _takes_lock(engine: Engine, wanted: _Wanted) -> bool:
     )
 
 
-def _begin(wanted: _Wanted, connection: Any) -> None:
+def _begin(wanted: _Wanted, connection: Any, begin: Callable[[Any, Any], None] | None = None) -> None:
     driver = _driver(connection)
     # aiosqlite may be asked in its own thread only, so its answer is kept with the connection.
     autocommit = (
@@ -129,7 +133,11 @@ def _begin(wanted: _Wanted, connection: Any) -> None:
     if wanted is not _NOTHING or deadline.get() is not None:
         _set_limits(connection, driver, wanted)
     if not begun:
-        _say(connection, driver, "BEGIN IMMEDIATE" if immediate else "BEGIN")
+        if immediate and begin is not None:
+            begin(connection, driver)
+        else:
+            _say(connection, driver, "BEGIN IMMEDIATE" if immediate else "BEGIN")
+    connection.notes[_IMMEDIATE] = immediate
     if isinstance(connection.engine.pool, StaticPool | SingletonThreadPool) and connection.unit is not None:
         # Others get this connection too, and who gives it back rolls it back: a savepoint tells whether it is the same
         # transaction at the end.
@@ -157,7 +165,9 @@ def _begin_configured(connection: Connection) -> None:
     if config is None or getattr(connection, "beginning", None) is not None or is_autocommit(connection):
         return
     driver: Any = connection.connection.driver_connection
-    autocommit = autocommit_of(connection.connection.info, driver)
+    info = connection.connection.info
+    info[_IMMEDIATE] = False
+    autocommit = autocommit_of(info, driver)
     if autocommit is True:
         return
     if autocommit is False:
@@ -165,6 +175,35 @@ def _begin_configured(connection: Connection) -> None:
     elif driver.in_transaction:
         return  # a listener of the user's has begun it
     _say(connection, driver, "BEGIN" if config.begin == "deferred" else "BEGIN IMMEDIATE")
+    info[_IMMEDIATE] = config.begin == "immediate"
+
+
+def _not_locked(connection: Any) -> str | None:
+    """Return why a transaction of a connection need not be the only one that writes; None if it has the write lock."""
+    begun_by_scope = getattr(connection, "beginning", None) is not None
+    if (connection.notes if begun_by_scope else connection.connection.info).get(_IMMEDIATE, False):
+        return None
+    return (
+        "SQLite locks no rows, and only BEGIN IMMEDIATE keeps others from writing, which this transaction did not begin "
+        "with; open a scope that writes, or set the engine up by sqlite.configure(engine)"
+    )
+
+
+def _beginning_with_mutex(engine: Engine, asked: Asked, wait: float | None) -> Beginning:
+    """Return how a transaction begins whose BEGIN IMMEDIATE waits as long as a mutex may be waited for."""
+    refuse("SQLite", asked, "idle_timeout")
+    wanted = _Wanted(bool(asked.read_only), asked.lock_timeout, asked.statement_timeout)
+
+    def begin(connection: Any, driver: Any) -> None:
+        before = int(_first_value(connection, driver, "PRAGMA busy_timeout"))
+        _say(connection, driver, f"PRAGMA busy_timeout={before if wait is None else round(wait * 1000)}")
+        try:
+            _say(connection, driver, "BEGIN IMMEDIATE")
+        finally:
+            if not connection.invalidated:
+                _say(connection, driver, f"PRAGMA busy_timeout={before}")
+
+    return Beginning(DIALECT, _look, partial(_begin, wanted, begin=begin))
 
 
 def _say(connection: Any, driver: Any, statement: str) -> Any:
@@ -375,6 +414,8 @@ DIALECT = Dialect(
     connect=connect,
     bound_commit=_bound_commit,
     bulk=BULK,
+    # One writer at a time: its BEGIN IMMEDIATE is the lock of every row, and the mutex.
+    locks=Locks(refused=_not_locked, begins=True, beginning=_beginning_with_mutex),
     conflict=_conflict,
     now=_now,
     later=_LATER,

@@ -94,6 +94,11 @@ def _add_doctor(commands: Any) -> None:
         "--alembic", metavar="DIR", help="where alembic.ini or env.py is: is the database at the newest one?"
     )
     doctor.add_argument(
+        "--live",
+        action="store_true",
+        help="tell too who waits for whom at this moment, as a tree (PostgreSQL)",
+    )
+    doctor.add_argument(
         "--older-than",
         type=_seconds,
         default=60.0,
@@ -150,6 +155,7 @@ def _doctor(options: argparse.Namespace) -> int:
         readers=options.reader,
         metadata=options.metadata,
         alembic=options.alembic,
+        live=options.live,
         limits=Limits(options.older_than, options.max_lag, options.timeout),
         as_a_document=options.json,
         plain=options.plain,

@@ -11,6 +11,8 @@
     │   └── NoReader                no reader could serve a read-only scope
     ├── OptionError                 an option has a value that cannot be honoured here
     │   └── UnknownOptionError      an option of that name does not exist
+    ├── LockError                   a lock was asked for that cannot be had here
+    │   └── NotLocked               somebody else holds it (and whatever SQLAlchemy would have raised)
     ├── BulkError                   a row of a bulk call was refused (and whatever SQLAlchemy would have raised)
     ├── VersionError                a version was asked for what it cannot do
     │   └── MalformedETag           a header is no If-Match (ValueError)
@@ -21,6 +23,7 @@
     └── HookError                   on_commit or on_rollback callables failed; the transaction is settled
 
     ManualCommit                    a warning: commit() by hand inside a scope is durable at its end only (UserWarning)
+    StaleRead                       a warning: a locking read handed back an object as it was read before (UserWarning)
 
 A driver's error is never wrapped: it reaches the caller as SQLAlchemy raised it.
 
@@ -48,6 +51,7 @@ from ._conflicts import Identity as Identity
 from ._conflicts import Policy as Policy
 from ._conflicts import PolicyName as PolicyName
 from ._conflicts import row_name as row_name
+from ._locks import Holder, LockError, NotLocked
 from ._marks import Outcome, outcome_of
 from ._marks import first_of as first_of
 from ._marks import set_first as set_first
@@ -69,6 +73,7 @@ from ._usage import (
     NoCurrentSession,
     OptionError,
     ScopeError,
+    StaleRead,
     UnknownOptionError,
     VersionError,
 )
@@ -80,16 +85,20 @@ __all__ = [
     "CommitOutcomeUnknown",
     "CommitTokenError",
     "ConcurrentUse",
+    "Holder",
     "HookError",
+    "LockError",
     "MalformedETag",
     "ManualCommit",
     "NoCurrentSession",
     "NoReader",
+    "NotLocked",
     "OptionError",
     "Outcome",
     "PartialCommit",
     "ScopeError",
     "SessionKitError",
+    "StaleRead",
     "UnexpectedRollback",
     "UnknownOptionError",
     "VersionConflict",

@@ -10,6 +10,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from .. import _sqlstate
 from ._base import SessionKitError
+from ._locks import NotLocked
 from ._marks import cause_of
 from ._runtime import UnexpectedRollback
 
@@ -53,6 +54,9 @@ def classify(error: BaseException) -> Classification:
 def _meaning(error: BaseException) -> tuple[_sqlstate.Meaning, str | None]:
     if isinstance(error, UnexpectedRollback):
         return _meaning(error.__cause__) if error.__cause__ is not None else (_sqlstate.OTHER, None)
+    if isinstance(error, NotLocked):
+        found = next(filter(None, map(_sqlstate.look_up, _chain(error))), None)
+        return _sqlstate.NOT_LOCKED, None if found is None else found.code
     if isinstance(error, StaleDataError):
         return _sqlstate.STALE_VERSION, None
     if isinstance(error, SessionKitError) and not isinstance(error, DBAPIError):

@@ -61,3 +61,11 @@ class ManualCommit(UserWarning):
 
     Each call site is told once. When the calls are gone, the option can go as well.
     """
+
+
+class StaleRead(UserWarning):
+    """A locking read inside a scope has handed back an object that had been loaded before, with the values of then.
+
+    SQLAlchemy does not overwrite what a session has loaded: the row is locked, and the object tells what it was before
+    the wait. Each call site is told once.
+    """

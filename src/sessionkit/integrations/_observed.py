@@ -17,6 +17,7 @@ __all__ = [
     "error_type",
     "group_of",
     "kind_of",
+    "marks_of",
     "name_of",
     "outcome_of",
     "run_of",
@@ -69,6 +70,17 @@ def kind_of(entry: Entry) -> Kind:
 def run_of(entry: Entry) -> Run | None:
     """Return which attempt the entry is; None if it is not run again."""
     return entry.unit.run if entry.opened and entry.unit is not None else None
+
+
+def marks_of(entry: Entry) -> dict[str, bool | str]:
+    """Return what only some entries have: ``locking``, its SELECTs lock their rows; ``mutex``, the text of that it holds."""
+    run = run_of(entry)
+    marks: dict[str, bool | str] = {} if run is None or not run.lock else {"locking": True}
+    if isinstance(entry, Joined):
+        mutex = entry.mutex
+    else:
+        mutex = next((feature.mutex for feature in entry.unit.features if feature.mutex is not None), None)
+    return marks if mutex is None else {**marks, "mutex": mutex}
 
 
 def outcome_of(entry: Entry) -> str | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._spi import observers
 from ..errors import OptionError, UnexpectedRollback
-from ._observed import conflicts_in, error_type, name_of, outcome_of, run_of
+from ._observed import conflicts_in, error_type, marks_of, name_of, outcome_of, run_of
 
 if TYPE_CHECKING:
     from .._spi import Entry
@@ -119,6 +119,7 @@ class _Record:
             "sessionkit_error": kind,
             "sessionkit_conflicts": conflicts_in(error),
         }
+        fields |= {f"sessionkit_{what}": value for what, value in marks_of(self._entry).items()}
         told = outcome if outcome != "unknown" else "ended, nobody knows how,"
         why = "" if kind is None else f" because of {kind}"
         logger.log(level, "%s %s after %.3f s%s", _called(name), told, seconds, why, extra=fields)

@@ -22,17 +22,18 @@ import time
 import weakref
 from collections import deque
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self
 
 from sqlalchemy import event, orm
 
 from .._spi import describe, here, observers, tell_made
 from ..errors import OptionError
-from ._observed import name_of
+from ._observed import marks_of, name_of
 from ._place import place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from sqlalchemy.engine import Connection
@@ -61,6 +62,8 @@ class Found:
             began.
         owner: the thread or task that opened it.
         seconds: for how long it was open.
+        locking: its SELECTs lock their rows, as `Retry.lock_on_retry` has it.
+        mutex: the text of the mutex that it was asked for, as `locks.mutex_key` tells it; None without one.
     """
 
     event: Literal["open", "ended", "lost"]
@@ -69,6 +72,8 @@ class Found:
     place: str
     owner: str
     seconds: float
+    locking: bool = False
+    mutex: str | None = None
 
     def __str__(self) -> str:
         name = "" if self.name is None else f" {self.name!r}"
@@ -173,9 +178,11 @@ class LongScopes:
             self._report("lost", self._lost.popleft(), now)
 
     def _report(self, what_happened: Literal["open", "ended", "lost"], opened: _Open, now: float) -> None:
-        found = Found(what_happened, opened.what, opened.name, opened.place, opened.owner, now - opened.since)
+        seconds = now - opened.since
+        found = Found(what_happened, opened.what, opened.name, opened.place, opened.owner, seconds, **opened.marks)
         fields = {f"sessionkit_{name}": getattr(found, name) for name in ("event", "what", "place", "owner")}
         fields |= {"sessionkit_scope": found.name, "sessionkit_duration": found.seconds}
+        fields |= {f"sessionkit_{mark}": value for mark, value in opened.marks.items()}
         logger.warning("%s", found, extra=fields)
         if self._on_found is not None:
             try:
@@ -213,15 +220,23 @@ class LongScopes:
             self._ended(id(session))
 
     def _note(
-        self, key: object, held: object, what: Literal["scope", "session"], name: str | None, where: str, owner: object
+        self,
+        key: object,
+        held: object,
+        what: Literal["scope", "session"],
+        name: str | None,
+        where: str,
+        owner: object,
+        marks: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         def lost(_: object) -> None:
             # In the middle of whatever was running: nothing may be called here that could wait for that.
-            gone = self._open.pop(key, None)
-            if gone is not None:
-                self._lost.append(gone)
+            ended = self._open.pop(key, None)
+            if ended is not None:
+                self._lost.append(ended)
 
-        self._open[key] = _Open(what, name, where, _described(owner), self._clock(), weakref.ref(held, lost))
+        gone = weakref.ref(held, lost)
+        self._open[key] = _Open(what, name, where, _described(owner), self._clock(), gone, marks)
         self._start()
 
     def _ended(self, key: object) -> None:
@@ -240,6 +255,7 @@ class _Open:
     owner: str
     since: float
     held: weakref.ref[Any]
+    marks: Mapping[str, Any]
     told: bool = False
 
 
@@ -253,7 +269,8 @@ class _Observer:
         if not entry.opened or entry.unit is None:
             return None
         key = object()
-        self._finder._note(key, entry.unit, "scope", name_of(entry), _written(entry) or place(), entry.owner)
+        where = _written(entry) or place()
+        self._finder._note(key, entry.unit, "scope", name_of(entry), where, entry.owner, marks_of(entry))
         return _Scope(self._finder, key)
 
     def retried(self, name: str | None, attempt: Attempt) -> None:

@@ -20,7 +20,7 @@ from opentelemetry import context, metrics, trace
 from opentelemetry.trace import Link, Status, StatusCode
 
 from .._spi import PRESET_FIELDS, bound_engines, observers
-from ._observed import conflicts_in, error_type, group_of, kind_of, name_of, outcome_of, run_of
+from ._observed import conflicts_in, error_type, group_of, kind_of, marks_of, name_of, outcome_of, run_of
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -217,6 +217,7 @@ def _attributes(entry: Entry) -> Attributes:
         for field in sorted(PRESET_FIELDS) if entry.opened else ():
             if (value := getattr(preset, field)) is not None:
                 found[f"sessionkit.preset.{field}"] = value if isinstance(value, bool | int | float) else str(value)
+    found |= {f"sessionkit.{what}": value for what, value in marks_of(entry).items()}
     if run is not None:
         found["sessionkit.scope.retries"] = run.number - 1
     return found

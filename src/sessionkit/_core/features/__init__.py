@@ -35,7 +35,12 @@ def _add_features(found: list[Feature], unit: Unit) -> None:
         ends = earliest(unit)
         if ends is not None:
             found.append(Deadline(unit, ends))
-    if unit.info.readers is not None:
+    if request.mutex is not None:
+        from .mutex import Mutex
+
+        found.append(Mutex(unit))
+    # A mutex is one for all, so it is held on the primary.
+    if unit.info.readers is not None and not (request.mutex is not None and request.preset.read_only):
         from .readers import ReadsFromReaders, TracksCommits
 
         found.append(ReadsFromReaders(unit) if request.preset.read_only else TracksCommits(unit))

@@ -19,12 +19,14 @@ class Feature:
         state: how the unit has ended, where the feature knows it better than the connections.
         key: of the unit's commit marker, for `CommitOutcomeUnknown`.
         asks: whether `entering` sends something.
+        mutex: the text of the mutex that the unit was asked for.
         two_phases: whether the unit's databases commit as one.
     """
 
     state: State | None = None
     key: str | None = None
     asks = False
+    mutex: str | None = None
     two_phases = False
 
     def __init__(self, unit: Unit) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Alias, Join, Select, Table, event
+from sqlalchemy import Select, event
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.orm import Mapper
-from sqlalchemy.orm.util import AliasedInsp
 
+from ..._lockable import alone, nullable, tables_of
 from .base import Feature
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from sqlalchemy.orm import ORMExecuteState
     from sqlalchemy.sql import FromClause
 
@@ -37,16 +34,7 @@ def lock_entities(state: ORMExecuteState) -> None:
         return
     if statement._for_update_arg is not None or statement._group_by_clauses or statement._distinct:
         return
-    tables: list[FromClause] = []
-    for description in statement.column_descriptions:
-        found = _tables(sa_inspect(description["expr"], raiseerr=False))
-        if not found:
-            return
-        tables += found
-    # Only the entities' own, and not on the nullable side of an outer join (as an eager load makes one): the database
-    # refuses to lock a row that may not be there.
-    nullable = set(_nullable(statement.get_final_froms()))
-    tables = [table for table in tables if table not in nullable]
+    tables = alone(statement) or _certain(statement)
     if not tables:
         return
     state.statement = statement.with_for_update(of=tables)
@@ -56,20 +44,17 @@ def lock_entities(state: ORMExecuteState) -> None:
         state.update_execution_options(populate_existing=True)
 
 
-def _tables(entity: Any) -> list[FromClause]:
-    """Return the tables of an entity, or nothing where it is not made of tables alone."""
-    if isinstance(entity, Mapper):
-        return [table for table in entity.tables if isinstance(table, Table)]
-    if isinstance(entity, AliasedInsp):
-        alias = entity.selectable
-        return [alias] if type(alias) is Alias and isinstance(alias.element, Table) else []
-    return []
+def _certain(statement: Select[Any]) -> list[FromClause]:
+    """Return the tables of the entities of a statement, or nothing where it selects something else.
 
-
-def _nullable(froms: Iterable[FromClause], inside: bool = False) -> Iterator[FromClause]:
-    for each in froms:
-        if isinstance(each, Join):
-            yield from _nullable([each.left], inside or each.full)
-            yield from _nullable([each.right], inside or each.isouter or each.full)
-        elif inside:
-            yield each
+    Only the entities' own, and not on the nullable side of an outer join (as an eager load makes one): the database
+    refuses to lock a row that may not be there.
+    """
+    tables: list[FromClause] = []
+    for description in statement.column_descriptions:
+        found = tables_of(sa_inspect(description["expr"], raiseerr=False))
+        if not found:
+            return []
+        tables += found
+    not_certain = nullable(statement)
+    return [table for table in tables if table not in not_certain]

@@ -7,20 +7,14 @@ savepoint scope inside it.
 
 from __future__ import annotations
 
-import sys
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import orm
 
+from ..._call_site import call_site
 from ...errors import ManualCommit as ManualCommitWarning
 from ..commit import first_failure
 from .base import Feature
-
-if TYPE_CHECKING:
-    from types import FrameType
-
-_OURS = ("sessionkit", "sqlalchemy")
 
 
 class HandSavepoint(orm.SessionTransaction):
@@ -101,25 +95,10 @@ class ManualCommit(Feature):
 
 def _warn() -> None:
     """Tell the call site once that its commit is not durable yet."""
-    frame: FrameType | None = sys._getframe(2)
-    outermost: FrameType | None = None
-    greenlet: Any = None
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in _OURS:
-            outermost = frame
-            break
-        frame = frame.f_back
-        if frame is None and "greenlet" in sys.modules:  # in async code: go on with what waits for this greenlet
-            greenlet = (greenlet or sys.modules["greenlet"].getcurrent()).parent
-            frame = None if greenlet is None else greenlet.gr_frame
-    if outermost is None:
-        return
-    warnings.warn_explicit(
-        # The same text for all scopes: warnings that differ are told each, and each is kept for ever.
-        "commit() was called by hand inside a scope with manual_commit='savepoint': what was done is kept, but not "
-        "durable before the scope ends; where nothing else calls this code, take the call out",
-        ManualCommitWarning,
-        outermost.f_code.co_filename,
-        outermost.f_lineno,
-        registry=outermost.f_globals.setdefault("__warningregistry__", {}),
-    )
+    site = call_site()
+    if site is not None:
+        site.warn(
+            "commit() was called by hand inside a scope with manual_commit='savepoint': what was done is kept, but not "
+            "durable before the scope ends; where nothing else calls this code, take the call out",
+            ManualCommitWarning,
+        )

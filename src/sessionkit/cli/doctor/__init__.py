@@ -21,7 +21,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from ._examine import Case, examine
+from ._examine import LIVE, Case, examine
 from ._finding import Finding, verdict
 from ._patient import Limits, Unusable, named, patient_of
 from ._report import as_json, show
@@ -39,6 +39,7 @@ def run(
     readers: Sequence[str] = (),
     metadata: str | None = None,
     alembic: str | None = None,
+    live: bool = False,
     limits: Limits | None = None,
     as_a_document: bool = False,
     plain: bool = False,
@@ -50,17 +51,24 @@ def run(
         readers: replicas of it, in the same way.
         metadata: the declarative base, as ``module:name``.
         alembic: where the migrations are.
+        live: tell who waits for whom at this moment too.
         limits: from where on something is worth a word.
         as_a_document: print JSON.
         plain: do not use rich.
     """
     limits = limits or Limits()
     try:
+        patient = patient_of(database, limits)
+        if live and patient.engine.dialect.name not in LIVE:
+            raise Unusable(
+                f"--live tells who waits for whom on {', '.join(LIVE)}; {patient.engine.dialect.name} does not tell it"
+            )
         case = Case(
-            patient_of(database, limits),
+            patient,
             [patient_of(each, limits, "--reader") for each in readers],
             None if metadata is None else models_of(metadata, named(metadata, "--metadata")),
             None if alembic is None else config_of(alembic),
+            live,
         )
     except Unusable as error:
         print(f"sessionkit: {error}", file=sys.stderr)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from ._patient import Patient
 
-__all__ = ["CHECKS", "Case", "Check", "examine"]
+__all__ = ["CHECKS", "LIVE", "Case", "Check", "examine"]
 
 
 class Check(NamedTuple):
@@ -81,6 +81,9 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         _MARKERS,
     ),
 }
+LIVE = {"postgresql": Check("sessions.waits", _postgresql.waits)}
+"""What `--live` asks, where the server tells it."""
+
 OTHERS = (
     Check("server.known", _general.unknown),
     _DRIVER,
@@ -112,16 +115,20 @@ class Case:
         readers: the replicas of it.
         models: the application's classes, if they were named.
         migrations: Alembic's configuration, if it was named.
+        live: tell who waits for whom at this moment too.
     """
 
     patient: Patient
     readers: list[Patient] = field(default_factory=list)
     models: _tables.Models | None = None
     migrations: Any = None
+    live: bool = False
 
     def checks(self) -> list[Check]:
         """Return those of the database."""
         checks = list(CHECKS.get(self.patient.engine.dialect.name, OTHERS))
+        if self.live:
+            checks.append(LIVE[self.patient.engine.dialect.name])
         if self.models is not None:
             checks.append(Check("models.tables", partial(_tables.models, given=self.models)))
         if self.migrations is not None:

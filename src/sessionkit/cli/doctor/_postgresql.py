@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ._patient import Patient
 
-__all__ = ["durability", "idle_timeout", "left_over", "modes", "prepared", "privileges", "standby", "version"]
+__all__ = ["durability", "idle_timeout", "left_over", "modes", "prepared", "privileges", "standby", "version", "waits"]
 
 MOST = 3
 """Of one kind so many are told one by one."""
@@ -141,6 +141,63 @@ def left_over(connection: Connection, patient: Patient) -> Iterator[Finding]:
         ),
         f"no transaction is at work {at_least(limit)}",
     )
+
+
+# A transaction that is prepared blocks as process 0. Who waits is asked once: it may change between two questions.
+_WAITS = text("""
+    WITH waiting AS MATERIALIZED (
+        SELECT pid, pg_blocking_pids(pid) AS blockers FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'
+    )
+    SELECT a.pid, coalesce(a.application_name, '') AS application, coalesce(CAST(a.usename AS text), '') AS role,
+           coalesce(a.state, '') AS state, coalesce(a.query, '') AS query,
+           CAST(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.query_start)) AS float8) AS age,
+           CAST(extract(epoch FROM clock_timestamp() - a.query_start) AS float8) AS since,
+           coalesce(array_to_string(w.blockers, ' '), '') AS blockers
+    FROM pg_stat_activity a LEFT JOIN waiting w ON w.pid = a.pid
+    WHERE w.pid IS NOT NULL OR a.pid IN (SELECT unnest(blockers) FROM waiting)
+    ORDER BY a.xact_start, a.pid
+""")
+
+
+def waits(connection: Connection, patient: Patient) -> Iterator[Finding]:
+    """Draw who waits for whom at this moment: each that blocks, and below it those that wait for it."""
+    check = "sessions.waits"
+    rows = {row.pid: row for row in connection.execute(_WAITS)}
+    blockers = {pid: [int(each) for each in row.blockers.split()] for pid, row in rows.items()}
+    if not any(blockers.values()):
+        yield ok(check, "nobody waits for a lock")
+        return
+    roots = [pid for pid in rows if not blockers[pid]]
+    if any(0 in each for each in blockers.values()):
+        yield warn(check, "a prepared transaction", "sessions.prepared tells which there are, and what ends them")
+        yield from _below(0, rows, blockers, 1, set())
+    told: set[int] = set()
+    # A circle has no root: the server ends it after deadlock_timeout.
+    for root in roots or sorted(rows)[:1]:
+        row = rows[root]
+        yield warn(
+            check,
+            f"{_who(row)} {row.state or 'at work'}, in a transaction for {age(row.age)}: {query_start(row.query)}",
+            f"pg_cancel_backend({root}) interrupts it, pg_terminate_backend({root}) ends it",
+        )
+        yield from _below(root, rows, blockers, 1, told)
+
+
+def _below(
+    pid: int, rows: dict[int, Any], blockers: dict[int, list[int]], depth: int, told: set[int]
+) -> Iterator[Finding]:
+    for waiting in [each for each in rows if pid in blockers[each]]:
+        row, again = rows[waiting], waiting in told
+        told.add(waiting)
+        yield warn(
+            "sessions.waits",
+            f"{'   ' * (depth - 1)}└─ {_who(row)} waits for {age(row.since)}: {query_start(row.query)}"
+            + (" (told above)" if again else ""),
+            f"pg_cancel_backend({waiting}) has it give up",
+        )
+        if not again:
+            yield from _below(waiting, rows, blockers, depth + 1, told)
 
 
 def _told(check: str, rows: list[Any], tell: Callable[[Any], Finding], none: str) -> Iterator[Finding]:

@@ -1,0 +1,95 @@
+"""Options that are functions of a call's arguments: bound once as the decorated function has them, then asked. Pure."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from .errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def check_callable(fn: Callable[..., Any], option: str, where: str) -> None:
+    """Refuse an async function: it would have to be awaited before there is a scope.
+
+    Raises:
+        OptionError: it is one.
+    """
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+        raise OptionError(
+            f"{option}={fn!r} was given to {where}; it is async, and a function that is called at once is needed"
+        )
+
+
+def bound(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], without: str | None = None
+) -> dict[str, Any]:
+    """Return the arguments of a call by name, defaults applied; `without`: the parameter of the session.
+
+    Raises:
+        TypeError: the function cannot be called so.
+    """
+    taken = signature.bind(*args, **kwargs)
+    taken.apply_defaults()
+    named: dict[str, Any] = dict(taken.arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            named = {**named.pop(name), **named}
+    named.pop(without or "", None)
+    return named
+
+
+def without_session(fn: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a function whose first parameter is the session, without that."""
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # a function in C may have none
+        return inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
+    parameters = list(signature.parameters.values())
+    first = parameters[0] if parameters else None
+    if first is None or first.kind is inspect.Parameter.VAR_POSITIONAL:
+        return signature
+    return signature.replace(parameters=parameters[1:])
+
+
+def ask(fn: Callable[..., Any], arguments: Mapping[str, Any], option: str) -> Any:
+    """Call an option's function with those of a call's arguments that it names; with all if it has ``**rest``.
+
+    Raises:
+        OptionError: it names one that there is not, or returns what has to be awaited.
+    """
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except ValueError:
+        return fn()
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for parameter in parameters:
+        name = parameter.name
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            kwargs = {**{key: value for key, value in arguments.items() if key not in _names(parameters)}, **kwargs}
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            continue
+        elif name not in arguments:
+            if parameter.default is inspect.Parameter.empty:
+                there = ", ".join(map(repr, arguments)) or "none"
+                raise OptionError(
+                    f"{option}= is a function of {name!r}, which is no argument of the call; it has {there} (a plain `with` "
+                    "and attempts() have none)"
+                )
+        elif parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            args.append(arguments[name])
+        else:
+            kwargs[name] = arguments[name]
+    result = fn(*args, **kwargs)
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise OptionError(f"the function of {option}= returned something to be awaited; it is called at once")
+    return result
+
+
+def _names(parameters: Any) -> set[str]:
+    return {parameter.name for parameter in parameters}

@@ -1,0 +1,184 @@
+"""``mutex=``: one unit at a time in the whole system, by a lock that ends with its transaction.
+
+The body must see what all earlier holders have committed, so the lock is the first that the transaction asks for: at READ
+COMMITTED each later statement has a snapshot that is newer than the wait. At REPEATABLE READ the snapshot is older, which
+nothing would tell; at SERIALIZABLE it is too, but there a stale read ends in 40001.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
+
+from ... import _dialects
+from ..._arguments import ask
+from ..._mutex import mutex_key, mutex_text
+from ...errors import NotLocked, OptionError, ScopeError, classify
+from ...isolation import Isolation
+from ..savepoints import connections
+from .base import Feature
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.orm import SessionTransaction
+
+_BUSY = ("busy", "locked", "lock_not_available")
+
+
+class Mutex(Feature):
+    """The mutexes that a unit holds: its own, and those of scopes that have joined it.
+
+    Args:
+        unit: whose transaction holds them.
+        own: take the one that the unit itself was asked for, as it is entered.
+    """
+
+    def __init__(self, unit: Any, *, own: bool = True) -> None:
+        super().__init__(unit)
+        self.asks = own
+        self._held: list[tuple[str, SessionTransaction | None]] = []
+        if own:
+            self._value = _value_of(unit.request)
+            self.mutex = mutex_text(self._value)
+            self._refuse_waiting_for_oneself()
+
+    def _refuse_waiting_for_oneself(self) -> None:
+        database = _primary(self.unit.session)
+        for enclosing in self.unit.enclosing:
+            feature: Mutex | None = enclosing.feature(Mutex)
+            if feature is None or not feature.holds(self.mutex):
+                continue
+            theirs = _primary(enclosing.session)
+            if database is None or theirs is None or database.engine.url == theirs.engine.url:
+                raise ScopeError(
+                    f"the mutex {self.mutex} was asked for by {self.unit} in a transaction of its own, inside {enclosing}, "
+                    "which holds it: the wait could only be for itself; join that, or ask for another mutex"
+                )
+
+    def holds(self, text: str | None) -> bool:
+        """Return whether the unit's transaction has a mutex."""
+        return any(held == text and (level is None or self.unit.levels().survives(level)) for held, level in self._held)
+
+    def entering(self) -> None:
+        self._take(self._value, self.unit.request.mutex_wait, joined=False)
+
+    def join(self, request: Any) -> str:
+        """Take the mutex of a scope that has joined the unit, and return its text. In a savepoint, for the unit may go on.
+
+        Raises:
+            NotLocked: somebody else has it.
+        """
+        value = _value_of(request)
+        text = mutex_text(value)
+        if not self.holds(text):
+            self._take(value, request.mutex_wait, joined=True)
+        return text
+
+    def _take(self, value: Any, wait: float | None, *, joined: bool) -> None:
+        unit, text = self.unit, mutex_text(value)
+        bind = _primary(unit.session) or unit.session.get_bind()
+        entry = _dialects.of(bind)
+        locks = entry.locks
+        if locks is None:
+            raise OptionError(
+                f"mutex= was asked for, but sessionkit cannot have it kept on {entry.name}; leave it out there"
+            )
+        if unit.level is Isolation.REPEATABLE_READ:
+            raise OptionError(_snapshot(text, unit))
+        wait = _bounded(wait, unit.preset.lock_timeout if locks.begins else None)
+        if locks.begins:
+            _begin_with_it(unit, bind, locks, wait)
+        try:
+            connection: Connection = unit.session.connection(bind_arguments={"bind": bind})
+        except DBAPIError as error:
+            if locks.begins and classify(error).kind in _BUSY:
+                raise NotLocked.of(error, _not_had(text, unit, wait, ())) from error
+            raise
+        if why := locks.refused(connection):
+            raise OptionError(f"the mutex {text} was asked for by {unit}, but {why}")
+        # On a connection that is not the unit's own somebody's work may precede the unit.
+        own = getattr(connection, "unit", None) is unit and not joined
+        savepoint = None if own else connection.begin_nested()
+        try:
+            level, got = locks.mutex(connection, mutex_key(value), wait)
+        except DBAPIError as error:
+            if classify(error).kind not in _BUSY:
+                if savepoint is not None and not connection.invalidated:
+                    savepoint.rollback()
+                raise
+            # Where it is the unit's first statement there is nothing to lose but the transaction, which ends with it.
+            pooled: Any = connection.connection.dbapi_connection
+            (pooled if savepoint is None else savepoint).rollback()
+            holders = locks.mutex_holders(connection, mutex_key(value))
+            raise NotLocked.of(error, _not_had(text, unit, wait, holders), holders) from error
+        if savepoint is not None:
+            savepoint.commit()
+        if level == Isolation.REPEATABLE_READ:
+            raise OptionError(_snapshot(text, unit))
+        if not got:
+            holders = locks.mutex_holders(connection, mutex_key(value))
+            raise NotLocked(_not_had(text, unit, wait, holders), holders)
+        at = unit.session.get_nested_transaction()
+        if at is not None:
+            unit.levels()  # it goes with its savepoint
+        self._held.append((text, at))
+
+    def ended(self) -> None:
+        self._held.clear()
+
+
+def join_mutex(unit: Any, request: Any) -> str:
+    """Take the mutex that a joining scope was asked for. I/O."""
+    feature: Mutex | None = unit.feature(Mutex)
+    if feature is None:
+        feature = Mutex(unit, own=False)
+        unit.features = (*unit.features, feature)
+    return feature.join(request)
+
+
+def _value_of(request: Any) -> Any:
+    return ask(request.mutex, {}, "mutex") if callable(request.mutex) else request.mutex
+
+
+def _primary(session: Any) -> Any:
+    """Return where the mutex of a session is held: what it is bound to, or its first engine; None where nobody can tell."""
+    if session.bind is not None:
+        return session.bind
+    # The mapping of binds= is public from SQLAlchemy 2.1 on.
+    binds: dict[Any, Any] = getattr(session, "binds", None) or getattr(session, "_Session__binds", {})
+    return next((bind for bind in binds.values() if isinstance(bind, Engine)), None)
+
+
+def _bounded(wait: float | None, lock_timeout: float | None) -> float | None:
+    """Return the wait as the deadline of the unit, and its lock_timeout where the database does not keep it, bound it."""
+    ends = _dialects.deadline.get()
+    # A moment less than is left: what is told is who has it, and not that the connection was cut.
+    left = None if ends is None else max(0.001, (ends - time.monotonic()) * 0.8)
+    return min((each for each in (wait, lock_timeout, left) if each is not None), default=None)
+
+
+def _begin_with_it(unit: Any, bind: Any, locks: Any, wait: float | None) -> None:
+    if not isinstance(bind, Engine) or any(held.engine is bind for held in connections(unit.transaction)):
+        return
+    if unit.preset.read_only:
+        raise OptionError(
+            f"mutex= was asked for by {unit}, which is read-only; on {_dialects.of(bind).name} the lock "
+            "of those who write is the mutex, so leave read_only out"
+        )
+    unit.beginnings = {**unit.beginnings, bind: locks.beginning(bind, unit.preset, wait)}
+
+
+def _snapshot(text: str, unit: Any) -> str:
+    return (
+        f"the mutex {text} was asked for by {unit}, which runs REPEATABLE READ: its snapshot is older than the wait, so the body "
+        "would not see what the holder before has committed; under a mutex READ COMMITTED is enough"
+    )
+
+
+def _not_had(text: str, unit: Any, wait: float | None, holders: Any) -> str:
+    within = "" if wait is None else " without a wait" if wait == 0 else f" within {wait:g} s"
+    held = f"it is held by {', '.join(map(str, holders))}" if holders else "somebody else holds it"
+    return f"{unit} could not have the mutex {text}{within}: {held}"

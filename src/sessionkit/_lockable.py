@@ -1,0 +1,74 @@
+"""Which tables of a SELECT can be locked: pure, on SQLAlchemy's constructs alone.
+
+A database refuses to lock a row that may not be there (the nullable side of an outer join, as an eager load makes one),
+and one that is no row of a table (of a subquery with groups, say).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Alias, Join, Table
+from sqlalchemy.orm import Mapper
+from sqlalchemy.orm.util import AliasedInsp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sqlalchemy import Select
+    from sqlalchemy.sql import FromClause
+
+
+def tables_of(entity: Any) -> list[FromClause]:
+    """Return the tables of an entity, or nothing where it is not made of tables alone."""
+    if isinstance(entity, Mapper):
+        return [table for table in entity.tables if isinstance(table, Table)]
+    if isinstance(entity, AliasedInsp):
+        alias = entity.selectable
+        return [alias] if type(alias) is Alias and isinstance(alias.element, Table) else []
+    return []
+
+
+def alone(statement: Select[Any]) -> list[FromClause] | None:
+    """Return the tables of a statement that selects one class and joins nothing to it; None of any other.
+
+    What `nullable` would find out by compiling the statement costs more than to send it. So this is kept for each mapper.
+    """
+    if statement._setup_joins or statement._from_obj or statement._with_options or len(statement._raw_columns) != 1:
+        return None
+    column: Any = statement._raw_columns[0]
+    mapper = column._annotations.get("parententity")
+    if not isinstance(mapper, Mapper) or not column.is_selectable:
+        return None
+    if mapper not in _joins_nothing:
+        leaves = list(_leaves([mapper.persist_selectable], False))
+        _joins_nothing[mapper] = (
+            mapper.with_polymorphic is None
+            and all(isinstance(each, Table) and not outer for each, outer in leaves)
+            and not any(each.lazy in {"joined", False} for each in mapper.relationships)
+        )
+    return tables_of(mapper) if _joins_nothing[mapper] else None
+
+
+_joins_nothing: WeakKeyDictionary[Mapper[Any], bool] = WeakKeyDictionary()
+"""Of each class whether a SELECT of it reads its own tables alone: no eager joins, no tables of subclasses."""
+
+
+def nullable(statement: Select[Any]) -> set[FromClause]:
+    """Return what stands on the nullable side of an outer join in a statement."""
+    return {each for each, outer in _leaves(statement.get_final_froms(), False) if outer}
+
+
+def certain(statement: Select[Any]) -> set[FromClause]:
+    """Return what each row of a statement has a row of."""
+    return {each for each, outer in _leaves(statement.get_final_froms(), False) if not outer}
+
+
+def _leaves(froms: Iterable[FromClause], outer: bool) -> Iterator[tuple[FromClause, bool]]:
+    for each in froms:
+        if isinstance(each, Join):
+            yield from _leaves([each.left], outer or each.full)
+            yield from _leaves([each.right], outer or each.isouter or each.full)
+        else:
+            yield each, outer

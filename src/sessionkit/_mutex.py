@@ -1,0 +1,78 @@
+"""Which mutex is meant, and how long to wait for a lock: from what a user writes to what the database is told. Pure."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Any
+from uuid import UUID
+
+from .errors import OptionError
+
+
+def mutex_text(value: object) -> str:
+    """Return the text of a mutex key, the same in every process; see `mutex_key`.
+
+    Raises:
+        OptionError: the value is of a type that has none.
+    """
+    if isinstance(value, tuple):
+        return f"t{len(value)}({' '.join(map(mutex_text, value))})"
+    kind, text = _scalar(value)
+    try:
+        return f"{kind}{len(text.encode())}:{text}"
+    except UnicodeEncodeError:
+        raise OptionError(f"mutex={value!r} was asked for; a string with lone surrogates has no bytes") from None
+
+
+def _scalar(value: Any) -> tuple[str, str]:
+    if isinstance(value, str):
+        return "s", str.__str__(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "i", int.__repr__(value)
+    if isinstance(value, bytes):
+        return "b", value.hex()
+    if isinstance(value, UUID):
+        return "u", str(value)
+    raise OptionError(
+        f"mutex={value!r} was asked for, but a {type(value).__name__} has no text that is the same in every process; a key "
+        "is a str, int, bytes or UUID, or a tuple of these"
+    )
+
+
+def mutex_key(value: Any) -> int:
+    """Return the number under which a mutex is held, for other programs that want to hold it too.
+
+    On PostgreSQL it is the one of ``pg_advisory_xact_lock(bigint)``. It is the same in every process, on every machine and
+    in every release: the first 8 bytes, as a signed integer with the most significant byte first, of SHA-256 of the UTF-8
+    bytes of this text:
+
+    - ``str``: ``s``, how many UTF-8 bytes it has, ``:``, and itself: ``s7:billing``
+    - ``int``: ``i``, how many characters, ``:``, and its decimal digits, with ``-`` if it is below zero: ``i2:42``
+    - ``bytes``: ``b``, how many digits, ``:``, and its hexadecimal digits in lower case: ``b4:00ff``
+    - ``UUID``: ``u36:`` and its usual form in lower case
+    - a tuple: ``t``, how many elements, and their texts in brackets with a blank in between: ``t2(s7:billing i2:42)``
+
+    Args:
+        value: what ``mutex=`` was given.
+
+    Raises:
+        OptionError: the value is of another type; a ``bool`` is one.
+
+    Emits no SQL.
+    """
+    return int.from_bytes(sha256(mutex_text(value).encode()).digest()[:8], "big", signed=True)
+
+
+def seconds_of(wait: object, given: str) -> float | None:
+    """Return how long to wait: None for ever, 0 not at all, else seconds.
+
+    Raises:
+        OptionError: it is no time.
+    """
+    if wait is True:
+        return None
+    if wait is False:
+        return 0.0
+    if not isinstance(wait, int | float) or not 0 <= wait < float("inf"):
+        raise OptionError(f"{given}; it is True, False, or a number of seconds, 0 or more")
+    return float(wait)

@@ -1,0 +1,521 @@
+"""Locks that tell the truth: an object is locked and, at the same time, becomes what its row is now.
+
+SQLAlchemy's ``with_for_update()`` locks the row of an object that is loaded already and hands the object back with the
+values of before. Here it is refreshed, and changes of it that were not flushed are an error. A lock belongs to the
+transaction of the session that it was given, and ends with it.
+
+On SQLite, which has one writer at a time, the lock of every row is the BEGIN IMMEDIATE of a scope or of an engine that
+`sqlite.configure` has set up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
+
+from sqlalchemy import Select, and_, bindparam, select, tuple_
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, NoResultFound
+from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm.util import AliasedInsp
+
+from . import _dialects
+from ._core.session import unit_of
+from ._lockable import alone, certain, tables_of
+from ._mutex import mutex_key, seconds_of
+from ._stale_reads import LOCKING
+from .context import current_of, sync_session_of
+from .errors import ColourError, Holder, LockError, NotLocked, OptionError, classify
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+    from sqlalchemy.orm import scoped_session
+    from sqlalchemy.sql import FromClause
+
+    AnySession = Session | scoped_session[Any]
+    AnyAsyncSession = AsyncSession | async_scoped_session[Any]
+
+__all__ = ["async_lock", "async_lock_all", "async_take", "lock", "lock_all", "mutex_key", "take"]
+
+T = TypeVar("T")
+Key = tuple[Any, ...]
+Mode = Literal["update", "no_key_update", "share", "key_share"]
+
+_MODES: dict[str, dict[str, bool]] = {
+    "update": {},
+    "no_key_update": {"key_share": True},
+    "share": {"read": True},
+    "key_share": {"read": True, "key_share": True},
+}
+"""What `Select.with_for_update` calls them."""
+
+_EXCLUSIVE = ("update", "no_key_update")
+
+_MOST = 30_000
+"""How many parameters a statement may have on every driver."""
+
+
+def lock(session: AnySession, entity: type[T], key: Any, *, mode: Mode = "update", wait: bool | float = True) -> T:
+    """Lock the row with a primary key and return its object as it is now, refreshed if the session had it already.
+
+    The lock lasts to the end of the session's transaction. For a class with joined inheritance the rows of all tables of
+    the object's own class are locked.
+
+    Args:
+        session: any session; its transaction gets the lock.
+        entity: the mapped class.
+        key: as in ``Session.get``: a value, or for a key of several columns a tuple or a mapping.
+        mode: how strongly. ``"update"``: nobody else may change, delete or lock the row. ``"no_key_update"``: the same,
+            but rows that refer to it may be inserted. ``"share"``: others may lock it so as well, and nobody may change
+            it. ``"key_share"``: nobody may delete it or change its key.
+        wait: True: until it can be had, or the scope's ``lock_timeout`` is over. False: not at all. A number of seconds:
+            so long at the most. Anything but True runs in a savepoint, so that the session is usable after `NotLocked`.
+
+    Raises:
+        NotLocked: somebody else has the row, and has not let go of it in time.
+        LockError: the object has changes that are not flushed, or is to be deleted; the scope is read-only; the
+            connection is in AUTOCOMMIT; on SQLite, the transaction has not begun with BEGIN IMMEDIATE; the class is mapped
+            to what cannot be locked. Nothing was sent then, and the changes are still there.
+        NoResultFound: there is no such row.
+        OptionError: there is no such mode, or `wait` cannot be waited.
+
+    SQL: ``SELECT ... FOR UPDATE OF accounts``, with ``NOWAIT`` or a local ``lock_timeout`` inside a savepoint; a second one
+    for the tables of a subclass which the first did not read. On SQLite without ``FOR UPDATE``.
+    """
+    locking = _Locking(session, entity, "lock()", mode, wait)
+    identity = locking.identity(key)
+    locking.prepare([identity])
+    found = locking.run(lambda: locking.read([identity]), [identity], several=False)
+    if not found:
+        raise NoResultFound(f"{locking.name} {_shown(identity)} was to be locked, but there is no such row")
+    return cast("T", found[0])
+
+
+def lock_all(
+    session: AnySession, entity: type[T], keys: Iterable[Any], *, mode: Mode = "update", wait: bool | float = True
+) -> list[T]:
+    """Lock the rows with these primary keys and return their objects as they are now, in the order of `keys`.
+
+    The rows are locked in the order in which the database sorts their keys, whatever the order of `keys`: two that lock
+    some of the same rows wait for each other, and never in a circle. All are locked or none of them.
+
+    Args:
+        session, entity, mode, wait: as for `lock`; a number of seconds goes for each row.
+        keys: each as in ``Session.get``. One that comes twice is returned twice. Without any, nothing is sent.
+
+    Raises:
+        NotLocked, LockError, OptionError: as for `lock`.
+        NoResultFound: some rows are not there; it names all of them, and nothing of the call stays locked.
+
+    SQL: ``SAVEPOINT``, ``SELECT ... ORDER BY accounts.id FOR UPDATE OF accounts``, ``RELEASE SAVEPOINT``.
+    """
+    locking = _Locking(session, entity, "lock_all()", mode, wait)
+    given = [locking.identity(key) for key in keys]
+    if not given:
+        return []
+    identities = list(dict.fromkeys(given))
+    locking.prepare(identities)
+
+    def all_of_them() -> dict[Key, Any]:
+        found = locking.by_key(identities, locking.read(identities))
+        missing = [_shown(identity) for identity in identities if identity not in found]
+        if missing:
+            raise NoResultFound(f"{locking.name} {', '.join(missing)} were to be locked, but there are no such rows")
+        return found
+
+    found = locking.run(all_of_them, identities, several=len(identities) > 1)
+    return [found[identity] for identity in given]
+
+
+@overload
+def take(session: AnySession, statement: Select[Any], *, limit: None = None, mode: Mode = "update") -> Any: ...
+@overload
+def take(session: AnySession, statement: Select[Any], *, limit: int, mode: Mode = "update") -> list[Any]: ...
+def take(session: AnySession, statement: Select[Any], *, limit: int | None = None, mode: Mode = "update") -> Any:
+    """Lock the first row of a query that nobody else has locked, and return its object as it is now; None if there is none.
+
+    For a table of jobs: no row goes to two takers before the transaction of the first has ended. In it, change the row so
+    that the query does not find it any more, or delete it. A taker that dies leaves the row to the next one.
+
+    Args:
+        session: any session. It is flushed first.
+        statement: a ``select()`` of one mapped class (or an alias of it), with joins, filters and an order; no LIMIT,
+            OFFSET, DISTINCT, GROUP BY or FOR UPDATE of its own.
+        limit: None: one object, or None. A number: a list of so many objects at the most, maybe none, in the order of
+            the query. Where a join repeats an object, the repetitions count.
+        mode: ``"update"`` or ``"no_key_update"``, as for `lock`.
+
+    Raises:
+        LockError: the statement cannot be locked as it is; autoflush is off, and an object of the class has changes; and
+            as for `lock`.
+        OptionError: `mode` or `limit` is none of these.
+
+    SQL: the statement with ``LIMIT 1 FOR UPDATE OF jobs SKIP LOCKED``. On SQLite with ``LIMIT 1``.
+    """
+    entity = _entity_of(statement)
+    locking = _Locking(session, entity, "take()", mode, True, modes=_EXCLUSIVE)
+    checked: Any = limit
+    if checked is not None and (isinstance(checked, bool) or not isinstance(checked, int) or checked < 1):
+        raise OptionError(f"limit={limit!r} was given to take(); it is None, or a whole number, 1 or more")
+    session = locking.session
+    if not session.autoflush:
+        for obj in locking.changed():
+            raise LockError(
+                f"take() was called while {type(obj).__name__} objects of the session have changes and its autoflush is "
+                "off, so they would be overwritten; flush before"
+            )
+    locking.prepare([])
+    found = locking.run(lambda: locking.send(statement, limit or 1), [], several=False)
+    return found if limit is not None else found[0] if found else None
+
+
+class _Locking:
+    """One call: what it locks, how, and in which session."""
+
+    def __init__(
+        self,
+        session: Any,
+        entity: Any,
+        where: str,
+        mode: Any,
+        wait: Any,
+        modes: Iterable[str] = tuple(_MODES),
+    ) -> None:
+        if mode not in modes:
+            raise OptionError(f"mode={mode!r} was asked of {where}; it is one of {', '.join(map(repr, modes))}")
+        self.where = where
+        self.mode = mode
+        self.wait = seconds_of(wait, f"wait={wait!r} was given to {where}")
+        self.session = _sync_session(session, where)
+        found: Any = sa_inspect(entity, raiseerr=False)
+        self.aliased = found if isinstance(found, AliasedInsp) else None
+        mapper: Any = getattr(found, "mapper", None)
+        if not isinstance(found, Mapper | AliasedInsp):
+            raise LockError(f"{where} locks rows of a mapped class, not of {entity!r}")
+        self.mapper: Mapper[Any] = mapper
+        self.entity = entity
+        self.name = self.mapper.class_.__name__
+
+    # -- before anything is sent ------------------------------------------------------------------------------------
+
+    def identity(self, key: Any) -> Key:
+        """Return a primary key as the identity map has it."""
+        mapper = self.mapper
+        if isinstance(key, Mapping):
+            names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+            if missing := [name for name in names if name not in key]:
+                raise InvalidRequestError(
+                    f"{self.where} was given the key {key!r}, in which {', '.join(missing)} is missing; the primary key of "
+                    f"{self.name} is {', '.join(names)}"
+                )
+            return tuple(key[name] for name in names)
+        if hasattr(key, "__composite_values__"):
+            key = key.__composite_values__()
+        values = tuple(key) if isinstance(key, tuple | list) else (key,)
+        if len(values) != len(mapper.primary_key):
+            raise InvalidRequestError(
+                f"{self.where} was given the key {key!r}; the primary key of {self.name} has "
+                f"{len(mapper.primary_key)} column(s): {', '.join(map(str, mapper.primary_key))}"
+            )
+        return values
+
+    def changed(self) -> list[Any]:
+        """Return the objects of the class, and of what it is derived from, that have changes or are to be deleted."""
+        session, base = self.session, self.mapper.base_mapper.class_
+        changed = [obj for obj in session.dirty if isinstance(obj, base) and session.is_modified(obj)]
+        return changed + [obj for obj in session.deleted if isinstance(obj, base)]
+
+    def prepare(self, identities: Sequence[Key]) -> None:
+        """Refuse what cannot be locked; begin the transaction, and flush where the session flushes by itself.
+
+        Raises:
+            LockError: see `lock`.
+        """
+        if identities:
+            wanted = {tuple(map(str, identity)) for identity in identities}
+            for obj in self.changed():
+                identity = _identity_of(obj)
+                if tuple(map(str, identity)) in wanted:
+                    state = "is to be deleted" if obj in self.session.deleted else "has changes"
+                    raise LockError(
+                        f"{self.where} was asked for {type(obj).__name__} {_shown(identity)}, which {state} in this session: "
+                        "what is read with the lock would overwrite it; flush before, or lock before you change it"
+                    )
+        unit = unit_of(self.session)
+        if unit is not None and unit.read_only:
+            raise LockError(f"{self.where} was called in {unit}, which is read-only; lock in a scope that writes")
+        connection = self.connection()
+        if _dialects.is_autocommit(connection):
+            raise LockError(
+                f"{self.where} was called on {connection.engine!r}, which runs in AUTOCOMMIT: a lock would end with its own "
+                "statement; use an engine with transactions"
+            )
+        entry = _dialects.of(connection)
+        if entry.locks is None:
+            raise LockError(f"{self.where} was called on {entry.name}, whose locks sessionkit does not know")
+        self.dialect = entry
+        self.locks = entry.locks
+        if why := self.locks.refused(connection):
+            raise LockError(f"{self.where} was called on {connection.engine!r}, but {why}")
+        if not self._made_of_tables():
+            raise LockError(
+                f"{self.where} was asked for {self.name}, whose mapping is no table and no inner join of tables, so its rows "
+                "cannot be locked; lock the class that has the table"
+            )
+        if self.session.autoflush:
+            self.session.flush()  # what it raises is not about the lock
+
+    def connection(self) -> Connection:
+        return self.session.connection(bind_arguments={"mapper": self.mapper})
+
+    def _made_of_tables(self) -> bool:
+        tables = self._tables()
+        return bool(tables) and (alone(select(self.entity)) is not None or set(tables) <= certain(select(self.entity)))
+
+    def _tables(self) -> list[FromClause]:
+        return tables_of(self.mapper if self.aliased is None else self.aliased)
+
+    # -- sending ----------------------------------------------------------------------------------------------------
+
+    def run(self, read: Callable[[], T], identities: Sequence[Key], *, several: bool) -> T:
+        """Call what sends the statements, in a savepoint where the call needs one.
+
+        Raises:
+            NotLocked: see `lock`.
+        """
+        savepoint = self.session.begin_nested() if self.wait is not None or several else nullcontext()
+        try:
+            with savepoint:
+                if not self.wait:
+                    return read()
+                connection = self.connection()
+                before = self.locks.bound(connection, self.wait)
+                result = read()
+                self.locks.unbound(connection, before)
+                return result
+        except DBAPIError as error:
+            if isinstance(error, NotLocked) or classify(error).kind != "lock_not_available":
+                raise
+            holders: tuple[Holder, ...] = ()
+            if (self.wait is not None or several) and identities:
+                table: Any = self._tables()[0]
+                holders = self.locks.holders(self.connection(), table, [self._has_key(identities)])
+            message = f"{self._asked(identities)} could not be locked{_within(self.wait)}{_held_by(holders)}"
+            raise NotLocked.of(error, message, holders) from error
+
+    def _asked(self, identities: Sequence[Key]) -> str:
+        if not identities:
+            return f"a row of {self.name}"
+        shown = ", ".join(map(_shown, identities[:3]))
+        return f"{self.name} {shown}" if len(identities) <= 3 else f"{self.name} {shown}, ... ({len(identities)} rows)"
+
+    def read(self, identities: Sequence[Key]) -> list[Any]:
+        """Lock the rows with these keys, in the order of their keys, and return their objects."""
+        width = len(self.mapper.primary_key)
+        at_once = max(1, _MOST // width)
+        if len(identities) > at_once and self.dialect.bulk.locks_rows and width > 1:
+            raise LockError(
+                f"{self.where} was asked for {len(identities)} rows of {self.name}, and can lock {at_once} of them in one "
+                "order; lock fewer at once, or all of the table"
+            )
+        statement = select(self.entity).order_by(*self.mapper.primary_key)
+        step = len(identities) if width == 1 and self.dialect.bulk.locks_rows else at_once
+        found: list[Any] = []
+        for low in range(0, len(identities), step):
+            found += self.send(statement.where(self._has_key(identities[low : low + step])))
+        return found
+
+    def _has_key(self, identities: Sequence[Key]) -> ColumnElement[bool]:
+        columns = self.mapper.primary_key
+        # With the types of the columns, as Session.get: a key may be the text of a number.
+        if len(identities) == 1:
+            values = zip(columns, identities[0], strict=True)
+            return and_(*(column == bindparam(None, value, type_=column.type) for column, value in values))
+        if len(columns) > 1:
+            kinds = [column.type for column in columns]
+            return tuple_(*columns).in_([tuple_(*identity, types=kinds) for identity in identities])
+        column: Any = next(iter(columns))
+        keys = [identity[0] for identity in identities]
+        told = self.dialect.bulk.any_of(column, column.type, keys) if len(set(map(type, keys))) == 1 else None
+        return column.in_(bindparam(None, keys, type_=column.type, expanding=True)) if told is None else told
+
+    def send(self, statement: Select[Any], limit: int | None = None) -> list[Any]:
+        """Lock the rows that a query of the class gives, and return their objects, fresh; with a limit, what nobody has."""
+        tables = self._tables()
+        if alone(statement) is None and not set(tables) <= certain(statement):
+            raise LockError(
+                f"{self.where} was given a query in which {self.name} is on the nullable side of an outer join, where a row "
+                "may not be there and cannot be locked; turn the join round"
+            )
+        found = self._refreshed(statement, tables, limit)
+        # The tables of a subclass, which a query of its base does not read, or reads by an outer join.
+        own = {getattr(table, "element", table) for table in tables}  # of an alias the table
+        derived: dict[Mapper[Any], list[Any]] = {}
+        for obj in found:
+            derived.setdefault(instance_state(obj).mapper, []).append(obj)
+        for mapper, objects in derived.items():
+            if rest := [table for table in tables_of(mapper) if table not in own]:
+                self._lock_rest(mapper, rest, objects)
+        return found
+
+    def _lock_rest(self, mapper: Mapper[Any], tables: list[FromClause], objects: list[Any]) -> None:
+        of_class = _Locking(self.session, mapper.class_, self.where, self.mode, True)
+        of_class.wait, of_class.dialect = self.wait, self.dialect
+        keys = [_identity_of(obj) for obj in objects]
+        statement = select(mapper).order_by(*mapper.primary_key).where(of_class._has_key(keys))
+        of_class._refreshed(statement, tables)
+
+    def _refreshed(self, statement: Select[Any], tables: list[FromClause], limit: int | None = None) -> list[Any]:
+        session = self.session
+        modes = _MODES[self.mode]
+        skips = limit is not None
+        locking = statement.limit(limit).with_for_update(of=tables, nowait=self.wait == 0, skip_locked=skips, **modes)
+        clean = not (any(map(session.is_modified, session.dirty)) or session.deleted)
+        # An object that this query meets and that has changes, which nothing flushes, is not to be overwritten: then those
+        # that were locked are refreshed one by one.
+        before = set() if clean else {id(obj) for obj in session.identity_map.values()}
+        options = {LOCKING: True, "populate_existing": True} if clean else {LOCKING: True}
+        found = list(session.scalars(locking.execution_options(**options)).unique())
+        for obj in found:
+            if id(obj) in before:
+                attributes = instance_state(obj).mapper
+                held = obj.__dict__
+                session.refresh(obj, [each.key for each in attributes.column_attrs if each.key in held])
+                if loaded := [each.key for each in attributes.relationships if each.key in held]:
+                    session.expire(obj, loaded)
+        return found
+
+    # -- keys -------------------------------------------------------------------------------------------------------
+
+    def by_key(self, identities: Sequence[Key], objects: Sequence[Any]) -> dict[Key, Any]:
+        """Return the objects by the keys that were asked for, which the database may see as equal where Python does not."""
+        having: dict[Key, Any] = {_identity_of(obj): obj for obj in objects}
+        found = {identity: having[identity] for identity in identities if identity in having}
+        if len(found) == len(identities) or not objects:
+            return found
+        columns = self.mapper.primary_key
+        for identity in identities:
+            if identity not in found:
+                row = self.connection().execute(select(*columns).where(self._has_key([identity]))).first()
+                if row is not None and (same := having.get(tuple(row))) is not None:
+                    found[identity] = same
+        return found
+
+
+def _entity_of(statement: object) -> Any:
+    """Return the class or alias that a query selects.
+
+    Raises:
+        LockError: it selects something else, or has what take() cannot lock.
+    """
+    if not isinstance(statement, Select):
+        raise LockError(f"take() was given {type(statement).__name__}; it takes a select() of one mapped class")
+    descriptions = statement.column_descriptions
+    entity = descriptions[0]["expr"] if len(descriptions) == 1 else None
+    if not isinstance(sa_inspect(entity, raiseerr=False), Mapper | AliasedInsp):
+        raise LockError(
+            "take() was given a query of columns, or of several classes; it takes a select() of one mapped class"
+        )
+    own = {
+        "LIMIT": statement._limit_clause is not None or statement._fetch_clause is not None,
+        "OFFSET": statement._offset_clause is not None,
+        "DISTINCT": statement._distinct,
+        "GROUP BY": statement._group_by_clauses or statement._having_criteria,
+        "FOR UPDATE": statement._for_update_arg is not None,
+    }
+    for word, there in own.items():
+        if there:
+            raise LockError(
+                f"take() was given a query with {word}, which it cannot lock; leave it out{_INSTEAD.get(word, '')}"
+            )
+    return entity
+
+
+_INSTEAD = {"LIMIT": ", and say limit= to take()", "FOR UPDATE": ", and say mode= to take()"}
+
+
+def _sync_session(session: Any, where: str) -> Session:
+    session = current_of(session)
+    if not isinstance(session, Session) and hasattr(session, "sync_session"):
+        raise ColourError(f"{where} was given {session!r}, which is async; await async_{where.removesuffix('()')}()")
+    return sync_session_of(session, where)
+
+
+def _identity_of(obj: object) -> Key:
+    key = instance_state(obj).key
+    assert key is not None
+    return key[1]
+
+
+def _shown(identity: Key) -> str:
+    return repr(identity[0] if len(identity) == 1 else tuple(identity))
+
+
+def _within(wait: float | None) -> str:
+    return " within lock_timeout" if wait is None else " without a wait" if wait == 0 else f" within {wait:g} s"
+
+
+def _held_by(holders: Sequence[Holder]) -> str:
+    return f": held by {', '.join(map(str, holders))}" if holders else ": somebody else holds it"
+
+
+def _async(fn: Callable[..., Any]) -> Any:
+    """Return the twin of a function of this file for an AsyncSession, or an async scoped session."""
+
+    @wraps(fn)
+    async def twin(session: Any, /, *args: Any, **kwargs: Any) -> Any:
+        current = current_of(session)
+        if not hasattr(current, "run_sync"):
+            raise ColourError(
+                f"async_{fn.__name__}() was given {session!r}, which is no AsyncSession; call {fn.__name__}()"
+            )
+        return await current.run_sync(fn, *args, **kwargs)
+
+    twin.__name__ = twin.__qualname__ = f"async_{fn.__name__}"
+    twin.__doc__ = f"Do as `{fn.__name__}`, on an ``AsyncSession``."
+    return twin
+
+
+if TYPE_CHECKING:
+
+    def async_lock(
+        session: AnyAsyncSession, entity: type[T], key: Any, *, mode: Mode = "update", wait: bool | float = True
+    ) -> Coroutine[Any, Any, T]:
+        """Do as `lock`, on an ``AsyncSession``."""
+        ...
+
+    def async_lock_all(
+        session: AnyAsyncSession,
+        entity: type[T],
+        keys: Iterable[Any],
+        *,
+        mode: Mode = "update",
+        wait: bool | float = True,
+    ) -> Coroutine[Any, Any, list[T]]:
+        """Do as `lock_all`, on an ``AsyncSession``."""
+        ...
+
+    @overload
+    def async_take(
+        session: AnyAsyncSession, statement: Select[Any], *, limit: None = None, mode: Mode = "update"
+    ) -> Coroutine[Any, Any, Any]: ...
+    @overload
+    def async_take(
+        session: AnyAsyncSession, statement: Select[Any], *, limit: int, mode: Mode = "update"
+    ) -> Coroutine[Any, Any, list[Any]]: ...
+    def async_take(
+        session: AnyAsyncSession, statement: Select[Any], *, limit: int | None = None, mode: Mode = "update"
+    ) -> Coroutine[Any, Any, Any]:
+        """Do as `take`, on an ``AsyncSession``."""
+        ...
+else:
+    async_lock = _async(lock)
+    async_lock_all = _async(lock_all)
+    async_take = _async(take)
