@@ -57,6 +57,8 @@ class Equality:
         kinds = set(map(type, values))
         if kinds <= _EXACT and kinds <= self._kinds[place]:
             return values
+        for value in values:
+            hash(value)  # what has none is no value of a key
         fold = self._folds[place]
         # SQLite stores what the type hands over; only the server knows what it makes of a value that is not of the kind.
         if self._call.dialect.stored_key is None and not (
@@ -152,8 +154,7 @@ def fold_value(value: Any) -> Any:
             if not plain.isascii():
                 plain = "".join(c for c in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(c))
             return "".join(filter(str.isalnum, plain)) or plain.strip()
-        case bytearray() | memoryview():
+        case memoryview():
             return bytes(value)
         case _:
-            hash(value)  # what has none is no value of a key
             return value
