@@ -212,8 +212,9 @@ def test_a_second_copy_without_the_options_of_the_first_is_refused(engine: sa.En
 def test_a_back_fill_that_fails_leaves_no_column(batch: bool, make: Callable[..., Project]) -> None:
     project = make()
     env = (
-        "from alembic import context\nfrom sqlalchemy import create_engine\n"
-        "with create_engine(context.config.get_main_option('sqlalchemy.url')).connect() as connection:\n"
+        "from alembic import context\nfrom sqlalchemy import NullPool, create_engine\n"
+        "engine = create_engine(context.config.get_main_option('sqlalchemy.url'), poolclass=NullPool)\n"
+        "with engine.connect() as connection:\n"
         "    context.configure(connection=connection)\n"
         "    with context.begin_transaction():\n        context.run_migrations()\n"
     )
