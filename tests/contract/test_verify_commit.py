@@ -76,6 +76,31 @@ async def test_a_committed_unit_whose_answer_is_lost_returns_normally_and_runs_i
 
 
 @POSTGRESQL
+async def test_a_question_whose_connection_fails_in_the_drivers_own_words_is_put_again(doors: Door) -> None:
+    """Asyncpg's errors, for one, come as they are while it connects."""
+    await create_markers(doors)
+    unit, refused = Log(), list[object]()
+
+    class Refused(Exception):
+        pass
+
+    with link(doors) as way:
+        struck = way.proxy.at("COMMIT", Fault.LOSE_REPLY)
+
+        def refuse(*_: object) -> None:
+            if struck.struck and not refused:
+                refused.append(Refused())
+                raise Refused
+
+        engine = doors.sync_engine_of(way.engine)
+        event.listen(engine, "checkout", refuse)
+        assert await doors.decorate(unit.body, way.factory, verify_commit=True, retry=RETRY)() == 1
+    assert len(refused) == 1
+    assert (unit.runs, unit.hooks) == (1, ["commit 1"])
+    assert await names(doors) == ["run 1"]
+
+
+@POSTGRESQL
 async def test_a_unit_whose_commit_never_arrived_is_run_again_with_a_new_key(doors: Door) -> None:
     await create_markers(doors)
     unit = Log()

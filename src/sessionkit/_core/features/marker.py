@@ -9,11 +9,12 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.util import await_only
 
 from ... import _dialects, commits
 from ..._schemas import translate
-from ...errors import OptionError, ScopeError
+from ...errors import OptionError, ScopeError, SessionKitError, told
 from ...isolation import Preset
 from .. import seams
 from ..connection import ONE, WITH_COMMIT, ScopeConnection, connect
@@ -77,7 +78,17 @@ class VerifiedByMarker(_Verified):
         unit, key = self.unit, commits.new_key()
         self.key = key
         engine, asynchronous = connection.engine, unit.asynchronous
-        unit.question = lambda seconds: claim(engine, key, seconds, asynchronous)
+
+        def ask(seconds: float) -> Any:
+            try:
+                return claim(engine, key, seconds, asynchronous)
+            except (SQLAlchemyError, SessionKitError, OSError):
+                raise
+            except Exception as error:
+                # asyncpg's own errors come unwrapped while it connects; the next try may find the server back.
+                raise ConnectionError(f"the connection for asking could not be used: {told(error)}") from error
+
+        unit.question = ask
         if (
             isinstance(connection, ScopeConnection)
             and connection.unit is unit
