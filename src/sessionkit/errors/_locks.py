@@ -35,7 +35,7 @@ class Holder:
 
 
 class LockError(SessionKitError):
-    """A lock was asked for that cannot be had here, whoever holds it: it is refused before anything is sent."""
+    """This lock is not available here, no matter who holds it. It is refused before anything is sent."""
 
 
 class NotLocked(LockError):
