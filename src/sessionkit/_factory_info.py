@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 class FactoryInfo:
     """A factory as its scopes see it, one record per factory. It does not keep the factory alive."""
 
-    __slots__ = ("_beginnings", "asynchronous", "defaults", "heats", "plain", "readers", "warns", "with_markers")
+    __slots__ = (
+        "_beginnings",
+        "asynchronous",
+        "defaults",
+        "heats",
+        "ignores_settings",
+        "plain",
+        "readers",
+        "warns",
+        "with_markers",
+    )
 
     _of_others: ClassVar[WeakKeyDictionary[Any, FactoryInfo]] = WeakKeyDictionary()
 
@@ -33,6 +43,7 @@ class FactoryInfo:
         self.defaults = defaults or Request()
         self.readers = readers
         self.heats: dict[str, Heat] = {}  # of functions whose units keep conflicting
+        self.ignores_settings = False  # where the database has none that end with the transaction
         self.warns = True  # of locking reads that hand back what had been loaded before
         self.plain: dict[Engine, Beginning] = {}  # of scopes that ask for nothing
         self._beginnings: dict[Preset, dict[Engine, Beginning]] = {NOTHING_ASKED: self.plain}

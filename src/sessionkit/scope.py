@@ -22,6 +22,7 @@ from ._factory_info import FactoryInfo
 from ._mutex import mutex_text
 from ._observers import observers, tell_entered, tell_left
 from ._plan import Options, Request, Step, plan, plan_passed
+from ._settings import REQUIRED, SYSTEM
 from ._twins import to_completion
 from .context import (
     Entry,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 else:
     AS = TypeVar("AS")
 
-__all__ = ["INJECTED", "AsyncScope", "Scope", "session_scope"]
+__all__ = ["INJECTED", "REQUIRED", "SYSTEM", "AsyncScope", "Scope", "session_scope"]
 
 H = TypeVar("H")  # what the body is handed
 S = TypeVar("S", bound=orm.Session)
@@ -481,6 +482,14 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
         schema_translate_map: the schema names that the unit's tables have in the database, such as
             ``{None: "tenant_1"}``; as SQLAlchemy's execution option, flushes and bulk calls included. It takes the
             place of the engine's own. A scope that joins must ask for the same, or for none.
+        settings: what the database is to know for the transaction, such as ``{"app.tenant": 7}`` for its row-level
+            security: a mapping from the names of settings to a ``str``, ``int``, ``bool`` (``true``, ``false``) or
+            ``UUID``, or a function without arguments that returns one; None is none. Put over the factory's by name. A
+            function is asked at each entry and each attempt. A scope that joins must ask for the same, or for none; with
+            ``propagation="savepoint"`` others hold to its end. `SYSTEM`: without any, also where the factory requires some;
+            the scope needs a name then, which logs and traces show with ``sessionkit.system``.
+        role: the role of the database to be for the transaction, or a function without arguments that returns its name;
+            None: that of who has connected.
         manual_commit: what ``commit()``, ``rollback()`` and ``close()`` by hand do inside the scope. ``"refuse"``
             (default): they raise ``ScopeError``. ``"savepoint"``: for applications that commit by hand; ``commit()``
             flushes and keeps what was done since the last one in a savepoint, ``rollback()`` undoes it, and the
@@ -504,6 +513,7 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
         ScopeError: `factory` is none, or the propagation does not allow what is asked (when entered).
         UnknownOptionError, OptionError: there is no such option, or it cannot have this value.
         UnexpectedRollback: (when left) the body raised nothing, but nothing could be committed.
+        SettingRequired: (when entered) the factory requires a setting or a role that was not given.
         NotLocked: (when entered) somebody else has the mutex, and has not let go of it in time.
         CommitOutcomeUnknown: (when left) the connection was lost during COMMIT.
         HookError: (when left) a hook failed after the transaction had ended; it says how it ended.
@@ -511,7 +521,8 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
     `errors.outcome_of` tells of any exception that leaves the scope how the transaction ended.
 
     SQL: ``BEGIN`` with the first statement (``BEGIN IMMEDIATE`` on SQLite), ``COMMIT`` or ``ROLLBACK``. Inside another
-    scope: nothing, or ``SAVEPOINT`` with the first statement, ``RELEASE SAVEPOINT`` or ``ROLLBACK TO SAVEPOINT``. With a
+    scope: nothing, or ``SAVEPOINT`` with the first statement, ``RELEASE SAVEPOINT`` or ``ROLLBACK TO SAVEPOINT``. With
+    settings or a role ``SELECT set_config(..., true)`` follows BEGIN, one statement for them and the timeouts. With a
     mutex ``SELECT pg_advisory_xact_lock(...)`` comes first, on entering.
     """
     info = getattr(factory, "_sessionkit_info", None)

@@ -15,6 +15,7 @@ from sqlalchemy.orm.session import SessionTransactionOrigin, SessionTransactionS
 from sqlalchemy.util.concurrency import in_greenlet
 
 from .._binds import refuse_unbound
+from .._settings import NOTHING_IN_FORCE, refuse_lacking
 from ..context import OPEN, State, get_ident, get_running_loop, here
 from ..errors import ScopeError, UnexpectedRollback, told
 from . import seams
@@ -265,6 +266,45 @@ def aware_class(kind: type[orm.Session]) -> type[orm.Session]:
             aware = type(kind.__name__, (ScopeAware, kind), {"__module__": kind.__module__})
         _aware_classes[kind] = aware
     return aware
+
+
+# -- sessions of a factory that requires settings --------------------------------------------------------------------
+
+
+class _Demanding(ScopeAware):
+    """A session of a factory that requires settings: without a scope it sends nothing."""
+
+    _sessionkit_info: Any  # the FactoryInfo
+    _sessionkit_in_force: Any = None  # set where it works for a unit, and with the settings of that
+
+    def _autobegin_t(self, begin: bool = False) -> orm.SessionTransaction:
+        transaction = super()._autobegin_t(begin)
+        if (
+            self._sessionkit_unit is None
+            and self._sessionkit_in_force is None
+            and type(transaction) is orm.SessionTransaction
+        ):
+            transaction.__class__ = _Unset
+        return transaction
+
+
+class _Unset(orm.SessionTransaction):
+    """The transaction of a session that no scope has given its settings."""
+
+    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
+        session = cast("_Demanding", self.session)
+        if session._sessionkit_in_force is None:
+            required = session._sessionkit_info.defaults.settings
+            refuse_lacking(required, NOTHING_IN_FORCE, "a session was used outside of a scope, and so without")
+        return super()._connection_for_bind(bind, execution_options)
+
+
+def demanding(kind: type[Any], info: Any) -> type[Any]:
+    """Return the class of the sessions of a factory that requires settings."""
+    if issubclass(kind, _Demanding) and kind._sessionkit_info is info:
+        return kind
+    body = {"__module__": kind.__module__, "_sessionkit_info": info}
+    return type(kind.__name__, (_Demanding, aware_class(kind)), body)
 
 
 # -- who wants to know of sessions that are made --------------------------------------------------------------------

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ._locks import Locks
     from ._replication import Replication
+    from ._settings import Settings
     from ._template import Template
     from ._two_phase import TwoPhase
     from ._with_commit import WithCommit
@@ -242,6 +243,8 @@ class Dialect:
         two_phase: how several of its databases commit as one; None where they cannot.
         locks: how its rows are locked, and how something is done by one at a time; None: nobody has looked.
         replication: how its replicas tell how far they have come; None where nobody has looked.
+        settings: how a transaction is set to values that end with it; None where nothing ends so, or nobody has looked.
+        settings_ignorable: a factory may say that they are ignored there, for tests.
         now: asks the server's clock: aware, in microseconds; None where nobody has looked what the server can do.
         later: SQL for a timestamp after the one in ``{column}``, the server's clock if that is later; None as above.
         new_uuid: SQL for a random UUID, as SQLAlchemy's type `Uuid` stores it; None as above.
@@ -279,6 +282,8 @@ class Dialect:
     two_phase: TwoPhase | None = None
     locks: Locks | None = None
     replication: Replication | None = None
+    settings: Settings | None = None
+    settings_ignorable: bool = False
     now: Callable[[Connection], datetime] | None = None
     later: str | None = None
     new_uuid: str | None = None

@@ -10,6 +10,7 @@
     │   ├── CommitTokenError        the value is no commit token, or one of another cluster (ValueError)
     │   └── NoReader                no reader could serve a read-only scope
     ├── OptionError                 an option has a value that cannot be honoured here
+    │   ├── SettingRequired         a transaction was to begin without a setting that its factory requires
     │   └── UnknownOptionError      an option of that name does not exist
     ├── LockError                   a lock was asked for that cannot be had here
     │   └── NotLocked               somebody else holds it (and whatever SQLAlchemy would have raised)
@@ -73,6 +74,7 @@ from ._usage import (
     NoCurrentSession,
     OptionError,
     ScopeError,
+    SettingRequired,
     StaleRead,
     UnknownOptionError,
     VersionError,
@@ -98,6 +100,7 @@ __all__ = [
     "PartialCommit",
     "ScopeError",
     "SessionKitError",
+    "SettingRequired",
     "StaleRead",
     "UnexpectedRollback",
     "UnknownOptionError",
