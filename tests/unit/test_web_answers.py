@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm.exc import StaleDataError
 
 from sessionkit import errors
-from sessionkit.integrations._web import Request, Rules, Turn, answer_to, on_error_status
+from sessionkit.integrations._web import RequestUnit, Rules, Turn, answer_to, on_error_status
 from sessionkit.retry import Retry
 
 
@@ -57,8 +57,8 @@ def test_an_error_has_the_status_that_http_has_for_it(error: Exception, status: 
     assert (None if with_precondition is None else with_precondition.status) == (412 if status == 409 else status)
 
 
-def request(method: str = "PUT", if_match: bool = False, retry: Retry | None = None) -> Request:
-    return Request(Rules((), on_error_status, retry, frozenset({"PUT"})), method, "/", if_match)
+def request(method: str = "PUT", if_match: bool = False, retry: Retry | None = None) -> RequestUnit:
+    return RequestUnit(Rules((), on_error_status, retry, frozenset({"PUT"})), method, "/", if_match)
 
 
 def rolled_back(error: Exception) -> Exception:
@@ -84,7 +84,7 @@ def test_a_request_is_run_again_as_often_as_its_policy_says() -> None:
         (request(retry=Retry(3)), StaleDataError("what became of it is not known")),
     ],
 )
-def test_a_request_is_not_run_again(asked: Request, error: Exception) -> None:
+def test_a_request_is_not_run_again(asked: RequestUnit, error: Exception) -> None:
     assert not asked.again(error)
 
 
