@@ -19,30 +19,35 @@ from .errors import OptionError, SettingRequired
 __all__ = ["NO_SETTINGS", "REQUIRED", "SYSTEM", "InForce", "SettingsAsked", "takes_one"]
 
 
-class _Required(enum.Enum):
+class ByTheScope(enum.Enum):
+    """The type of `REQUIRED`."""
+
     REQUIRED = "REQUIRED"
 
     def __repr__(self) -> str:
         return "REQUIRED"
 
 
-class _System(enum.Enum):
+class WithoutSettings(enum.Enum):
+    """The type of `SYSTEM`."""
+
     SYSTEM = "SYSTEM"
 
     def __repr__(self) -> str:
         return "SYSTEM"
 
 
-REQUIRED: Final = _Required.REQUIRED
+REQUIRED: Final = ByTheScope.REQUIRED
 """In the `settings` of a factory, or as its `role`: no transaction of this factory begins without a value."""
 
-SYSTEM: Final = _System.SYSTEM
+SYSTEM: Final = WithoutSettings.SYSTEM
 """As the `settings` of a scope with a name: a transaction without settings, also where the factory requires some."""
 
 SettingValue = str | int | UUID
-Setting = SettingValue | None | Callable[[], SettingValue | None]
-Settings = Mapping[str, Setting] | Literal[_System.SYSTEM]
-Role = str | None | Callable[[], str | None]
+# A function takes no argument; in a web integration one that takes one gets the request.
+Setting = SettingValue | None | Callable[..., SettingValue | None]
+Settings = Mapping[str, Setting] | Literal[WithoutSettings.SYSTEM]
+Role = str | Callable[..., str | None] | None
 
 _OPTIONS = {
     "statement_timeout": "write statement_timeout=, in seconds",

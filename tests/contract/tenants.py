@@ -16,6 +16,10 @@ OTHER_ROLE = "sessionkit_tests_other"
 TENANT = "app.tenant"
 
 
+LOGIN = "sessionkit_tests_login"
+"""Connects, is no superuser, and may be either of the roles."""
+
+
 class TenantBase(DeclarativeBase):
     pass
 
@@ -35,6 +39,24 @@ async def create_roles(doors: Door) -> None:
             f"DO $$ BEGIN CREATE ROLE {role} NOLOGIN; "
             "EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
         )
+
+
+async def create_login(doors: Door) -> None:
+    await create_roles(doors)
+    await doors.write(
+        f"DO $$ BEGIN CREATE ROLE {LOGIN} LOGIN PASSWORD '{LOGIN}'; "
+        "EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
+    )
+    for role in (ROLE, OTHER_ROLE):
+        await doors.write(
+            f"DO $$ BEGIN GRANT {role} TO {LOGIN}; EXCEPTION WHEN unique_violation OR internal_error THEN NULL; END $$"
+        )
+
+
+def login_engine(doors: Door, engine: Any = None, **kw: Any) -> Any:
+    """Return an engine that connects as `LOGIN` to the database of another one."""
+    url = doors.sync_engine_of(engine or doors.engine).url.set(username=LOGIN, password=LOGIN)
+    return doors._adopted(doors._create_engine(url, **kw), False)
 
 
 async def create_notes(doors: Door, *tenants: str) -> None:

@@ -277,13 +277,15 @@ class _Demanding(ScopeAware):
     _sessionkit_info: Any  # the FactoryInfo
     _sessionkit_in_force: Any = None  # set where it works for a unit, and with the settings of that
 
+    @property
+    def refused(self) -> bool:
+        """Whether it works for no unit, while its factory still requires something."""
+        alone = self._sessionkit_unit is None and self._sessionkit_in_force is None
+        return alone and bool(self._sessionkit_info.defaults.settings.demands)
+
     def _autobegin_t(self, begin: bool = False) -> orm.SessionTransaction:
         transaction = super()._autobegin_t(begin)
-        if (
-            self._sessionkit_unit is None
-            and self._sessionkit_in_force is None
-            and type(transaction) is orm.SessionTransaction
-        ):
+        if type(transaction) is orm.SessionTransaction and self.refused:
             transaction.__class__ = _Unset
         return transaction
 
@@ -293,9 +295,8 @@ class _Unset(orm.SessionTransaction):
 
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
         session = cast("_Demanding", self.session)
-        if session._sessionkit_in_force is None:
-            required = session._sessionkit_info.defaults.settings
-            refuse_lacking(required, NOTHING_IN_FORCE, "a session was used outside of a scope, and so without")
+        required = session._sessionkit_info.defaults.settings
+        refuse_lacking(required, NOTHING_IN_FORCE, "a session was used outside of a scope, and so without")
         return super()._connection_for_bind(bind, execution_options)
 
 
@@ -350,6 +351,8 @@ def _overridden_bind(self: ScopeAware, *args: Any, **kwargs: Any) -> Engine | Co
     override = seams.override_of(bind)
     # Where somebody only asks, nothing is sent, and in async code nothing can be.
     unit = self._sessionkit_unit
+    if isinstance(self, _Demanding) and self.refused:
+        return bind
     if override is None or (bind.dialect.is_async and not in_greenlet()) or (unit is not None and not unit.inside):
         return bind
     return override.connection_for(self)

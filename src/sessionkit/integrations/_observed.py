@@ -73,9 +73,15 @@ def run_of(entry: Entry) -> Run | None:
 
 
 def marks_of(entry: Entry) -> dict[str, bool | str]:
-    """Return what only some entries have: ``locking``, its SELECTs lock their rows; ``mutex``, the text of that it holds."""
+    """Return what only some entries have.
+
+    ``system``, it runs without settings because it asked to; ``locking``, its SELECTs lock their rows; ``mutex``, the text of
+    that it holds.
+    """
     run = run_of(entry)
     marks: dict[str, bool | str] = {} if run is None or not run.lock else {"locking": True}
+    if entry.unit is not None and entry.unit.in_force.system:
+        marks["system"] = True
     if isinstance(entry, Joined):
         mutex = entry.mutex
     else:

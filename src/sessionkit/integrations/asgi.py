@@ -19,7 +19,7 @@ from ._async_turn import AsyncTurn
 from ._web import IDEMPOTENT, LONGEST_BODY, Answer, RequestUnit, RollbackOn, Rules, on_error_status, rules
 
 if TYPE_CHECKING:
-    from .._spi import ManualCommit
+    from .._spi import ManualCommit, Role, Settings
     from ._web import AsyncFactory, NoRollbackFor, SyncFactory
 
 __all__ = ["SessionKitMiddleware"]
@@ -67,6 +67,8 @@ class SessionKitMiddleware:
         no_rollback_for: a class of exceptions, or a tuple of them, that do not keep the request from being committed, as
             in `session_scope`; default: what the factory says. An exception that was handled
             inside is not seen.
+        settings, role: what the transactions of a request are set to, as in `session_scope`, put over the factory's; a
+            function that takes one argument is given the ASGI scope of the request: ``scope["headers"]``, ``scope["path"]``.
 
     Raises:
         ScopeError, OptionError: an argument is not of its kind.
@@ -85,6 +87,8 @@ class SessionKitMiddleware:
         retry_methods: Iterable[str] = IDEMPOTENT,
         manual_commit: ManualCommit | None = None,
         no_rollback_for: NoRollbackFor | None = None,
+        settings: Settings | None = None,
+        role: Role = None,
     ) -> None:
         factories: Sequence[Any] = factory if isinstance(factory, Sequence) else [factory]
         self.app = app
@@ -96,6 +100,8 @@ class SessionKitMiddleware:
             retry_methods,
             manual_commit,
             no_rollback_for,
+            settings,
+            role,
             asynchronous=True,
         )
 
@@ -173,6 +179,7 @@ class Exchange:
         self.body = body
         self._send = send
         self._started = False  # a response has been let through
+        self._entered = False  # the application was called
         self._again = False  # it is not to be: the request is run again
         # Who knows how to turn an error into a response, where it is an application of Starlette's kind.
         self._app = turn.connection.get("app")
@@ -185,6 +192,7 @@ class Exchange:
         try:
             for factory in turn.request.rules.factories[::-1]:
                 await turn.enter(factory, {}, turn.request.rules.options)
+            self._entered = True
             await app(connection, self.body.receive, self.send)
         except BaseException as error:  # noqa: BLE001 - raised there, unless it is answered
             return await self._failed(error)
@@ -233,7 +241,7 @@ class Exchange:
             if turn.again(error):
                 return False
         self.body.let_go()
-        await self._answer(failure or error, failure is not None)
+        await self._answer(failure or error, failure is not None or not self._entered)
         return True
 
     async def _answer(self, error: BaseException, unknown: bool) -> None:
@@ -241,7 +249,7 @@ class Exchange:
 
         Args:
             error: what the request has failed with.
-            unknown: the application could not handle it, since its own response had begun.
+            unknown: the application could not handle it: its own response had begun, or it was not called yet.
         """
         connection, by_the_app = self.turn.connection, _ErrorHandlers.of(self._app)
         if unknown and by_the_app is not None and await by_the_app(error, connection, self.body.receive, self.send):

@@ -63,6 +63,7 @@ class Found:
         owner: the thread or task that opened it.
         seconds: for how long it was open.
         locking: its SELECTs lock their rows, as `Retry.lock_on_retry` has it.
+        system: it runs without settings, since it was opened with ``settings=SYSTEM``.
         mutex: the text of the mutex that it was asked for, as `locks.mutex_key` tells it; None without one.
     """
 
@@ -73,6 +74,7 @@ class Found:
     owner: str
     seconds: float
     locking: bool = False
+    system: bool = False
     mutex: str | None = None
 
     def __str__(self) -> str:

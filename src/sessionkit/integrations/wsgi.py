@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from .._spi import ManualCommit
+    from .._spi import ManualCommit, Role, Settings
     from ._web import NoRollbackFor, SyncFactory
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
@@ -63,6 +63,8 @@ class SessionKitMiddleware:
             `session_scope`; default: what the factory says.
         no_rollback_for: a class of exceptions, or a tuple of them, that do not keep the request from being committed, as
             in `session_scope`; default: what the factory says.
+        settings, role: what the transactions of a request are set to, as in `session_scope`, put over the factory's; a
+            function that takes one argument is given the WSGI environment of the request.
 
     Raises:
         ScopeError, SyncAsyncMismatch, OptionError: an argument is not of its kind.
@@ -81,6 +83,8 @@ class SessionKitMiddleware:
         retry_methods: Iterable[str] = IDEMPOTENT,
         manual_commit: ManualCommit | None = None,
         no_rollback_for: NoRollbackFor | None = None,
+        settings: Settings | None = None,
+        role: Role = None,
     ) -> None:
         factories: Sequence[Any] = factory if isinstance(factory, Sequence) else [factory]
         self.app = app
@@ -92,6 +96,8 @@ class SessionKitMiddleware:
             retry_methods,
             manual_commit,
             no_rollback_for,
+            settings,
+            role,
             asynchronous=False,
         )
 
@@ -101,7 +107,7 @@ class SessionKitMiddleware:
         replay = Replay(environ) if request.retried else None
         request.replayable = replay is None or replay.possible
         while True:
-            exchange = _Exchange(SyncTurn(request), environ, start_response)
+            exchange = _Exchange(SyncTurn(request, lambda: environ), environ, start_response)
             body = exchange.run(self.app)
             if body is not None:
                 return body

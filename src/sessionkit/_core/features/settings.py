@@ -39,14 +39,14 @@ class TransactionSettings(Feature):
         if in_force is None:
             in_force = unit.request.settings.in_force(unit, unit.request.name)
         self.in_force = in_force
-        self._values = values_of(in_force)
+        self.values = values_of(in_force)  # from the beginning of each transaction on
 
     def check(self, engine: Engine) -> None:
-        if self._values:
+        if self.values:
             refuse_unable(engine, self.unit.info.ignores_settings)
 
     def route(self, bind: Any) -> Any:
-        if not self._values:
+        if not self.values:
             return bind
         self.check(bind.engine)  # which the session may have found in a way of its own
         if isinstance(bind, Connection) and not getattr(bind, "shared", False):
@@ -58,7 +58,7 @@ class TransactionSettings(Feature):
 
     def begins(self, beginning: Any) -> Any:
         settings = beginning.dialect.settings
-        return beginning if settings is None or not self._values else settings.begin(beginning, self._values)
+        return beginning if settings is None or not self.values else settings.begin(beginning, self.values)
 
 
 class Narrowing:
@@ -168,6 +168,12 @@ def values_of(in_force: InForce) -> dict[str, str | None]:
     return {**in_force.values} if in_force.role is None else {**in_force.values, "role": in_force.role}
 
 
+def set_at_begin(unit: Any) -> dict[str, str | None]:
+    """Return what the transactions of a unit are set to when they begin."""
+    feature = unit.feature(TransactionSettings)
+    return {} if feature is None else dict(feature.values)
+
+
 def set_on(session: Session, in_force: InForce) -> None:
     """Have the transactions of a session that no scope owns run with the settings of a unit for which it works."""
     session.__dict__["_sessionkit_in_force"] = in_force
@@ -190,4 +196,4 @@ def drop_roles(unit: Any, held: list[Connection]) -> None:
             settings.drop_role(connection)
 
 
-__all__ = ["Narrowing", "TransactionSettings", "drop_roles", "set_on", "settle"]
+__all__ = ["Narrowing", "TransactionSettings", "drop_roles", "set_at_begin", "set_on", "settle"]
