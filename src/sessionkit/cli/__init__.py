@@ -94,6 +94,14 @@ def _add_doctor(commands: Any) -> None:
         "--alembic", metavar="DIR", help="where alembic.ini or env.py is: is the database at the newest one?"
     )
     doctor.add_argument(
+        "--factory",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="a sessionmaker of the application: does it give the settings that row-level security reads, and is its role "
+        "bound by it? May be said several times",
+    )
+    doctor.add_argument(
         "--live",
         action="store_true",
         help="tell too who waits for whom at this moment, as a tree (PostgreSQL)",
@@ -155,6 +163,7 @@ def _doctor(options: argparse.Namespace) -> int:
         readers=options.reader,
         metadata=options.metadata,
         alembic=options.alembic,
+        factories=options.factory,
         live=options.live,
         limits=Limits(options.older_than, options.max_lag, options.timeout),
         as_a_document=options.json,

@@ -10,6 +10,7 @@
 ``_pool``          checks of the pool, and of what stands between it and the server
 ``_replication``   checks of replicas
 ``_sqlite``        checks of a SQLite file and its engine
+``_row_security``  checks of row-level security
 ``_tables``        checks of commit markers, models and migrations
 ``_examine``       the table of the checks, and how they are carried out
 ``_report``        text and JSON
@@ -25,6 +26,7 @@ from ._examine import LIVE, Case, examine
 from ._finding import Finding, verdict
 from ._patient import Limits, Unusable, named, patient_of
 from ._report import as_json, show
+from ._row_security import tenancy_of
 from ._tables import config_of, models_of
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def run(
     readers: Sequence[str] = (),
     metadata: str | None = None,
     alembic: str | None = None,
+    factories: Sequence[str] = (),
     live: bool = False,
     limits: Limits | None = None,
     as_a_document: bool = False,
@@ -51,6 +54,7 @@ def run(
         readers: replicas of it, in the same way.
         metadata: the declarative base, as ``module:name``.
         alembic: where the migrations are.
+        factories: the factories of the application, each as ``module:name``.
         live: tell who waits for whom at this moment too.
         limits: from where on something is worth a word.
         as_a_document: print JSON.
@@ -69,6 +73,7 @@ def run(
             None if metadata is None else models_of(metadata, named(metadata, "--metadata")),
             None if alembic is None else config_of(alembic),
             live,
+            [tenancy_of(each, named(each, "--factory")) for each in factories],
         )
     except Unusable as error:
         print(f"sessionkit: {error}", file=sys.stderr)

@@ -19,7 +19,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from sessionkit.errors import classify
 
-from . import _general, _pool, _postgresql, _replication, _sqlite, _tables
+from . import _general, _pool, _postgresql, _replication, _row_security, _sqlite, _tables
 from ._finding import Finding, fail, warn
 from ._words import error_line
 
@@ -84,6 +84,9 @@ CHECKS: dict[str, tuple[Check, ...]] = {
 LIVE = {"postgresql": Check("sessions.waits", _postgresql.waits)}
 """What `--live` asks, where the server tells it."""
 
+ROW_SECURITY = frozenset({"postgresql"})
+"""Where there is row-level security."""
+
 OTHERS = (
     Check("server.known", _general.unknown),
     _DRIVER,
@@ -116,6 +119,7 @@ class Case:
         models: the application's classes, if they were named.
         migrations: Alembic's configuration, if it was named.
         live: tell who waits for whom at this moment too.
+        factories: what the application's factories set their transactions to, if they were named.
     """
 
     patient: Patient
@@ -123,10 +127,13 @@ class Case:
     models: _tables.Models | None = None
     migrations: Any = None
     live: bool = False
+    factories: list[_row_security.Tenancy] = field(default_factory=list)
 
     def checks(self) -> list[Check]:
         """Return those of the database."""
         checks = list(CHECKS.get(self.patient.engine.dialect.name, OTHERS))
+        if self.patient.engine.dialect.name in ROW_SECURITY:
+            checks.append(Check("rls.tables", partial(_row_security.row_security, factories=self.factories)))
         if self.live:
             checks.append(LIVE[self.patient.engine.dialect.name])
         if self.models is not None:
