@@ -78,7 +78,7 @@ class InForce:
         return bool(self.values) or self.role is not None
 
     def lacks(self, asked: SettingsAsked) -> list[str]:
-        """Return what a factory requires and this has not; "role" stands for a role."""
+        """Return what a factory requires and this has not; "role" means a role."""
         if self.system:
             return []
         missing = [name for name in asked.required if not self.values.get(name)]
@@ -170,7 +170,7 @@ class SettingsAsked:
             name: what the scope is called.
 
         Raises:
-            SettingRequired: the factory demands something that nobody gives.
+            SettingRequired: the factory demands something that is missing.
             OptionError: a function returned what is no value, or ``SYSTEM`` was asked for without a name.
         """
         if self.system and name is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +11,13 @@ import pytest
 import sqlalchemy as sa
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import NullPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from sessionkit import REQUIRED, sessionmaker
 from sessionkit.integrations.alembic import DisableRowSecurityOp, EnableRowSecurityOp, MigrationError
 from tests.contract.tenants import OTHER_ROLE, ROLE, create_roles
+from tests.docs.pages import ROOT, blocks
 from tests.integrations.alembic_project import Project, empty, projects
 
 if TYPE_CHECKING:
@@ -173,3 +176,46 @@ async def test_sql_that_is_written_out_needs_the_type(doors: Door, make: Callabl
     project.migration("first", "op.enable_row_security('orders', 'tenant_id', 'app.tenant')")
     with pytest.raises(MigrationError, match="type_="):
         project.run("upgrade", "head", sql=True)
+
+
+async def test_the_page_does_what_it_shows(doors: Door, make: Callable[..., Project]) -> None:
+    """The migration and its SQL, the model for autogenerate, and the rights of the role."""
+    await create_roles(doors)
+    page = blocks(ROOT / "docs" / "how-to" / "keep-tenants-apart-with-row-level-security.md")
+    (migration,) = [block.source for block in page if block.title == "migration"]
+    (model,) = [block.source for block in page if block.language == "py" and "class Note" in block.source]
+    policy, rights = [block.source for block in page if block.language == "text" and block.source.startswith("CREATE")]
+
+    project = make(model + "\n    id: Mapped[int] = mapped_column(primary_key=True)\n    tenant_id: Mapped[int]\n")
+    project.execute("CREATE TABLE notes (id serial PRIMARY KEY, tenant_id integer NOT NULL)")
+    upgrade, downgrade = [
+        ast.unparse(each.body) for each in ast.parse(migration).body if isinstance(each, ast.FunctionDef)
+    ]
+    project.migration("policy", upgrade, downgrade)
+    sent: list[str] = []
+    with listening(sent):
+        project.run("upgrade", "head")
+    shown = re.split(r"\n(?=\S)", policy.strip())
+    assert [" ".join(each.split()) for each in shown] == [
+        each for each in sent if "POLICY" in each or "SECURITY" in each
+    ]
+    project.run("check")  # autogenerate has nothing to add for the model
+
+    role, *grants = [each.strip() for each in rights.split(";") if each.strip()]
+    assert role == "CREATE ROLE app_user NOLOGIN"
+    for grant in grants:
+        project.execute(grant.replace("the_user_that_connects", "current_user").replace("app_user", ROLE))
+    project.run("downgrade", "base")
+    assert project.rows("SELECT count(*) FROM pg_policy") == [(0,)]
+
+
+@contextmanager
+def listening(sent: list[str]) -> Iterator[None]:
+    def look(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement)
+
+    event.listen(sa.Engine, "before_cursor_execute", look)
+    try:
+        yield
+    finally:
+        event.remove(sa.Engine, "before_cursor_execute", look)

@@ -1,7 +1,7 @@
 """Settings and role of a transaction on PostgreSQL: ``set_config(name, value, true)``, names and values bound.
 
 SET LOCAL cannot be given a bound value, and several of them would be a round trip each. ``set_config('role', ...)`` is SET
-LOCAL ROLE. All of it ends with the transaction, whoever gets the connection next, behind a pooler too.
+LOCAL ROLE. All of it ends with the transaction, behind a pooler too.
 https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SET
 """
 

@@ -164,7 +164,7 @@ def refuse_unable(engine: Engine, ignored: bool) -> None:
 
 
 def values_of(in_force: InForce) -> dict[str, str | None]:
-    """Return what the database is told, the role last."""
+    """Return what the database has to set, the role last."""
     return {**in_force.values} if in_force.role is None else {**in_force.values, "role": in_force.role}
 
 

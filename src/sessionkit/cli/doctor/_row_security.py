@@ -133,7 +133,7 @@ def _policies(policies: list[Any]) -> Iterator[Finding]:
         yield fail(
             check,
             f"compare a setting that is empty, and not NULL, once a connection was used: {a_few(bare)}",
-            "nullif(current_setting('...', true), '') in the place of current_setting('...')",
+            "nullif(current_setting('...', true), '') instead of current_setting('...')",
         )
     elif policies:
         yield ok(check, f"{len(policies)}, none of which takes an empty setting for a value")
@@ -184,7 +184,7 @@ def _settings(policies: list[Any], factories: Sequence[Tenancy]) -> Iterator[Fin
     if not used:
         return
     if not factories:
-        yield ok(check, f"the policies read {a_few(used)} (with --factory it is seen whether that is given)")
+        yield ok(check, f"the policies read {a_few(used)} (--factory checks whether a factory gives it)")
         return
     given = frozenset[str]().union(*(factory.settings for factory in factories))
     missing = {name: policy for name, policy in used.items() if name not in given}

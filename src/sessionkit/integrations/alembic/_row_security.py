@@ -25,7 +25,7 @@ INFO = "sessionkit_row_security"
 """Under this name the ``info`` of a table tells autogenerate of its column and setting."""
 
 POLICY = "sessionkit_tenant"
-"""What the policy is called where nobody gives it a name."""
+"""The policy's name where none was given."""
 
 
 class RowSecurityOp(MigrateOperation):
@@ -122,7 +122,7 @@ class EnableRowSecurityOp(RowSecurityOp):
             setting: the setting of the transaction, such as ``"app.tenant"``.
             type_: the type of the column, of SQLAlchemy's or as SQL; default: read from the database. A migration that
                 is written out as SQL (``--sql``) needs it.
-            using: an SQL condition of your own, in the place of column and setting.
+            using: an SQL condition of your own, instead of column and setting.
             policy: what the policy is called.
             to: the role, or roles, that it goes for; default: all.
             force: True (default): the owner of the table is bound too. A superuser and a role with BYPASSRLS never are.
@@ -236,7 +236,7 @@ def _disable(operations: Operations, operation: DisableRowSecurityOp) -> None:
 
 
 def _say(operations: Operations, statement: str) -> None:
-    operations.execute(text(statement.replace("\\", "\\\\").replace(":", "\\:")))  # nothing in it is to be bound
+    operations.execute(text(statement.replace("\\", "\\\\").replace(":", "\\:")))  # nothing in it is bound
 
 
 def _role(quote: Any) -> Any:
@@ -264,8 +264,10 @@ def _template(operations: Operations, operation: EnableRowSecurityOp, dialect: A
 
 # Not by reflection, which leaves out what SQLAlchemy has no type for.
 _TYPE = text(
-    "SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute a "
-    "WHERE a.attrelid = to_regclass(:name) AND a.attname = :column AND a.attnum > 0 AND NOT a.attisdropped"
+    """
+    SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
+    WHERE a.attrelid = to_regclass(:name) AND a.attname = :column AND a.attnum > 0 AND NOT a.attisdropped
+    """
 )
 
 
