@@ -80,12 +80,12 @@ def marks_of(entry: Entry) -> dict[str, bool | str]:
     """
     run = run_of(entry)
     marks: dict[str, bool | str] = {} if run is None or not run.lock else {"locking": True}
-    if entry.unit is not None and entry.unit.in_force.system:
+    unit: Any = entry.unit
+    if unit is not None and unit.in_force.system:
         marks["system"] = True
-    if isinstance(entry, Joined):
-        mutex = entry.mutex
-    else:
-        mutex = next((feature.mutex for feature in entry.unit.features if feature.mutex is not None), None)
+    features: Any = () if unit is None else unit.features
+    held = (feature.mutex for feature in features if feature.mutex is not None)
+    mutex = entry.mutex if isinstance(entry, Joined) else next(held, None)
     return marks if mutex is None else {**marks, "mutex": mutex}
 
 

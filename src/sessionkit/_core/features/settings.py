@@ -32,14 +32,11 @@ class TransactionSettings(Feature):
         in_force: None: what it was asked for; its functions are asked now.
     """
 
-    in_force: InForce
-
     def __init__(self, unit: Any, in_force: InForce | None = None) -> None:
         super().__init__(unit)
-        if in_force is None:
-            in_force = unit.request.settings.in_force(unit, unit.request.name)
-        self.in_force = in_force
-        self.values = values_of(in_force)  # from the beginning of each transaction on
+        asked: InForce = unit.request.settings.in_force(unit, unit.request.name) if in_force is None else in_force
+        self.in_force = asked
+        self.values = values_of(asked)  # from the beginning of each transaction on
 
     def check(self, engine: Engine) -> None:
         if self.values:
