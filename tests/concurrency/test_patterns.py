@@ -89,6 +89,7 @@ async def test_above_read_committed_a_retry_of_the_whole_unit_finds_the_row(door
     meeting = Meeting(doors)
 
     async def unit() -> int:
+        found = 0
         retry = Retry(5, wait=0, also=("unique_violation",))
         async for attempt in doors.attempts(retry=retry, isolation=level):
             async with attempt as session:
