@@ -1,14 +1,14 @@
 """Compare sessionkit with its peers: `python -m benchmarks compare --write`.
 
-    --write      run everything, keep the results in benchmarks/results/compare.json, write them into docs/comparison.md;
-                 with --part behaviour, speed or units (what is small of the speed) only that
-    --only NAME  run one peer's behaviour, and print it; needs only this peer to be installed
-    --render     write the page from the results that are kept
-    --check      tell whether the page shows the results that are kept; exit status 1 if not
-    --url URL    a PostgreSQL server to work on, in a database of its own; without it one is started, as for the tests
+    --write      run everything, keep the results in benchmarks/results/compare.json, and write them into
+                 docs/comparison.md and docs/comparison-in-detail.md;
+                 with --part behaviour, speed or units (the small units of the speed) only that
+    --only NAME  run and print one peer's behaviour; only this peer must be installed
+    --render     write the pages from the kept results
+    --check      check that the pages show the kept results; exit status 1 if not
+    --url URL    a PostgreSQL server to work on, in a new database; without it one is started, as for the tests
 
-The peers are the dependency group `peers`. Everything takes less than three minutes on a machine
-that has nothing else to do.
+The peers are the dependency group `peers`. On an idle machine everything takes less than three minutes.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def machine() -> str:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks compare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--write", action="store_true", help="run everything, and write results and page")
-    parser.add_argument("--render", action="store_true", help="write the page from the results that are kept")
-    parser.add_argument("--check", action="store_true", help="tell whether the page shows the results that are kept")
+    parser.add_argument("--render", action="store_true", help="write the pages from the kept results")
+    parser.add_argument("--check", action="store_true", help="check that the pages show the kept results")
     parser.add_argument("--only", choices=list(peers.MODULES), help="run the behaviour of one peer, and print it")
     parser.add_argument("--json", action="store_true", help="with --only: print one line of JSON")
     parser.add_argument("--url", type=make_url, help="a PostgreSQL server; without it one is started")
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         for backend, found in outcomes.items():
             for key, outcome in found.items():
-                print(f"{backend:10} {key:28} {outcome['told']}")
+                print(f"{backend:10} {key:28} {outcome['outcome']}")
         return 0
     if options.write:
         if missing := peers.absent():

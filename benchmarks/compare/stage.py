@@ -199,9 +199,9 @@ def raised_by(body: Callable[[], object]) -> Exception | None:
     return None
 
 
-def told(*errors: BaseException) -> str:
+def named(*errors: BaseException) -> str:
     """Name errors as the reader of a log sees them."""
-    return "told: " + ", ".join(dict.fromkeys(f"`{type(error).__name__}`{_code(error)}" for error in errors))
+    return ", ".join(dict.fromkeys(f"`{type(error).__name__}`{_code(error)}" for error in errors))
 
 
 def _code(error: BaseException) -> str:
