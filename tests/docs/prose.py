@@ -23,7 +23,7 @@ LONGEST = 40
 
 PHRASES = {
     # Each of these is grammatical, and each is what a translation says where an engineer says something shorter.
-    r"\bis none\b|\bare none\b": "say 'is not a ...', or 'there is no ...'",
+    r"(?<!there )\b(?:is|are) none\b": "say 'is not a ...', or 'there is no ...'",
     r"\bnobody\b": "name who does not, or use the passive",
     r"\bwhoever\b|(?:^|[.:;,] )[Ww]ho (?!else)\w+(?![^.]*\?)": "name the subject: 'a caller that ...', 'code that ...'",
     r"\b(?:is|are|was|were|be|been) told\b": "say 'gets an error', 'is reported', 'learns that'",
