@@ -25,7 +25,7 @@ PHRASES = {
     # Each of these is grammatical, and each is what a translation says where an engineer says something shorter.
     r"(?<!there )\b(?:is|are) none\b": "say 'is not a ...', or 'there is no ...'",
     r"\bnobody\b": "name who does not, or use the passive",
-    r"\bwhoever\b|(?:^|[.:;,] )[Ww]ho (?!else)\w+(?![^.]*\?)": "name the subject: 'a caller that ...', 'code that ...'",
+    r"\bwhoever\b|(?:^|[.:;,] )[Ww]ho (?!else\b|waits for whom)\w+(?![^.]*\?)": "name the subject: 'a caller that ...', 'code that ...'",
     r"\b(?:is|are|was|were|be|been) told\b": "say 'gets an error', 'is reported', 'learns that'",
     r"\b(?:is|are|was|were) to be\b": "say 'must be', or use the imperative",
     r"\bin the place of\b|\bin its place\b|\bin their place\b": "say 'instead of', 'instead', 'in place'",
