@@ -36,7 +36,7 @@ PHRASES = {
     r"\b(?:is|are|as) dear\b": "say 'expensive'",
     r"\bis no (?:error|thing|place|way|business)\b": "say 'is not an error', ...",
     r"\bmany a\b": "say 'many'",
-    r"\bcolou?rs?\b(?! (?:scheme|theme))": "say 'sync or async'; colours of a screen are allowed by name below",
+    r"\bcolou?rs?\b(?![ -](?:scheme|theme))": "say 'sync or async'; colours of a screen are allowed by name below",
     r"\bhas nothing to\b.{0,30}\bwith\b": "say 'is unrelated to'",
     r"\bof (?:ours|theirs|yours|his|hers|the user's|a user's|users')\b": "say 'our ...', 'the user's ...', 'your ...'",
     r"\bwhat it is given\b|\bthat (?:it is|they are|is) given\b": "name what is given: 'the session passed in'",
@@ -164,6 +164,8 @@ def of_module(source: str) -> Iterator[Passage]:
             # Without examples (indented by a further step after ::), tables, and literal names.
             prose = re.sub(r"::\n(?:[ \t]*\n|[ \t]{4,}.*\n?)+", lambda found: "\n" * found.group(0).count("\n"), text)
             prose = re.sub(r"^.*[│└├─═].*$|^[ =]{6,}$", "", prose, flags=re.MULTILINE)
+            # A list of names, each with its meaning behind two spaces or more: an item is a sentence.
+            prose = re.sub(r"\n(?=[ \t]{4,}\S[^\n]*?[^\s.:] {2,}\S)", "\n\n", prose)
             prose = re.sub(r"``[^`\n]+``|`[^`\n]+`", "CODE", prose)
             prose = (
                 re.sub(r"\n[ \t]*(?=\w+(?: \([^)]*\))?: )", "\n\n", prose)

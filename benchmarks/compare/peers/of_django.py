@@ -110,7 +110,7 @@ class Django(Peer):
                 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 
                 options["isolation_level"] = IsolationLevel.SERIALIZABLE
-        # A new database for the same alias: settings are read once, so the connection is made anew from them.
+        # A new database for the same alias: settings are read once, so the connection must be made again.
         connections.settings[DEFAULT_DB_ALIAS] = {**self._settings, **new, "OPTIONS": options}
         self._forget()
 
