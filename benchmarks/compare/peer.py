@@ -107,11 +107,11 @@ class Peer(ABC):
 
     def prepare_to_verify(self) -> None:
         """Create what `verified` needs in the database."""
-        raise Missing("no such means", self.docs)
+        raise Missing("no such feature", self.docs)
 
     def verified(self, body: Callable[[Work], object]) -> object:
         """Run a body as a unit that finds out whether its COMMIT was made."""
-        raise Missing("no such means", self.docs)
+        raise Missing("no such feature", self.docs)
 
     def after_commit(self, work: Work, hook: Callable[[], object]) -> None:
         """Register a hook that runs after the commit."""
@@ -124,7 +124,7 @@ class Peer(ABC):
 
     def ambient(self) -> object:
         """Return something that identifies the ambient session."""
-        raise Missing("no ambient session: it is handed over", self.docs)
+        raise Missing("no ambient session: you pass it on", self.docs)
 
     def isolated_test(self, test: Callable[[], None]) -> None:
         """Run a test whose commits do not stay."""

@@ -80,7 +80,7 @@ class Django(Peer):
         "joins": Feature("django.db.transaction:atomic", "in a savepoint, or joins", docs),
         "savepoint": Feature("django.db.transaction:atomic", "`atomic()` inside", docs),
         "isolation": Feature(
-            "django.db.backends.postgresql.psycopg_any:IsolationLevel", "of a database", f"{DOCS}/ref/databases/"
+            "django.db.backends.postgresql.psycopg_any:IsolationLevel", "per database", f"{DOCS}/ref/databases/"
         ),
         "hooks": Feature("django.db.transaction:on_commit", "`on_commit()`", docs),
         "ambient": Feature("django.db:connection", "the connection", docs),
