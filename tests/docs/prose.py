@@ -46,6 +46,13 @@ PHRASES = {
     r"\bgoes by\b": "say 'depends on', 'uses'",
     r"\bhas it that\b|\bas \w+ has it\b": "say 'as ... does'",
     r"\bstands? (?:in|on|at|for) (?:the|a|its|their)\b": "say 'is in', 'is at', 'means'",
+    r"\bstands? (?:beside|behind|before)\b": "say 'is next to', 'follows', 'precedes', 'supports'",
+    r"\bbe had\b": "say 'be reached', 'be available', 'be possible'",
+    r"\bmend(?:s|ed|ing)?\b": "say 'fix'",
+    r"\bnot told\b": "say 'not reported', 'gets no error', 'unknown'",
+    r"\bas ever\b": "say 'as usual', 'as before'",
+    r"\bthe less the better\b": "say 'less is better'",
+    r"\bin spite of\b": "say 'despite'",
 }
 
 ALLOWED = {
