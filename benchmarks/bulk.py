@@ -506,7 +506,7 @@ def main() -> int:
         ]
         given.svg.write_text(
             bars(
-                f"{wanted}: CPU time of client and server for each row, the less the better",
+                f"{wanted}: CPU time of client and server for each row, less is better",
                 [(f"{head}, microseconds of CPU for each", group) for head, group in groups if head.endswith(wanted)],
             ),
             encoding="utf-8",
