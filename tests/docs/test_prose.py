@@ -98,7 +98,6 @@ NOT_YET: tuple[str, ...] = (
     "docs/migrate/",
     "docs/tutorial/",
     "docs/index.md",
-    "docs/changelog.md",
     "README.md",
 )
 """What has not been rewritten yet. Take a path out when its files have no complaint left; the goal is an empty tuple."""
