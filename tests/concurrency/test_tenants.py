@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.support.doors import Door
 
 LONG = bool(os.environ.get("SESSIONKIT_LONG"))
-BATCH = 100
+BATCH = 25
 UNITS = 10_000 if LONG else 300
 WORKERS = 5
 TENANTS = ("a", "b", 'it\'s \\ "c"\n')

@@ -244,6 +244,7 @@ class Dialect:
         locks: how its rows are locked, and how something is done by one at a time; None: nobody has looked.
         replication: how its replicas tell how far they have come; None where nobody has looked.
         settings: how a transaction is set to values that end with it; None where nothing ends so, or nobody has looked.
+        row_security: its tables can have policies that say which rows a transaction sees.
         settings_ignorable: a factory may say that they are ignored there, for tests.
         now: asks the server's clock: aware, in microseconds; None where nobody has looked what the server can do.
         later: SQL for a timestamp after the one in ``{column}``, the server's clock if that is later; None as above.
@@ -283,6 +284,7 @@ class Dialect:
     locks: Locks | None = None
     replication: Replication | None = None
     settings: Settings | None = None
+    row_security: bool = False
     settings_ignorable: bool = False
     now: Callable[[Connection], datetime] | None = None
     later: str | None = None

@@ -351,6 +351,7 @@ DIALECT = Dialect(
     locks=LOCKS,
     replication=REPLICATION,
     settings=settings(partial(_begin, _NOTHING)),
+    row_security=True,
     now=_now,
     later="greatest(clock_timestamp(), {column} + interval '1 microsecond')",
     new_uuid="gen_random_uuid()",

@@ -84,9 +84,6 @@ CHECKS: dict[str, tuple[Check, ...]] = {
 LIVE = {"postgresql": Check("sessions.waits", _postgresql.waits)}
 """What `--live` asks, where the server tells it."""
 
-ROW_SECURITY = frozenset({"postgresql"})
-"""Where there is row-level security."""
-
 OTHERS = (
     Check("server.known", _general.unknown),
     _DRIVER,
@@ -132,7 +129,7 @@ class Case:
     def checks(self) -> list[Check]:
         """Return those of the database."""
         checks = list(CHECKS.get(self.patient.engine.dialect.name, OTHERS))
-        if self.patient.engine.dialect.name in ROW_SECURITY:
+        if self.patient.entry.row_security:
             checks.append(Check("rls.tables", partial(_row_security.row_security, factories=self.factories)))
         if self.live:
             checks.append(LIVE[self.patient.engine.dialect.name])

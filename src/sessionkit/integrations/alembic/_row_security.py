@@ -11,6 +11,7 @@ from alembic.operations import MigrateOperation, Operations
 from sqlalchemy import String, text
 from sqlalchemy.types import TypeEngine
 
+from ..._spi import _dialects
 from ._errors import MigrationError
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ def _role(quote: Any) -> Any:
 
 def _dialect(operations: Operations, operation: RowSecurityOp) -> Any:
     dialect: Any = operations.impl.dialect
-    if dialect.name != "postgresql":
+    if not _dialects.of_name(dialect.name).row_security:
         raise MigrationError(
             f"op.{operation.word}({operation.table_name!r}) was asked for on {dialect.name}, which has no row-level security; "
             "leave it out there, with `if op.get_context().dialect.name == 'postgresql'`"
@@ -335,7 +336,7 @@ def compare(context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
     A table says it by its ``info``: ``{"sessionkit_row_security": {"column_name": "tenant_id", "setting": "app.tenant"}}``,
     with any other argument of the operation.
     """
-    if context.connection is None or context.dialect.name != "postgresql":
+    if context.connection is None or not _dialects.of_name(context.dialect.name).row_security:
         return
     for table in context.sorted_tables:
         said = table.info.get(INFO)
