@@ -86,6 +86,7 @@ async def test_row_level_security_that_leaks_is_seen_and_mended_is_well(
     await doors.write("ALTER TABLE other ENABLE ROW LEVEL SECURITY")
     await doors.write(f"CREATE POLICY bare ON other USING (tenant = {bare} OR tenant = nullif({bare}, ''))")
     await doors.write("CREATE POLICY more ON other USING (tenant = nullif(current_setting('App.Other', true), ''))")
+    await doors.write(f"CREATE POLICY unset ON other USING (nullif({bare}, '') IS NULL OR tenant = nullif({bare}, ''))")
     await doors.write("CREATE VIEW shown AS SELECT * FROM other")
     name = module(
         f"""
@@ -101,7 +102,11 @@ async def test_row_level_security_that_leaks_is_seen_and_mended_is_well(
     assert (off["status"], unforced["status"]) == ("fail", "warn")
     assert "notes" in off["found"]
     assert "other" in unforced["found"]
-    assert "bare on other" in seen.one("rls.policies", "fail")
+    found = [each["found"] for each in seen.of("rls.policies")]
+    assert ["let a transaction through" in each for each in found] == [True, False]
+    assert "unset on other" in found[0]
+    assert "bare on other" in found[1]
+    assert "unset" not in found[1]
     assert "superuser" in seen.one("rls.role", "fail")
     assert "app.other" in seen.one("rls.settings", "fail")
     assert "shown" in seen.one("rls.views", "warn")
@@ -117,6 +122,7 @@ async def test_row_level_security_that_leaks_is_seen_and_mended_is_well(
     await doors.write("ALTER TABLE notes FORCE ROW LEVEL SECURITY")
     await doors.write("ALTER TABLE other FORCE ROW LEVEL SECURITY")
     await doors.write("DROP POLICY bare ON other")
+    await doors.write("DROP POLICY unset ON other")
     await doors.write("DROP VIEW shown")
     seen = doctor(url, "--factory", f"{name}:Tenants", "--factory", f"{name}:Session")
     for check in ("rls.tables", "rls.policies", "rls.settings"):

@@ -87,6 +87,12 @@ _VIEWS = text("""
 
 _SETTING = re.compile(r"current_setting\('((?:[^']|'')+)'")
 _GUARDED = re.compile(r"NULLIF\(current_setting\('(?:[^']|'')+'(?:::text)?, true\)", re.IGNORECASE)
+# A policy that lets a transaction without the setting through also lets one through that has forgotten it.
+_UNSET = re.compile(
+    r"(?:NULLIF\()?current_setting\('(?:[^']|'')+'(?:::text)?(?:, (?:true|false))?\)"
+    r"(?:, ''::text\))?\)? (?:IS NULL|= ''::text)",
+    re.IGNORECASE,
+)
 
 
 def row_security(connection: Connection, patient: Patient, factories: Sequence[Tenancy]) -> Iterator[Finding]:
@@ -129,13 +135,20 @@ def _policies(policies: list[Any]) -> Iterator[Finding]:
         for row in policies
         if len(_SETTING.findall(row.condition)) > len(_GUARDED.findall(row.condition))
     ]
+    open_ = [f"{row.policy} on {row.name}" for row in policies if _UNSET.search(row.condition)]
+    if open_:
+        yield fail(
+            check,
+            f"let a transaction through that has no setting: {a_few(open_)}",
+            "take `... IS NULL OR` out of the policy, and have what is for all tenants run as a role with a policy of its own",
+        )
     if bare:
         yield fail(
             check,
             f"compare a setting that is empty, and not NULL, once a connection was used: {a_few(bare)}",
             "nullif(current_setting('...', true), '') instead of current_setting('...')",
         )
-    elif policies:
+    if policies and not bare and not open_:
         yield ok(check, f"{len(policies)}, none of which takes an empty setting for a value")
 
 
