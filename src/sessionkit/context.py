@@ -167,11 +167,17 @@ def innermost(factory: object | None, owner: object) -> Entry | None:
 forks: list[int] = []
 """The process identifiers of the forks between the process that imported this and the one that runs; mostly empty."""
 
+process = [os.getpid()]
+"""The process that this module knows it runs in. A server written in C, such as uWSGI, forks without calling Python's hooks, so
+each scope compares when it begins."""
+
 _inherited: list[Entry] = []
 """The parent's open entries in a forked child. They are kept, so that no destructor touches the parent's connections."""
 
 
-def _forked() -> None:
+def forked() -> None:
+    """Take note that this process is a new one, whose parent owns the open scopes."""
+    process[0] = os.getpid()
     forks.append(os.getpid())
     entry = _innermost.get()
     while entry is not None:
@@ -182,7 +188,7 @@ def _forked() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=forked)
 
 
 # -- asking for the ambient session ---------------------------------------------------------------------------------

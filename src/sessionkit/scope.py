@@ -7,6 +7,7 @@ done in ``_core``.
 from __future__ import annotations
 
 from dataclasses import replace
+from os import getpid
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
 from sqlalchemy import orm
@@ -28,11 +29,13 @@ from .context import (
     State,
     current_of,
     factory_key,
+    forked,
     get_ident,
     get_running_loop,
     here,
     innermost,
     pop,
+    process,
     push,
     sync_session_of,
     top,
@@ -195,6 +198,8 @@ class Scope(BaseScope[S]):
         return self._begin(None)
 
     def _begin(self, run: Run | None) -> S:
+        if getpid() != process[0]:
+            forked()
         owner = get_ident() if get_running_loop() is None else here()
         step, outer = Step.OPEN, None
         if top() is not None or self._request.propagation == "require":
@@ -298,6 +303,8 @@ class AsyncScope(BaseScope[AS]):
         return await self._begin(None)
 
     async def _begin(self, run: Run | None) -> AS:
+        if getpid() != process[0]:
+            forked()
         owner = here()
         step, outer = Step.OPEN, None
         if top() is not None or self._request.propagation == "require":
