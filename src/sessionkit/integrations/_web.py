@@ -84,7 +84,7 @@ class Answer(NamedTuple):
 _CHANGED = "Somebody else has changed this in the meantime. Read it again, then repeat your change."
 CONFLICT = Answer(409, "Conflict", _CHANGED)
 PRECONDITION_FAILED = Answer(412, "Precondition Failed", _CHANGED)
-MALFORMED = Answer(400, "Bad RequestUnit", 'If-Match is to hold * or entity tags in double quotes, such as "3".')
+MALFORMED = Answer(400, "Bad Request", 'If-Match is to hold * or entity tags in double quotes, such as "3".')
 TRY_AGAIN = Answer(503, "Service Unavailable", "This cannot be done at the moment, and nothing was saved. Try again.")
 
 
