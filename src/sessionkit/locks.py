@@ -267,8 +267,8 @@ class _Locking:
             raise LockError(f"{self.where} was called on {connection.engine!r}, but {why}")
         if not self._made_of_tables():
             raise LockError(
-                f"{self.where} was asked for {self.name}, which is mapped neither to a table nor to an inner join of tables, "
-                "so its rows cannot be locked; lock the class that has the table"
+                f"{self.where} was asked for {self.name}, whose mapping is neither a table nor an inner join of tables, so "
+                "its rows cannot be locked; lock the class that has the table"
             )
         if self.session.autoflush:
             self.session.flush()  # its errors are not about the lock

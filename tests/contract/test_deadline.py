@@ -257,7 +257,9 @@ async def test_the_waits_between_the_attempts_count_as_well(doors: Door) -> None
 
     with in_time(), pytest.raises(StaleDataError) as caught:
         await doors.decorate(body, retry=Retry(1000, wait=30, wait_max=30, jitter=False, timeout=TIMEOUT))()
-    assert caught.value.__notes__ == [f"gave up after 1 attempt, at the timeout of {TIMEOUT} s; there was no earlier one"]
+    assert caught.value.__notes__ == [
+        f"gave up after 1 attempt, at the timeout of {TIMEOUT} s; there was no earlier one"
+    ]
 
 
 async def test_a_body_that_ends_after_its_time_is_not_committed(doors: Door) -> None:

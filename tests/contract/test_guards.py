@@ -62,7 +62,7 @@ async def test_a_session_whose_scope_has_ended_takes_nothing_in(doors: Door, pla
         over.commit,
     ):
         with pytest.raises(
-            errors.ScopeError, match="of a scope that has ended; do it inside the scope, or open another"
+            errors.ScopeError, match="belongs to a scope, which has ended; do this inside the scope, or open another"
         ):
             take()
     assert not over.new
