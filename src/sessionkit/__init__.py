@@ -1,4 +1,4 @@
-"""sessionkit: the session layer for SQLAlchemy. A scope's commit either happened, or you get an error.
+"""sessionkit: the session layer for SQLAlchemy. Its scopes tell the truth about their commit.
 
 Each name is imported when you first use it, so a program loads only the parts it needs. The async names need greenlet,
 which SQLAlchemy's asyncio extension is built on.

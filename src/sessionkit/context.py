@@ -226,7 +226,6 @@ def current_session(factory: object | None = None) -> Any:
 
     Args:
         factory: look only at scopes of this factory (or of the factory inside this scoped session).
-        factory: look only at scopes of this factory (or of the factory inside this scoped session).
 
     Returns:
         The same object that the scope handed to its body: a ``Session`` or an ``AsyncSession``.

@@ -132,7 +132,7 @@ def _refuse_dead(unit: Unit) -> None:
     session, transaction = unit.session, unit.transaction
     error = first_failure(transaction, unit)
     if session.get_transaction() is not transaction:
-        raise _refuse(unit, "its transaction was ended by hand inside it", error)
+        raise _refuse(unit, "its transaction was ended by hand inside it; let the scope end it", error)
     nested = session.get_nested_transaction()
     while error is None and nested is not None:  # a savepoint that is still open
         error = flush_error(nested)
@@ -140,7 +140,7 @@ def _refuse_dead(unit: Unit) -> None:
     if error is not None:
         raise _refuse(unit, swallowed(error), error)
     if not transaction.is_active:
-        raise _refuse(unit, "its transaction was rolled back inside it", None)
+        raise _refuse(unit, "its transaction was rolled back inside it; let the scope end it", None)
 
 
 def _refuse_lost(unit: Unit) -> list[Any]:
@@ -162,7 +162,7 @@ def _refuse_lost(unit: Unit) -> list[Any]:
         if connection._dbapi_connection is None:
             raise _refuse(unit, "its connection was invalidated inside it", None)
         if not core.is_active:
-            raise _refuse(unit, "its transaction was ended by hand on its connection", None)
+            raise _refuse(unit, "its transaction was ended by hand on its connection; let the scope end it", None)
         beginning = getattr(connection, "beginning", None)
         why = (_dialects.of(connection) if beginning is None else beginning.dialect).lost(connection)
         if why is not None:

@@ -1,9 +1,9 @@
-"""Inner scopes: entries that do not begin the transaction. They join, set a savepoint, or have writes refused.
+"""Inner scopes: entries that do not begin the transaction. They join, set a savepoint, or refuse writes.
 
-Synchronous; where it does I/O, the async shell runs it through the session's greenlet bridge. A read-only scope inside a
-read-write one: PostgreSQL has ``SET LOCAL transaction_read_only``. It runs in a savepoint that is rolled back at the end,
-because there is no other way to make a read-only transaction read-write again. SQLite has ``PRAGMA query_only``, and gets
-a savepoint as well, so that both behave the same.
+Synchronous; where it does I/O, the async shell runs it through the session's greenlet bridge. To be read-only inside a
+read-write transaction, PostgreSQL has ``SET LOCAL transaction_read_only``. It runs in a savepoint that is rolled back at
+the end, because nothing else makes the transaction read-write again. SQLite has ``PRAGMA query_only``, and gets a
+savepoint as well, so that both behave the same.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class Joined(Entry):
                 raise UnexpectedRollback(f"a savepoint of {label} was rolled back: {why}") from failure
             getattr(inner, "keep", inner.commit)()  # a savepoint for manual commits ends without events
         if session.get_nested_transaction() is not savepoint:
-            raise UnexpectedRollback(f"a savepoint of {label} was ended by hand inside its scope")
+            raise UnexpectedRollback(f"a savepoint of {label} was ended by hand inside its scope; let the scope end it")
         # Check before the flush too: in a failed transaction PostgreSQL would refuse the flush for its own reason.
         failure = first_failure(savepoint, self.unit)
         if failure is None and savepoint.is_active:
@@ -208,7 +208,7 @@ class Joined(Entry):
             if _is_open(savepoint, session):
                 savepoint.rollback()
                 return
-            error = error or UnexpectedRollback("a savepoint was ended by hand inside its scope")
+            error = error or UnexpectedRollback("a savepoint was ended by hand inside its scope; let the scope end it")
         except Exception as failure:
             logger.warning(
                 "ROLLBACK TO SAVEPOINT failed in %s", self.unit or "a session that was passed in", exc_info=True

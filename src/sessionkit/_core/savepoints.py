@@ -35,7 +35,7 @@ class Savepoints:
         event.listen(session, "after_soft_rollback", on_rollback)
 
     def survives(self, level: SessionTransaction | None) -> bool:
-        """Return whether `level` and everything around it still stands: what was noted there was not rolled back."""
+        """Return whether neither `level` nor a savepoint around it was rolled back, so what was noted there still holds."""
         return not any(enclosing in self._undone for enclosing in _outwards(level))
 
 

@@ -263,7 +263,7 @@ def readers_of(given: dict[str, Any], bind: Any, before: Readers | None, where: 
         OptionError: one has a value that cannot be honoured, or does not fit the others.
     """
     if before is None and "readers" not in given:
-        raise OptionError(f"{next(iter(given))}= was given to {where} without readers=")
+        raise OptionError(f"{next(iter(given))}= was given to {where} without readers=; pass readers=[...] with it")
     settings = (before.settings if before is not None else Settings())._replace(**given)
     settings = settings._replace(readers=tuple(settings.readers or ()))
     if not settings.readers:
