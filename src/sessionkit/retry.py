@@ -60,7 +60,7 @@ class Retry:
         before_retry: called with the failed `Attempt` before the wait; in async code it may be async.
         lock_on_retry: from the second run on, the unit's ORM SELECTs of entities lock their rows (``FOR UPDATE``). On a
             contended row this ends the contest instead of repeating it. After a stale version there is no wait, because
-            the queue for the lock is one. If the units of a function (or of a scope with a ``name=``) keep conflicting,
+            the queue for the lock is wait enough. If the units of a function (or of a scope with a ``name=``) keep conflicting,
             they lock from the first run on, until they have cooled down: they start at the latest after 10 conflicts in
             a row, and stop at the latest after 200 units without one. One unit in 64 runs without locks, to find that
             out. What is learned is kept per function and factory, in this process. Made for version columns: a

@@ -474,8 +474,8 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
         retry: run the unit again after errors for which that can help: a `Retry`, or a number of attempts. For decorated
             functions and ``attempts()``; a plain ``with`` cannot run its body again.
         verify_commit: what to do if the answer to COMMIT is lost. False: raise ``CommitOutcomeUnknown``. True: find out
-            with a marker row (`commits`). A function: call it; it gets a new session and returns whether the unit was
-            committed: True, False, or None if it cannot tell. It must allow for a COMMIT that is still on its way.
+            with a marker row (`commits`). A function: call it; it gets a new session and returns True if the unit was
+            committed, False if not, None if it cannot tell. It must allow for a COMMIT that is still on its way.
         commit_timeout: the longest that COMMIT may take, in seconds; then the connection is cut.
         schema_translate_map: the schema names that the unit's tables have in the database, such as
             ``{None: "tenant_1"}``. It works like SQLAlchemy's execution option, also for flushes and bulk calls, and

@@ -355,7 +355,7 @@ class Unit(Entry):
         self.inside[USER] = self.owner = owner
         del owner  # a task that holds an error whose traceback holds this frame would live until the next collection
         try:
-            if self.rollback_only or (error is not None and not self._commits_in_spite_of(error)):
+            if self.rollback_only or (error is not None and not self._commits_despite(error)):
                 if error is not None:
                     self._explain(error)
                 self.state = State.ROLLED_BACK  # listeners of the rollback run outside of the scope
@@ -368,7 +368,7 @@ class Unit(Entry):
                 self.state = State.ROLLED_BACK
             self._close()
 
-    def _commits_in_spite_of(self, error: BaseException) -> bool:
+    def _commits_despite(self, error: BaseException) -> bool:
         allowed = self.request.no_rollback_for
         return (
             bool(allowed)
@@ -384,7 +384,7 @@ class Unit(Entry):
         if allowed and isinstance(error, allowed):
             add_note(
                 error,
-                f"{self} was rolled back in spite of no_rollback_for, because something else had failed in it and was "
+                f"{self} was rolled back despite no_rollback_for, because something else had failed in it and was "
                 "swallowed",
             )
         if isinstance(error, GeneratorExit) and self.was_joined:

@@ -1,4 +1,4 @@
-"""The errors of locks that could not be had, and who holds them, as far as the server tells."""
+"""The errors of locks that are not available, and who holds them, as far as the server says."""
 
 from __future__ import annotations
 

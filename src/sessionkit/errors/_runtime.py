@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class VersionConflict(SessionKitError, StaleDataError):
-    """Somebody else has changed or deleted rows that you wanted to write, since you read them.
+    """Since you read them, somebody else has changed or deleted rows that you wanted to write.
 
     Raised where SQLAlchemy would raise ``StaleDataError``, which it also is, and it leaves the session in the same state:
     if a flush or commit raised it, the transaction (or the savepoint) is rolled back and the session needs
