@@ -43,7 +43,7 @@ observers: list[Observer] = []
 
 def tell_entered(entry: Entry) -> tuple[Observation, ...]:
     """Notify the observers of an entry; return the observations to notify of its end."""
-    told: list[Observation] = []
+    watching: list[Observation] = []
     for observer in tuple(observers):
         try:
             observation = observer.entered(entry)
@@ -51,14 +51,14 @@ def tell_entered(entry: Entry) -> tuple[Observation, ...]:
             logger.exception("%r failed as a scope was entered", observer)
         else:
             if observation is not None:
-                told.append(observation)
-    return tuple(told)
+                watching.append(observation)
+    return tuple(watching)
 
 
 def tell_left(entry: Entry, error: BaseException | None) -> None:
     """Notify the observations of the end of an entry, the last one first."""
-    told, entry.observations = entry.observations, ()
-    for observation in reversed(told):
+    watching, entry.observations = entry.observations, ()
+    for observation in reversed(watching):
         try:
             observation.left(error)
         except Exception:
