@@ -68,7 +68,7 @@ def _fields(call: CallContext, page: Page, made: Collection[Slot] = ()) -> list[
     assert table is not None
     if not page.cells:
         return "COPY cannot write rows that consist of defaults only"
-    dialect = call.dialect.neutral(call.connection.dialect)
+    dialect = call.dialect.driverless(call.connection.dialect)
     fields = fields_of(page, dialect)
     if isinstance(fields, str):
         return f"the binary form of {fields!r} is not certain"

@@ -35,7 +35,7 @@ class Equality:
         self._call = call
         self._slots = slots
         dialect, connection = call.dialect, call.connection
-        neutral = dialect.neutral(connection.dialect)
+        neutral = dialect.driverless(connection.dialect)
         self._kinds = [_plain_kinds(slot.column.type, neutral) for slot in slots]
         stored = dialect.stored_key or _fold_of
         self._folds = [stored(slot.column.type, neutral) for slot in slots]

@@ -94,7 +94,7 @@ def _with_made_keys(call: CallContext, page: Page, method: str) -> PageResult:
 
 
 def _fields(call: CallContext, page: Page) -> list[Field] | str:
-    dialect = call.dialect.neutral(call.connection.dialect)
+    dialect = call.dialect.driverless(call.connection.dialect)
     key = ("fields", page.cells, page.may_omit, dialect)
     fields: list[Field] | str = call.plan.remembered(key, lambda: fields_of(page, dialect))
     return fields

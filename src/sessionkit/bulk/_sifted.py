@@ -41,7 +41,7 @@ def prepare(call: CallContext, page: Page) -> Search | None:
     sieve = call.dialect.sieve
     if sieve is None or has_two_phases(call.connection) or call.remembered(_UNABLE, set[str]):
         return None
-    dialect = call.dialect.neutral(call.connection.dialect)
+    dialect = call.dialect.driverless(call.connection.dialect)
     fields = fields_of(page, dialect)
     if isinstance(fields, str):
         return None

@@ -45,7 +45,7 @@ def start(connection: Connection, dialect: Bulk, *, alone: bool) -> Start:
         alone: nobody else's code runs before the end of the call. A generator might ask for an `on_commit`, which is to
             go with the savepoint around it.
     """
-    untouched = dialect.is_untouched(connection)
+    untouched = dialect.has_not_begun(connection)
     dialect.begin(connection)
     return Beginning(connection, dialect) if untouched and alone else Savepoint(connection)
 
