@@ -357,7 +357,7 @@ def test_a_database_behind_its_migrations_is_seen_until_it_is_upgraded(
     assert "2 heads: " in doctor(url, "--alembic", project.folder).one("migrations.heads", "warn")
     other.with_name("another.py").unlink()
     project.execute("UPDATE alembic_version SET version_num = 'of the future'")
-    assert "this code is older" in doctor(url, "--alembic", project.folder).one("migrations.head", "fail")
+    assert "the code is older" in doctor(url, "--alembic", project.folder).one("migrations.head", "fail")
 
 
 # A database that nobody knows
