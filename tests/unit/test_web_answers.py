@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import CancelledError
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -52,6 +53,7 @@ def test_an_error_has_the_status_that_http_has_for_it(error: Exception, status: 
     answer = answer_to(error, if_match=False)
     assert (None if answer is None else answer.status) == status
     if answer is not None:
+        assert answer.reason == HTTPStatus(answer.status).phrase
         assert answer.headers == ({"Retry-After": "1"} if status == 503 else {})
     with_precondition = answer_to(error, if_match=True)
     assert (None if with_precondition is None else with_precondition.status) == (412 if status == 409 else status)
