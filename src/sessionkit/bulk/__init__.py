@@ -1,4 +1,4 @@
-"""Many rows at once, at the speed of the driver, with everything that the mapping promises."""
+"""Read and write many rows at the speed of the driver, with everything that the mapping promises."""
 
 from __future__ import annotations
 
