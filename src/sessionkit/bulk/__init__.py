@@ -6,6 +6,7 @@ from .._bridge import over_async
 from ..errors import BulkError
 from ._delete import delete
 from ._get import get
+from ._get_or_create import get_or_create
 from ._insert import insert
 from ._options import WriteOptions
 from ._result import BulkResult, Rejected
@@ -20,12 +21,14 @@ __all__ = [
     "WriteOptions",
     "async_delete",
     "async_get",
+    "async_get_or_create",
     "async_insert",
     "async_stream",
     "async_update",
     "async_upsert",
     "delete",
     "get",
+    "get_or_create",
     "insert",
     "stream",
     "update",
@@ -37,3 +40,4 @@ async_update = over_async(update)
 async_upsert = over_async(upsert)
 async_delete = over_async(delete)
 async_get = over_async(get)
+async_get_or_create = over_async(get_or_create)

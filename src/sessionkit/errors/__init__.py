@@ -78,6 +78,7 @@ from ._usage import (
     UnknownOptionError,
     VersionError,
 )
+from ._violation import Violation, violation
 
 __all__ = [
     "BulkError",
@@ -104,8 +105,10 @@ __all__ = [
     "UnknownOptionError",
     "VersionConflict",
     "VersionError",
+    "Violation",
     "classify",
     "outcome_of",
+    "violation",
 ]
 
 # In which file each of them stands is our affair: tracebacks and pickles name them as users import them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -88,6 +89,7 @@ def without_frames(error: E) -> E:
     for _ in range(3):  # SQLAlchemy's, the adapter's, the driver's
         if each is None:
             break
+        _keep_names(each, each.__cause__)
         each.__traceback__ = each.__cause__ = each.__context__ = None
         inner: BaseException | None = getattr(each, "orig", None)
         if getattr(inner, "pgresult", None) is not None:
@@ -95,3 +97,12 @@ def without_frames(error: E) -> E:
             each.__dict__["orig"] = inner
         each = inner
     return error
+
+
+def _keep_names(adapter: BaseException, cause: BaseException | None) -> None:
+    """Keep what only asyncpg's own error says, which SQLAlchemy's adapter has as its cause: `errors.violation` reads it."""
+    for name in ("schema_name", "table_name", "column_name", "constraint_name"):
+        value = getattr(cause, name, None)
+        if isinstance(value, str):
+            with suppress(AttributeError):
+                setattr(adapter, name, value)
