@@ -9,14 +9,16 @@ from ._get import get
 from ._get_or_create import get_or_create
 from ._insert import insert
 from ._options import WriteOptions
-from ._result import BulkResult, Rejected
+from ._result import BulkResult, Change, Rejected
 from ._stream import async_stream, stream
+from ._sync import sync
 from ._update import update
 from ._upsert import upsert
 
 __all__ = [
     "BulkError",
     "BulkResult",
+    "Change",
     "Rejected",
     "WriteOptions",
     "async_delete",
@@ -24,6 +26,7 @@ __all__ = [
     "async_get_or_create",
     "async_insert",
     "async_stream",
+    "async_sync",
     "async_update",
     "async_upsert",
     "delete",
@@ -31,6 +34,7 @@ __all__ = [
     "get_or_create",
     "insert",
     "stream",
+    "sync",
     "update",
     "upsert",
 ]
@@ -40,4 +44,5 @@ async_update = over_async(update)
 async_upsert = over_async(upsert)
 async_delete = over_async(delete)
 async_get = over_async(get)
+async_sync = over_async(sync)
 async_get_or_create = over_async(get_or_create)

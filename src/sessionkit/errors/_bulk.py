@@ -22,7 +22,7 @@ class BulkError(SessionKitError):
     driver's error.
 
     Attributes:
-        position: which row of the input, counted from 0.
+        position: which row of the input, counted from 0; None where it is about the input as a whole.
         row: the row as it was given.
         column: the attribute that is to blame, where it can be known; else None.
         rejected: where ``max_rejected`` ended the call, the `Rejected` rows so far, the last one of which is this one; else
@@ -32,7 +32,7 @@ class BulkError(SessionKitError):
     _refines: ClassVar[type[BaseException] | None] = None
     rejected: Sequence[Any] = ()
 
-    def __init__(self, message: str, *, position: int, row: object, column: str | None = None) -> None:
+    def __init__(self, message: str, *, position: int | None, row: object, column: str | None = None) -> None:
         self.args = (message,)  # whatever other class this is of, its own constructor is not asked
         self.message = message
         self.position = position
@@ -50,7 +50,7 @@ class BulkError(SessionKitError):
 
     @classmethod
     def of(
-        cls, error: BaseException, message: str, *, position: int, row: object, column: str | None = None
+        cls, error: BaseException, message: str, *, position: int | None, row: object, column: str | None = None
     ) -> BulkError:
         """Return a BulkError that is also of the class of `error`, and has what that one has."""
         bulk_error = _bulk_error_like(type(error), (message,))
