@@ -100,7 +100,7 @@ def sync(
     limit = _limit(max_deleted)
     asynchronous = session.get_bind(plan.mapper).dialect.is_async
     given = [row for chunk in chunks(rows, 30_000, asynchronous=asynchronous) for row in chunk.rows]
-    if not given and not dry_run and limit != 1.0:
+    if not given and not dry_run and not (type(limit) is float and limit == 1.0):
         raise BulkError(
             "bulk.sync() was given no rows, which would delete the whole slice; if that is meant, say max_deleted=1.0",
             position=None,
@@ -170,6 +170,8 @@ def sync(
 
 def _condition(where: object, plan: MappingPlan) -> ColumnElement[bool]:
     try:
+        if where is None:  # SQLAlchemy would make it NULL, which holds for no row
+            raise TypeError
         return cast("ColumnElement[bool]", coercions.expect(roles.WhereHavingRole, where))
     except Exception:  # noqa: BLE001 - whatever SQLAlchemy says of it
         raise OptionError(
