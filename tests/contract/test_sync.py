@@ -55,7 +55,7 @@ class Sale(Base):
 class Rate(Base):
     __tablename__ = "synced_rates"
 
-    rate: Mapped[Decimal] = mapped_column(Numeric(6, 2), primary_key=True)
+    rate: Mapped[Decimal] = mapped_column(Numeric(6, 2), primary_key=True, autoincrement=False)
     name: Mapped[str]
 
 
