@@ -159,6 +159,7 @@ class Call:
         if not self.collects:
             cause = getattr(error, "orig", None)
             raise error from cause
+        assert error.position is not None  # it is about a row
         self.reject(error.position, error.row, error)
 
     def reject(self, position: int, row: Any, error: Exception) -> None:

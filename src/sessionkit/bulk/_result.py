@@ -37,6 +37,23 @@ class Rejected:
         return classify(self.error).code
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What `sync` did to one row.
+
+    Attributes:
+        action: ``"inserted"``, ``"updated"`` or ``"deleted"``.
+        key: the values of the attributes that `match` names, by attribute.
+        old: the row before, by attribute; None if it was inserted.
+        new: the row after, by attribute; None if it was deleted.
+    """
+
+    action: Literal["inserted", "updated", "deleted"]
+    key: dict[str, Any]
+    old: dict[str, Any] | None
+    new: dict[str, Any] | None
+
+
 @dataclass(slots=True)
 class BulkResult:
     """What a bulk call did.
@@ -49,6 +66,7 @@ class BulkResult:
             input.
         rejected: the rows that ``on_error="collect"`` left out, in the order of the input.
         checked: whether versions were compared.
+        changes: with ``changes=True``, what `sync` did to each row.
         method: the method used; several, joined by ``+``, if parts of the input used different ones; empty for an empty
             input.
     """
@@ -60,6 +78,7 @@ class BulkResult:
     returned: list[Any] = field(default_factory=list[Any])
     status: list[Status] = field(default_factory=list[Status])
     rejected: list[Rejected] = field(default_factory=list[Rejected])
+    changes: list[Change] = field(default_factory=list[Change])
     checked: bool = False
     method: str = ""
 

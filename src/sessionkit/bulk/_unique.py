@@ -92,6 +92,30 @@ def chosen(plan: MappingPlan, table: Table, match: Iterable[Any] | str, dialect:
     )
 
 
+def require(plan: MappingPlan, table: Table, slots: Collection[Slot], dialect: Dialect) -> None:
+    """Check that no two rows of a table can hold the same values in these columns.
+
+    Raises:
+        OptionError: no unique key is over exactly these columns, or ON CONFLICT cannot use it.
+    """
+    columns: frozenset[Any] = frozenset(slot.column for slot in slots)
+    known = unique_keys(table, dialect)
+    fitting = [key for key in known if key.columns == columns and key.where is None]
+    if any(key.unusable is None for key in fitting):
+        return
+    names = ", ".join(slot.label for slot in slots) or "nothing"
+    if fitting:
+        raise OptionError(f"the key is {names}, whose unique key {fitting[0].name or ''} {fitting[0].unusable}")
+    there_are = "; ".join(
+        sorted({_names(plan, key.columns) for key in known if key.unusable is None and key.where is None})
+    )
+    quoted = ", ".join(repr(str(slot.column.name)) for slot in slots)
+    raise OptionError(
+        f"the key is {names}, and no unique constraint of {table.name} covers exactly that, so two calls could insert two rows; "
+        f"add UniqueConstraint({quoted}) to it, or use one of its unique keys: {there_are}"
+    )
+
+
 def _is_constraint(key: UniqueKey, table: Table) -> bool:
     """Return whether it is not an index over expressions: naming columns never means such an index."""
     return all(_name(index) != key.name for index in table.indexes)

@@ -78,6 +78,7 @@ from ._usage import (
     UnknownOptionError,
     VersionError,
 )
+from ._violation import Violation, violation
 
 __all__ = [
     "BulkError",
@@ -104,8 +105,10 @@ __all__ = [
     "UnknownOptionError",
     "VersionConflict",
     "VersionError",
+    "Violation",
     "classify",
     "outcome_of",
+    "violation",
 ]
 
 # Tracebacks and pickles name each of them as users import it, not by the file it is defined in.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -21,7 +22,7 @@ class BulkError(SessionKitError):
     driver's error.
 
     Attributes:
-        position: the row's place in the input, counted from 0.
+        position: the row's place in the input, counted from 0; None if the error is about the whole input.
         row: the row as you passed it.
         column: the attribute at fault, if it can be known; else None.
         rejected: if ``max_rejected`` ended the call, the `Rejected` rows so far, of which this one is the last; else
@@ -31,7 +32,7 @@ class BulkError(SessionKitError):
     _refines: ClassVar[type[BaseException] | None] = None
     rejected: Sequence[Any] = ()
 
-    def __init__(self, message: str, *, position: int, row: object, column: str | None = None) -> None:
+    def __init__(self, message: str, *, position: int | None, row: object, column: str | None = None) -> None:
         self.args = (message,)  # without calling the constructor of the other class that this may be
         self.message = message
         self.position = position
@@ -49,7 +50,7 @@ class BulkError(SessionKitError):
 
     @classmethod
     def of(
-        cls, error: BaseException, message: str, *, position: int, row: object, column: str | None = None
+        cls, error: BaseException, message: str, *, position: int | None, row: object, column: str | None = None
     ) -> BulkError:
         """Return a BulkError that is also an instance of the class of `error`, with the attributes of `error`."""
         bulk_error = _bulk_error_like(type(error), (message,))
@@ -88,6 +89,7 @@ def without_frames(error: E) -> E:
     for _ in range(3):  # SQLAlchemy's, the adapter's, the driver's
         if each is None:
             break
+        _keep_names(each, each.__cause__)
         each.__traceback__ = each.__cause__ = each.__context__ = None
         inner: BaseException | None = getattr(each, "orig", None)
         if getattr(inner, "pgresult", None) is not None:
@@ -95,3 +97,12 @@ def without_frames(error: E) -> E:
             each.__dict__["orig"] = inner
         each = inner
     return error
+
+
+def _keep_names(adapter: BaseException, cause: BaseException | None) -> None:
+    """Keep what only asyncpg's own error says, which SQLAlchemy's adapter has as its cause: `errors.violation` reads it."""
+    for name in ("schema_name", "table_name", "column_name", "constraint_name"):
+        value = getattr(cause, name, None)
+        if isinstance(value, str):
+            with suppress(AttributeError):
+                setattr(adapter, name, value)
