@@ -380,7 +380,7 @@ async def test_a_row_that_leaves_the_slice_meanwhile_is_not_deleted(doors: Door)
         ({"max_deleted": 1.5}, "max_deleted=1.5"),
         ({"max_deleted": -1}, "max_deleted=-1"),
         ({"max_deleted": True}, "max_deleted=True"),
-        ({"match": ["cents"]}, "no unique key"),
+        ({"match": ["cents"]}, "unique key"),
         ({"entity": Lynx}, "joined inheritance"),
         ({"chunk": 0}, "chunk=0"),
         ({"speed": "high"}, "speed"),
