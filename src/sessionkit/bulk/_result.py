@@ -100,14 +100,14 @@ class PageResult:
     status: Sequence[Status] | None = None
 
     @classmethod
-    def of(cls, status: Sequence[Status], keys: Sequence[tuple[Any, ...] | None] | None, *, told: bool) -> PageResult:
-        """Return the result of a page whose rows are all known; `told` says whether the call wants the status."""
+    def of(cls, status: Sequence[Status], keys: Sequence[tuple[Any, ...] | None] | None, *, wanted: bool) -> PageResult:
+        """Return the result of a page whose rows are all known; `wanted` says whether the call needs the status."""
         return cls(
             inserted=status.count("inserted"),
             updated=status.count("updated"),
             unchanged=status.count("unchanged"),
             keys=keys,
-            status=status if told else None,
+            status=status if wanted else None,
         )
 
     @classmethod

@@ -203,7 +203,7 @@ def _upsert_one_by_one(
         if key is None and work.returning:
             key = work.found(call, page, place)
         found.append(key)
-    return PageResult.of(status, found if work.returning else None, told=work.status)
+    return PageResult.of(status, found if work.returning else None, wanted=work.status)
 
 
 def _times(status: Status, count: int) -> list[Status]:

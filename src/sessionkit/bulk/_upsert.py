@@ -278,7 +278,7 @@ class UpsertWork(KeyedWork):
         self, call: CallContext, page: Page, status: Sequence[Status], known: dict[Any, Any] | None = None
     ) -> PageResult:
         """Return the result of a page whose rows are all known; for `known` see `keys_of`."""
-        return PageResult.of(status, self.keys_of(call, page, known), told=self.status)
+        return PageResult.of(status, self.keys_of(call, page, known), wanted=self.status)
 
     def verify(self, call: CallContext, page: Page) -> None:
         """Do nothing: an upsert compares no version."""

@@ -252,9 +252,9 @@ class Exchange:
         if by_the_app is not None:
             await by_the_app.say(answer, connection, self.body.receive, self.send)
         else:
-            await self._say(answer)
+            await self._send_answer(answer)
 
-    async def _say(self, answer: Answer) -> None:
+    async def _send_answer(self, answer: Answer) -> None:
         text = answer.text.encode()
         headers = {"content-type": "text/plain; charset=utf-8", "content-length": str(len(text)), **answer.headers}
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]

@@ -201,10 +201,10 @@ class _Exchange:
             answer = self.turn.answer(error)
             if answer is None:
                 raise
-            return self._say(answer)
+            return self._send_answer(answer)
         return body
 
-    def _say(self, answer: Answer) -> list[bytes]:
+    def _send_answer(self, answer: Answer) -> list[bytes]:
         text = answer.text.encode()
         headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(text)), **answer.headers}
         self._start_response(f"{answer.status} {answer.reason}", list(headers.items()))

@@ -103,10 +103,10 @@ class FlushWatch:
             self._now[connection] = server_now(connection)
         return self._now[connection]
 
-    def expect_row(self, connection: Connection, state: InstanceState[Any], version: Any, **told: Any) -> None:
+    def expect_row(self, connection: Connection, state: InstanceState[Any], version: Any, **details: Any) -> None:
         """Add a row of a flush."""
         assert state.identity is not None
-        self.add(Row(state.mapper, state.identity, version, connection, state=state, **told))
+        self.add(Row(state.mapper, state.identity, version, connection, state=state, **details))
         # SQLAlchemy checks a single row itself; of two or more we watch each. Every row of a group is added before the first
         # of them is written.
         if len(self.rows) == 2:

@@ -4,23 +4,23 @@ Every session gets them, ours or not. In a flush, things run in this order::
 
     session.flush()
     │
-    ├─ before_flush            _before_flush: may this flush write a versioned row (`_reach`)? If not, the rest of this
-    │                          picture but after_flush does not happen
+    ├─ before_flush            _before_flush: may this flush write a versioned row (`_reach`)? If not, only after_flush
+    │                          follows
     ├─ UOWTransaction.execute  _Flush.execute
-    │   ├─ roots()             the parents of what changes (`_parents`) join the flush, to get a new version
-    │   ├─ FlushWatch             is there for the mapper events and for the clock, until execute ends
+    │   ├─ roots()             adds the parents of changed children (`_parents`) to the flush, to give them a new version
+    │   ├─ FlushWatch          serves the mapper events and the clock until execute ends
     │   ├─ SQLAlchemy's execute; for each class
-    │   │   ├─ before_insert, before_update, before_delete    `_write`: which version goes into the WHERE, which is the
-    │   │   │                                                 next; the attempt expects the row
-    │   │   ├─ INSERT, UPDATE, DELETE     after_execute on the connection tells the attempt how many rows matched
+    │   │   ├─ before_insert, before_update, before_delete    `_write`: sets the version in the WHERE and the next one;
+    │   │   │                                                 adds the row to the watch
+    │   │   ├─ INSERT, UPDATE, DELETE     after_execute on the connection reports to the watch how many rows matched
     │   │   └─ after_insert, after_update, after_delete       `_write`: the row has matched
-    │   ├─ attempt.check()     did a row not match that SQLAlchemy did not miss?
-    │   └─ StaleDataError      which rows are stale? What was not written yet is expected too, the versions are read
-    │                          once more, and a VersionConflict takes the error's place
-    ├─ after_flush             _after_flush: count what was written
+    │   ├─ attempt.check()     finds rows that did not match and that SQLAlchemy did not notice
+    │   └─ StaleDataError      finds the stale rows: adds the rows not written yet, reads the versions again, and raises
+    │                          a VersionConflict instead
+    ├─ after_flush             _after_flush: counts what was written
     └─ COMMIT or ROLLBACK      `_write`: forget_expectations after a commit, undo after a rollback
 
-A bulk UPDATE by primary key (do_orm_execute) goes through `bulk()`, which expects all its rows before they are written.
+A bulk UPDATE by primary key (do_orm_execute) goes through `bulk()`, which adds all its rows before they are written.
 """
 
 from __future__ import annotations

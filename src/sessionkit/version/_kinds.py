@@ -187,15 +187,15 @@ class _NewUuid(FunctionElement[UUID]):
 @compiles(_Later)
 def _compile_later(element: _Later, compiler: SQLCompiler, **kw: Any) -> str:
     (column,) = element.clauses
-    return _said(compiler, "later").format(column=compiler.process(column, **kw))
+    return _sql_of(compiler, "later").format(column=compiler.process(column, **kw))
 
 
 @compiles(_NewUuid)
 def _compile_new_uuid(element: _NewUuid, compiler: SQLCompiler, **kw: Any) -> str:
-    return _said(compiler, "new_uuid")
+    return _sql_of(compiler, "new_uuid")
 
 
-def _said(compiler: SQLCompiler, word: str) -> str:
+def _sql_of(compiler: SQLCompiler, word: str) -> str:
     sql: str | None = getattr(_dialects.of_name(compiler.dialect.name), word)
     if sql is None:
         raise VersionError(

@@ -89,7 +89,7 @@ SILENT_POOLER = warn(
 )
 
 
-def _told_pid(driver_connection: Any) -> int | None:
+def _protocol_pid(driver_connection: Any) -> int | None:
     if hasattr(driver_connection, "get_server_pid"):  # asyncpg
         return int(driver_connection.get_server_pid())
     info = getattr(driver_connection, "info", None)
@@ -108,7 +108,7 @@ def pooler(connection: Connection, patient: Patient) -> Iterator[Finding]:
     This changes no setting: two connections begin transactions in turn, one at a time, and query their backend.
     """
     check = "pool.pooler"
-    told = _told_pid(connection.connection.driver_connection)
+    told = _protocol_pid(connection.connection.driver_connection)
     if told is None:
         yield warn(check, f"the driver {connection.dialect.driver} does not report its backend", "use another driver")
         return

@@ -120,7 +120,7 @@ def left_over(connection: Connection, patient: Patient) -> Iterator[Finding]:
     rows: list[Any] = list(connection.execute(_SESSIONS))
     idle = [row for row in rows if row.state.startswith("idle in transaction") and row.since >= limit]
     long = [row for row in rows if row.state == "active" and row.age >= limit]
-    yield from _told(
+    yield from _listed(
         "sessions.idle",
         idle,
         lambda row: fail(
@@ -131,7 +131,7 @@ def left_over(connection: Connection, patient: Patient) -> Iterator[Finding]:
         ),
         f"no transaction has been idle {at_least(limit)}",
     )
-    yield from _told(
+    yield from _listed(
         "sessions.long",
         long,
         lambda row: (fail if row.waiting else warn)(
@@ -200,7 +200,7 @@ def _below(
             yield from _below(waiting, rows, blockers, depth + 1, told)
 
 
-def _told(check: str, rows: list[Any], tell: Callable[[Any], Finding], none: str) -> Iterator[Finding]:
+def _listed(check: str, rows: list[Any], tell: Callable[[Any], Finding], none: str) -> Iterator[Finding]:
     if not rows:
         yield ok(check, none)
     yield from map(tell, rows[:MOST])

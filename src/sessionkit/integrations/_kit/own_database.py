@@ -51,7 +51,7 @@ class OwnDatabase:
         self.asynchronous = engine.dialect.is_async
         if not self.asynchronous:
             engine.dispose()  # idle connections to a database keep PostgreSQL from copying it
-        self._copy = template.copy(engine.dialect, engine.url, self._say)
+        self._copy = template.copy(engine.dialect, engine.url, self._execute)
         event.listen(engine, "do_connect", self._connect, insert=True)
         self._pool = engine.pool  # dispose() replaces it by another one with the same listeners
         event.listen(self._pool, "checkout", self._check)
@@ -96,36 +96,36 @@ class OwnDatabase:
 
     def renew(self) -> None:
         """Switch to a fresh copy."""
-        self._template.drop(self._engine.dialect, self._copy, self._say)
-        self._copy = self._template.copy(self._engine.dialect, self._engine.url, self._say)
+        self._template.drop(self._engine.dialect, self._copy, self._execute)
+        self._copy = self._template.copy(self._engine.dialect, self._engine.url, self._execute)
 
     def detach(self) -> None:
         """Drop the copy."""
         event.remove(self._engine, "do_connect", self._connect)
         event.remove(self._pool, "checkout", self._check)
         seams.at_commit.remove(self._commit)
-        self._template.drop(self._engine.dialect, self._copy, self._say)
+        self._template.drop(self._engine.dialect, self._copy, self._execute)
 
-    def _say(self, url: URL, statement: str | Executable) -> Sequence[Any]:
+    def _execute(self, url: URL, statement: str | Executable) -> Sequence[Any]:
         if not self.asynchronous:
             engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
             with engine.connect() as connection:
-                return _said(connection, statement)
+                return _fetch(connection, statement)
         # In a thread, because the test's own event loop may be running here.
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, _async_say(url, statement)).result()
+            return thread.submit(asyncio.run, _async_execute(url, statement)).result()
 
 
-async def _async_say(url: URL, statement: str | Executable) -> Sequence[Any]:
+async def _async_execute(url: URL, statement: str | Executable) -> Sequence[Any]:
     from sqlalchemy.ext.asyncio import create_async_engine
 
     engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
-        said = await connection.run_sync(_said, statement)
+        rows = await connection.run_sync(_fetch, statement)
     await engine.dispose()
-    return said
+    return rows
 
 
-def _said(connection: Connection, statement: str | Executable) -> Sequence[Any]:
+def _fetch(connection: Connection, statement: str | Executable) -> Sequence[Any]:
     result = connection.exec_driver_sql(statement) if isinstance(statement, str) else connection.execute(statement)
     return result.all() if result.returns_rows else []

@@ -102,8 +102,8 @@ def fill_in_batches(context: MigrationContext, op: AddVersionColumnOp) -> None:
     type_ = op.kind.type.compile(dialect=dialect)
     seconds = context.opts.get(LOCK_TIMEOUT) or 2.0
 
-    _say(context, f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column} {type_}")
-    _say(context, f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT {initial}")
+    _execute(context, f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column} {type_}")
+    _execute(context, f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT {initial}")
     filling = _IN_BATCHES.format(
         table=table,
         literal="'" + table.replace("'", "''") + "'",
@@ -115,14 +115,14 @@ def fill_in_batches(context: MigrationContext, op: AddVersionColumnOp) -> None:
         tries=_TRIES,
     )
     with context.autocommit_block():
-        _say(context, filling)
-    _say(context, f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {check}")
-    _say(context, f"ALTER TABLE {table} ADD CONSTRAINT {check} CHECK ({column} IS NOT NULL) NOT VALID")
+        _execute(context, filling)
+    _execute(context, f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {check}")
+    _execute(context, f"ALTER TABLE {table} ADD CONSTRAINT {check} CHECK ({column} IS NOT NULL) NOT VALID")
     _commit(context)
-    _say(context, f"ALTER TABLE {table} VALIDATE CONSTRAINT {check}")
+    _execute(context, f"ALTER TABLE {table} VALIDATE CONSTRAINT {check}")
     _commit(context)
-    _say(context, f"ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL")
-    _say(context, f"ALTER TABLE {table} DROP CONSTRAINT {check}")
+    _execute(context, f"ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL")
+    _execute(context, f"ALTER TABLE {table} DROP CONSTRAINT {check}")
 
 
 def _commit(context: MigrationContext) -> None:
@@ -130,6 +130,6 @@ def _commit(context: MigrationContext) -> None:
         pass
 
 
-def _say(context: MigrationContext, statement: str) -> None:
+def _execute(context: MigrationContext, statement: str) -> None:
     # A colon would start a parameter.
     context.impl.execute(sa.text(statement.strip().replace(":", r"\:")))

@@ -50,7 +50,7 @@ def _nothing(*_: Any) -> None:
     """Do nothing."""
 
 
-def _nobody(connection: Connection, pid: int) -> list[Blocker]:
+def _no_blockers(connection: Connection, pid: int) -> list[Blocker]:
     return []
 
 
@@ -94,7 +94,7 @@ class Server:
     timeouts: bool = False
     limit: Callable[[Connection, float], None] = _no_timeout
     pid: Callable[[Connection], int] | None = None
-    blockers: Callable[[Connection, int], list[Blocker]] = _nobody
+    blockers: Callable[[Connection, int], list[Blocker]] = _no_blockers
     options: dict[str, Any] = field(default_factory=dict)
 
 
