@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -233,3 +235,32 @@ async def test_listeners_of_the_begin_are_under_them(doors: Door) -> None:
     async with doors.scope(doors.factory(engine), settings={TENANT: "a"}) as session:
         await session.execute(insert(User).values(name="ann"))
     assert seen == ["a"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_nothing_is_kept_of_a_unit_that_had_them(doors: Door, fails: bool) -> None:
+    await create_roles(doors)
+    Session = doors.factory(settings={TENANT: REQUIRED}, role=ROLE)
+    kept: list[weakref.ref[Any]] = []
+
+    async def unit() -> None:
+        async with doors.scope(Session, settings={TENANT: "a"}) as session:
+            kept.extend(weakref.ref(each) for each in (doors.raw(session), doors.sync(session)))
+            kept.append(weakref.ref((await session.connection()).sync_connection))
+            async with doors.scope(Session, settings={TENANT: "b"}, role=None, propagation="savepoint") as inner:
+                assert await setting(inner) == "b"
+                if fails:
+                    raise LookupError
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            kept.clear()
+            try:
+                await unit()
+            except LookupError:
+                assert fails
+        assert [ref() for ref in kept if ref() is not None] == []
+    finally:
+        gc.enable()
