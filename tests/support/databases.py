@@ -217,7 +217,7 @@ class PostgresqlDatabase(Database):
 
     def reset(self) -> None:
         """Bring it back to the template's state."""
-        self._throw_out()
+        self.throw_out()
         if not self._restored():
             self.drop()
             self.create()
@@ -238,6 +238,20 @@ class PostgresqlDatabase(Database):
             # A table of the template is gone, or what was made hangs together in a way that no order of commands knows.
             return False
         return True
+
+    def throw_out(self) -> None:
+        """End what the last test left behind: connections, and transactions that it prepared."""
+        with self.observer.connect() as connection:
+            connection.exec_driver_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                f" WHERE datname = current_database() AND application_name <> '{OBSERVER}'"
+                " AND backend_type = 'client backend'"
+            )
+            prepared = connection.exec_driver_sql(
+                "SELECT quote_literal(gid) FROM pg_prepared_xacts WHERE database = current_database()"
+            )
+            for gid in prepared.scalars().all():
+                connection.exec_driver_sql(f"ROLLBACK PREPARED {gid}")
 
     def left_open(self) -> list[str]:
         """Look for transactions that somebody but the observer still holds."""
@@ -270,20 +284,6 @@ class PostgresqlDatabase(Database):
         with self.observer.connect() as connection:
             connection.exec_driver_sql(command)
 
-    def _throw_out(self) -> None:
-        """End what the last test left behind: connections, and transactions that it prepared."""
-        with self.observer.connect() as connection:
-            connection.exec_driver_sql(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                f" WHERE datname = current_database() AND application_name <> '{OBSERVER}'"
-                " AND backend_type = 'client backend'"
-            )
-            prepared = connection.exec_driver_sql(
-                "SELECT quote_literal(gid) FROM pg_prepared_xacts WHERE database = current_database()"
-            )
-            for gid in prepared.scalars().all():
-                connection.exec_driver_sql(f"ROLLBACK PREPARED {gid}")
-
 
 class PostgresqlDatabases:
     """This worker's database, and clones for the tests that want their own."""
@@ -293,6 +293,7 @@ class PostgresqlDatabases:
         self._template = template
         self._numbers = count(1)
         self._own: list[PostgresqlDatabase] = []
+        self._spare: list[PostgresqlDatabase] = []
         self._shared: PostgresqlDatabase | None = None
 
     def shared(self) -> PostgresqlDatabase:
@@ -302,6 +303,19 @@ class PostgresqlDatabases:
         else:
             self._shared.reset()
         return self._shared
+
+    def another(self) -> PostgresqlDatabase:
+        """Return a clean database beside the shared one, to be given back."""
+        if not self._spare:
+            return self.new()
+        database = self._spare.pop()
+        database.reset()
+        return database
+
+    def give_back(self, database: PostgresqlDatabase) -> None:
+        # What was left prepared in it would be in the way of tests that look at the whole server.
+        database.throw_out()
+        self._spare.append(database)
 
     def new(self) -> PostgresqlDatabase:
         """Return a clone of the template that nobody else uses."""

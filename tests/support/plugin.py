@@ -190,16 +190,18 @@ def _sqlite_of_test(request: pytest.FixtureRequest) -> Iterator[tuple[Database, 
 def _postgresql_of_test(request: pytest.FixtureRequest) -> Iterator[tuple[Database, Callable[[], Database]]]:
     """Give a test the worker's database, or one of its own if it is marked so, and a way to more of them."""
     databases: PostgresqlDatabases = request.getfixturevalue("postgresql_databases")
-    made: list[PostgresqlDatabase] = []
+    others: list[PostgresqlDatabase] = []
 
-    def new() -> Database:
-        made.append(databases.new())
-        return made[-1]
+    def another() -> Database:
+        others.append(databases.another())
+        return others[-1]
 
-    own = request.node.get_closest_marker("own_database") is not None
-    yield new() if own else databases.shared(), new
-    for database in made:
-        databases.drop(database)
+    own = databases.new() if request.node.get_closest_marker("own_database") is not None else None
+    yield own or databases.shared(), another
+    for database in others:
+        databases.give_back(database)
+    if own is not None:
+        databases.drop(own)
 
 
 @pytest.fixture(scope="session")
