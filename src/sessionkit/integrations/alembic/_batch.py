@@ -8,7 +8,10 @@ something.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy.exc import DBAPIError
 
 from . import _sqlite_copies
 from ._errors import MigrationError
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from alembic.operations import Operations
 
     from ._ops import VersionColumnOp
+
+_BATCH = "sessionkit_batch"
 
 
 def batch_of(operations: Operations) -> Any:
@@ -54,10 +59,39 @@ def catch_up(operations: Operations, op: VersionColumnOp, *, needs_all: bool) ->
                 f"{', '.join(f'{option}=' for option in options)}), which would copy the table twice, and the second "
                 "time without what was said for the first; begin another op.batch_alter_table() with it"
             )
-    batch.flush()
+    type(batch).flush(batch)
     batch.batch.clear()
     if batch.recreate == "always":
         batch.recreate = "auto"  # it has been
+
+
+def whole(operations: Operations) -> None:
+    """Have all of a batch be done, or nothing of it: what comes after an operation of it may fail, as a copy may.
+
+    The savepoint ends with the batch. If the body of the batch fails, it is the caller's rollback that undoes it: Alembic
+    does not say that a batch was left.
+    """
+    batch, connection = batch_of(operations), operations.migration_context.connection
+    if batch is None or connection is None or operations.migration_context.as_sql or "flush" in vars(batch):
+        return
+    begun = None if connection.in_transaction() else connection.begin()
+    connection.exec_driver_sql(f"SAVEPOINT {_BATCH}")
+
+    def flush() -> None:
+        try:
+            type(batch).flush(batch)
+        except BaseException:
+            with suppress(DBAPIError):  # after an error such as a full disk SQLite has rolled everything back by itself
+                connection.exec_driver_sql(f"ROLLBACK TO {_BATCH}")
+                connection.exec_driver_sql(f"RELEASE {_BATCH}")
+            if begun is not None:
+                begun.rollback()
+            raise
+        connection.exec_driver_sql(f"RELEASE {_BATCH}")
+        if begun is not None:
+            begun.commit()
+
+    batch.flush = flush
 
 
 def said_of_the_copy(batch: Any) -> list[str]:
