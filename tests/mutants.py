@@ -30,7 +30,8 @@ ROOMS = {
     "tests/contract/test_no_rollback_for.py tests/contract/test_read_only.py tests/contract/test_failure_matrix.py",
     "version": "tests/unit/test_version_*.py tests/contract/test_version_*.py",
     "bulk": "tests/unit/test_bulk_parts.py tests/contract/test_bulk_writes.py tests/contract/test_bulk_limits.py "
-    "tests/contract/test_bulk_bad_rows.py tests/contract/test_bulk_reads.py tests/contract/test_bulk_and_real_tables.py",
+    "tests/contract/test_bulk_bad_rows.py tests/contract/test_bulk_reads.py tests/contract/test_bulk_and_real_tables.py "
+    "tests/contract/test_bulk_shapes.py tests/contract/test_bulk_differential.py",
 }
 
 CONFIG = """
