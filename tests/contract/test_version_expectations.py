@@ -423,11 +423,24 @@ async def test_a_header_that_does_not_name_the_version_is_a_conflict(doors: Door
         header = '"2!"'  # a space is no etagc
     async with plain(doors) as session:
         doc = await session.get(Doc, 1)
-        with pytest.raises(VersionConflict):
+        with pytest.raises(VersionConflict) as caught:
             expect_etag(doc, header)
             doc.title = "mine"
             await session.commit()
         await session.rollback()
+    (conflict,) = caught.value.conflicts
+    assert (conflict.entity, conflict.identity) == (Doc, (1,))
+    # A tag that is a version is sent to the database, which says no more than that no row has it.
+    sent = {'"1"': 1, '"3"': 3, 'W/"2", "1"': 1}
+    if header in sent:
+        assert conflict.expected == sent[header]
+    else:
+        assert (conflict.expected, conflict.current, conflict.deleted) == (
+            [1, 3] if "," in header else header,
+            2,
+            False,
+        )
+        assert "was changed by somebody else" in str(conflict)
     assert await doors.scalar("SELECT title FROM v_docs") == "a"
 
 

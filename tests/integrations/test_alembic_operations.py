@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.support.doors import Door
 
-pytestmark = [pytest.mark.own_database, pytest.mark.doors("sqlite-sync", "postgresql-sync")]
+pytestmark = pytest.mark.doors("sqlite-sync", "postgresql-sync")
 on_postgresql = pytest.mark.doors("postgresql-sync")
 on_sqlite = pytest.mark.doors("sqlite-sync")
 

@@ -7,7 +7,10 @@ copy the table; this is refused if the copy would lose something.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy.exc import DBAPIError
 
 from . import _sqlite_copies
 from ._errors import MigrationError
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from alembic.operations import Operations
 
     from ._ops import VersionColumnOp
+
+_BATCH = "sessionkit_batch"
 
 
 def batch_of(operations: Operations) -> Any:
@@ -53,10 +58,39 @@ def catch_up(operations: Operations, op: VersionColumnOp, *, needs_all: bool) ->
                 f"{', '.join(f'{option}=' for option in options)}), so the table would be copied twice, the second "
                 "time without these options; put it first in another op.batch_alter_table()"
             )
-    batch.flush()
+    type(batch).flush(batch)
     batch.batch.clear()
     if batch.recreate == "always":
         batch.recreate = "auto"  # the forced copy has been made
+
+
+def whole(operations: Operations) -> None:
+    """Have all of a batch be done, or nothing of it: what comes after an operation of it may fail, as a copy may.
+
+    The savepoint ends with the batch. If the body of the batch fails, it is the caller's rollback that undoes it: Alembic
+    does not say that a batch was left.
+    """
+    batch, connection = batch_of(operations), operations.migration_context.connection
+    if batch is None or connection is None or operations.migration_context.as_sql or "flush" in vars(batch):
+        return
+    begun = None if connection.in_transaction() else connection.begin()
+    connection.exec_driver_sql(f"SAVEPOINT {_BATCH}")
+
+    def flush() -> None:
+        try:
+            type(batch).flush(batch)
+        except BaseException:
+            with suppress(DBAPIError):  # after an error such as a full disk SQLite has rolled everything back by itself
+                connection.exec_driver_sql(f"ROLLBACK TO {_BATCH}")
+                connection.exec_driver_sql(f"RELEASE {_BATCH}")
+            if begun is not None:
+                begun.rollback()
+            raise
+        connection.exec_driver_sql(f"RELEASE {_BATCH}")
+        if begun is not None:
+            begun.commit()
+
+    batch.flush = flush
 
 
 def said_of_the_copy(batch: Any) -> list[str]:

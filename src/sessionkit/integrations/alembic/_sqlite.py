@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from . import _sqlite_text
-from ._batch import batch_of, catch_up, copies, guard, said_of_the_copy
+from ._batch import batch_of, catch_up, copies, guard, said_of_the_copy, whole
 from ._errors import MigrationError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def add(operations: Operations, op: AddVersionColumnOp) -> None:
             "by changing the table's definition, which is not known in --sql mode; use keep_default=True"
         )
     guard(operations, op)
+    whole(operations)
     catch_up(operations, op, needs_all=op.backfill is not None)
     initial = op.kind.initial_for("sqlite")
     column = op.kind.column(op.column_name, initial, strict=_is_strict(context, op))
@@ -71,6 +72,7 @@ def drop(operations: Operations, op: DropVersionColumnOp) -> None:
     context = operations.migration_context
     batch = batch_of(operations)
     guard(operations, op)
+    whole(operations)
     column = op.kind.column(op.column_name)
     if batch is not None and (batch.copy_from is not None or (copies(batch) and said_of_the_copy(batch))):
         batch.drop_column(op.table_name, column, schema=op.schema)  # as part of the copy that is made anyway
@@ -90,6 +92,7 @@ def adopt(operations: Operations, op: AdoptVersionColumnOp) -> None:
             "to UTC first, and leave timezone= out"
         )
     guard(operations, op)
+    whole(operations)
     catch_up(operations, op, needs_all=True)
     connection: Any = context.connection
     table, column = _names(context, op)
@@ -127,6 +130,7 @@ def release(operations: Operations, op: ReleaseVersionColumnOp) -> None:
     context = operations.migration_context
     _refuse_script(context, op)
     guard(operations, op)
+    whole(operations)
     catch_up(operations, op, needs_all=True)
     if op.existing_nullable and _facts(context, op)["notnull"]:
         with _at_once(context):

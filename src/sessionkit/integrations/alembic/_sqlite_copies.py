@@ -32,6 +32,12 @@ def what_is_lost(connection: Connection, table: str, schema: str | None) -> tupl
     for kind, name, of, _ in master:
         if kind == "trigger" and of.lower() == table.lower():
             return f"its trigger {name} would be lost", "drop the trigger first and create it again afterwards"
+    for kind, name, of, _ in master:
+        if kind == "index" and of.lower() == table.lower() and _has_expressions(connection, inside, quote, name):
+            return (
+                f"its index {name} is over an expression, and would be lost",
+                "drop the index first and create it again afterwards",
+            )
     if connection.exec_driver_sql("PRAGMA legacy_alter_table").scalar():
         return None
     word = re.compile(rf"(?<!\w){re.escape(table)}(?!\w)", re.IGNORECASE)
@@ -51,3 +57,8 @@ def _refers(connection: Connection, inside: str, quote: Any, child: str, parent:
         for column in sorted(columns)
     ]
     return any(connection.exec_driver_sql(query).first() for query in queries)
+
+
+def _has_expressions(connection: Connection, inside: str, quote: Any, index: str) -> bool:
+    """Tell whether an index is over more than columns: SQLAlchemy does not read those, so Alembic does not copy them."""
+    return any(row[1] == -2 for row in connection.exec_driver_sql(f"PRAGMA {inside}.index_info({quote(index)})"))
