@@ -203,7 +203,7 @@ class SharedConnection:
             _dialects.of(connection).restrict(connection)
 
     def _set(self, user: _User, connection: Connection) -> None:
-        """Set the connection to what the unit asked for: in a transaction of its own the settings of others are none."""
+        """Set the connection to what the unit asked for, and undo what others have set: a new transaction would not have it."""
         entry = _dialects.of(connection).settings
         others = {name: None for other in self._users if other is not user for name in other.settings}
         settings = sorted({**others, **user.settings}.items(), key=lambda item: item[0] == "role")  # which comes last

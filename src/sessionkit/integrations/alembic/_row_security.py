@@ -178,8 +178,7 @@ class DisableRowSecurityOp(RowSecurityOp):
         Args:
             operations: given by Alembic.
             table_name: the table.
-            column_name, setting, type_, using, to, force: as in ``op.enable_row_security()``, for the way back; the database
-                is not told of them.
+            column_name, setting, type_, using, to, force: as in ``op.enable_row_security()``. Only the way back needs them.
             policy: what the policy is called.
             schema: the table's schema.
 
