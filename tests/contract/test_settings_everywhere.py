@@ -224,6 +224,18 @@ async def test_a_get_bind_of_the_users_own_is_followed(doors: Door) -> None:
             await session.execute(ONE)
 
 
+async def test_a_factory_of_sqlalchemys_own_is_served_as_well(doors: Door) -> None:
+    await create_roles(doors)
+    plain = doors.plain_factory()
+    async with doors.scope(plain, settings={TENANT: "a"}, role=ROLE) as session:
+        assert (await setting(session), await current_user(session)) == ("a", ROLE)
+        async with doors.scope(plain, settings={TENANT: "b"}, propagation="savepoint"):
+            assert await setting(session) == "b"
+        assert await setting(session) == "a"
+    async with doors.session(plain) as session:
+        assert await setting(session) in (None, "")
+
+
 async def test_listeners_of_the_begin_are_under_them(doors: Door) -> None:
     seen = []
 
