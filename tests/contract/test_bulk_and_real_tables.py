@@ -453,7 +453,7 @@ async def test_keys_that_are_one_in_the_database_are_duplicates(
         return
     assert await left("first") == [1]
     assert await left("last") == [2]
-    with pytest.raises(errors.BulkError, match="row 1 has the key") as told:
+    with pytest.raises(errors.BulkError, match="row 1 has the same key as row 0") as told:
         await left("error")
     assert told.value.position == 1
 
@@ -546,7 +546,7 @@ async def test_two_rows_within_a_partial_index_are_duplicates(doors: Door) -> No
     rows = [{"code": "c", "active": i != 1, "name": str(i)} for i in range(4)]
     upsert = verb(doors, "upsert")
     async with doors.scope() as session:
-        with pytest.raises(errors.BulkError, match="row 2 has the key 'c' of row 0"):
+        with pytest.raises(errors.BulkError, match="row 2 has the same key as row 0: 'c'"):
             await upsert(session, Item, rows, match=[Item.code])
         await upsert(session, Item, rows, match=[Item.code], on_duplicate="last")
         names = select(Item.name).order_by(Item.name)
@@ -599,7 +599,7 @@ async def test_of_several_indexes_the_one_is_taken_that_is_named(doors: Door) ->
         ([Ticket.number], "real_ticket_number, which is deferrable"),
         ("real_ticket_number", "is deferrable"),
         ("real_ticket_lower", "is over expressions"),
-        ("nothing_like_it", "is no unique constraint or index of real_tickets; there are "),
+        ("nothing_like_it", "is not a unique constraint or index of real_tickets, which has "),
     ],
 )
 async def test_a_key_that_on_conflict_cannot_go_by_is_refused_by_name(doors: Door, match: Any, said: str) -> None:

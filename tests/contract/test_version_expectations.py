@@ -274,8 +274,8 @@ async def test_bad_expectations_are_refused(doors: Door) -> None:
             (Doc(id=5), 1, "was never flushed"),
             (user, 1, "an object of User has no version"),
             (object(), 1, "has no version"),
-            (doc, "x", "should be a count"),
-            (doc, "1_0", "should be a count"),
+            (doc, "x", "must be a count"),
+            (doc, "1_0", "must be a count"),
             (doc, True, "is not a version of a Versioned class"),
             (doc, None, "is not a version of a Versioned class"),
             (doc, uuid.uuid4(), "is not a version of a Versioned class"),
@@ -334,7 +334,7 @@ async def test_flag_modified_on_the_version_is_refused_where_it_is_called(doors:
     await fill(doors, Doc(id=1))
     async with plain(doors) as session:
         doc = await session.get(Doc, 1)
-        with pytest.raises(VersionError, match=r"would forget the version .* call bump_version\(obj\)"):
+        with pytest.raises(VersionError, match=r"would discard the version .* call bump_version\(obj\)"):
             flag_modified(doc, "version_id")
         assert doc not in session.dirty
 

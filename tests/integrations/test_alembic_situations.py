@@ -143,9 +143,9 @@ def test_an_operation_that_has_a_batch_for_itself_copies_nothing(engine: sa.Engi
     [
         (LINES, "rows of lines refer to it"),
         (TREE, "rows of orders refer to it"),
-        (TRIGGER, "its trigger t would be gone"),
-        (OTHERS_TRIGGER, "the trigger t speaks of it"),
-        (VIEW, "the view named speaks of it"),
+        (TRIGGER, "its trigger t would be lost"),
+        (OTHERS_TRIGGER, "the trigger t refers to it"),
+        (VIEW, "the view named refers to it"),
         (EXPRESSION, "its index ux is over an expression"),
     ],
 )
@@ -193,7 +193,7 @@ def test_a_copy_that_loses_nothing_is_made(engine: sa.Engine) -> None:
 def test_a_second_copy_without_the_options_of_the_first_is_refused(engine: sa.Engine) -> None:
     run(engine, "ALTER TABLE orders ADD COLUMN version_id INTEGER DEFAULT 1 NOT NULL")
     check = sa.CheckConstraint("name <> ''", name="named")
-    with pytest.raises(MigrationError, match="begin another op.batch_alter_table"), operations(engine) as op:
+    with pytest.raises(MigrationError, match="put it first in another op.batch_alter_table"), operations(engine) as op:
         with op.batch_alter_table("orders", table_args=(check,)) as batch_op:
             batch_op.drop_version_column()
             batch_op.alter_column("name", type_=sa.String(30), existing_type=sa.String(20))
@@ -282,7 +282,7 @@ def test_a_server_that_takes_no_change_of_a_definition_leaves_nothing_behind(eng
         )
 
     sa.event.listen(engine, "connect", lambda connection, _: connection.set_authorizer(forbid))
-    with pytest.raises(MigrationError, match="nothing was changed; say keep_default=True"), operations(engine) as op:
+    with pytest.raises(MigrationError, match="nothing was changed; use keep_default=True"), operations(engine) as op:
         op.add_version_column("orders", keep_default=False)
     assert rows(engine, "SELECT name, sql FROM sqlite_master") == before
 
@@ -465,7 +465,7 @@ def test_a_map_of_schemas_which_alter_table_does_not_follow_is_refused(schema: s
     with operations(engine, schema_translate_map={schema: "tenant"}) as op:
         for name in ("add", "drop", "adopt", "release"):
             operation = getattr(op, f"{name}_version_column")
-            with pytest.raises(MigrationError, match="say schema='tenant'"):
+            with pytest.raises(MigrationError, match="use schema='tenant'"):
                 operation("orders", kind="timestamp", schema=schema)
     assert columns(engine) == ["id", "name"]
     with operations(engine, schema_translate_map={"other": "tenant"}) as op:

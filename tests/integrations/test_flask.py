@@ -296,7 +296,7 @@ async def test_the_session_of_a_request_is_not_for_its_threads(doors: Door) -> N
         _ = kit.session
     assert app.test_client().get("/").status_code == 200
     assert "call it inside `with Session.scope()`" in told[0]
-    with pytest.raises(errors.ScopeError, match="that has ended; do it inside the scope, or open another one"):
+    with pytest.raises(errors.ScopeError, match="which has ended; do this inside the scope, or open another one"):
         late[0].add(User(name="late"))
         late[0].flush()
 
@@ -390,7 +390,7 @@ async def test_what_cannot_be_served_is_refused_at_once(doors: Door) -> None:
     with pytest.raises(errors.OptionError, match="'default'"):
         SessionKit(app, {"main": doors.Session})
     SessionKit(app, doors.Session)
-    with pytest.raises(errors.ScopeError, match="has a SessionKit already"):
+    with pytest.raises(errors.ScopeError, match="already has a SessionKit"):
         SessionKit(app, doors.Session)
     with pytest.raises(errors.ScopeError, match="init_app"):
         _ = SessionKit().session
