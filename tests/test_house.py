@@ -48,12 +48,14 @@ ROOMS: dict[str, str] = {
     "_stale_reads": "_call_site errors",
     # options that are functions of the call's arguments
     "_arguments": "errors",
+    # what a transaction is set to
+    "_settings": "_arguments errors",
     "commits": "_dialects _schemas errors",
     "_observers": "context retry",
     # The session's methods that find conflicts: versions put themselves in there, once there are any.
     "_stale": "errors",
     # what a scope does when it is entered, decided before anything is done
-    "_plan": "_arguments _mutex _schemas errors isolation retry",
+    "_plan": "_arguments _mutex _schemas _settings errors isolation retry",
     # the transaction of a unit, from BEGIN to close: its __init__ says in which order to read it
     "_core": "",
     "_core.seams": "_dialects",
@@ -61,22 +63,22 @@ ROOMS: dict[str, str] = {
     "_core.connection": "_bridge _core.seams _dialects commits context errors",
     "_core.hooks": "_core.connection _core.savepoints errors",
     "_core.commit": "_binds _core.connection _core.savepoints _dialects _waiting context errors",
-    "_core.session": "_stale_reads _binds _core.connection _core.commit _core.seams _stale context errors",
-    "_core.features": "_arguments _call_site _lockable _mutex _core.commit _core.connection _core.savepoints _core.seams _dialects _schemas _waiting commits context errors "
+    "_core.session": "_settings _stale_reads _binds _core.connection _core.commit _core.seams _stale context errors",
+    "_core.features": "_arguments _call_site _lockable _mutex _settings _core.commit _core.connection _core.savepoints _core.seams _dialects _schemas _waiting commits context errors "
     "isolation",
     "_core.unit": "_core.commit _core.connection _core.features _core.hooks _core.savepoints _core.session _dialects _plan "
-    "context errors isolation retry",
+    "_settings context errors isolation retry",
     "_core.joined": "_core.commit _core.connection _core.features _core.savepoints _core.unit _dialects _plan context errors",
     # the scopes around it, and the factories that make them
     "_factory_info": "_core.features _dialects _plan errors isolation retry",
     "_attempts": "_loops _observers _waiting errors retry",
     "_decorate": "_arguments _attempts errors",
-    "scope": "_arguments _core.hooks _core.joined _core.session _core.unit _decorate _factory_info _mutex _observers _plan _bridge context "
+    "scope": "_arguments _core.hooks _core.joined _core.session _core.unit _decorate _factory_info _mutex _observers _plan _settings _bridge context "
     "errors isolation retry",
     "hooks": "_core.connection _core.hooks _core.savepoints _core.session context errors",
     "_methods": "_attempts _plan retry scope",
     "factory": "_binds _core.features _core.session _factory_info _methods _plan context errors",
-    "async_factory": "_binds _core.features _factory_info _methods errors factory",
+    "async_factory": "_binds _core.features _core.session _factory_info _methods errors factory",
     # what works on a session that it is given; a conflict is found in any session, and ours finds some more
     "version": "_dialects _stale errors",
     "locks": "_core.session _dialects _lockable _mutex _stale_reads context errors",
@@ -86,8 +88,8 @@ ROOMS: dict[str, str] = {
     # the front hall: names only, each imported at its first use, so it may know every public room
     "__init__": "*",
     # the one door for what stands on the public rooms, and what comes in by it; nothing else may import these
-    "_spi": "_core.connection _core.hooks _core.joined _core.savepoints _core.seams _core.session _core.unit _dialects "
-    "_factory_info _observers _plan _bridge _waiting context isolation retry",
+    "_spi": "_core.connection _core.features _core.hooks _core.joined _core.savepoints _core.seams _core.session _core.unit _dialects "
+    "_factory_info _observers _plan _settings _bridge _waiting context isolation retry",
     "integrations": "* _spi",
     "cli": "* _spi",
     "__main__": "cli",

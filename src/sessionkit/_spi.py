@@ -6,6 +6,7 @@ from . import _dialects
 from ._bridge import to_completion
 from ._core import seams
 from ._core.connection import ScopeConnection, connect, engine_that_begins
+from ._core.features.settings import set_at_begin
 from ._core.hooks import Hook, captures, refuse_awaitable
 from ._core.joined import Joined
 from ._core.savepoints import connections
@@ -15,6 +16,7 @@ from ._dialects import Position, is_autocommit, root_of
 from ._factory_info import FactoryInfo
 from ._observers import Observation, Observer, observers, tell_retried
 from ._plan import ManualCommit, Options, Request
+from ._settings import InForce, Role, Settings, takes_one
 from ._waiting import pause, skipping, sleep
 from .context import Entry, State, current_of, describe, factory_key, here, pop, sync_session_of, top
 from .isolation import NOTHING_ASKED, PRESET_FIELDS
@@ -27,6 +29,7 @@ __all__ = [
     "Entry",
     "FactoryInfo",
     "Hook",
+    "InForce",
     "Joined",
     "ManualCommit",
     "Observation",
@@ -34,9 +37,11 @@ __all__ = [
     "Options",
     "Position",
     "Request",
+    "Role",
     "Run",
     "ScopeAware",
     "ScopeConnection",
+    "Settings",
     "State",
     "Unit",
     "_dialects",
@@ -59,9 +64,11 @@ __all__ = [
     "refuse_awaitable",
     "root_of",
     "seams",
+    "set_at_begin",
     "skipping",
     "sleep",
     "sync_session_of",
+    "takes_one",
     "tell_made",
     "tell_retried",
     "to_completion",

@@ -19,7 +19,7 @@ from ._async_turn import AsyncTurn
 from ._web import IDEMPOTENT, LONGEST_BODY, Answer, RequestUnit, RollbackOn, Rules, on_error_status, rules
 
 if TYPE_CHECKING:
-    from .._spi import ManualCommit
+    from .._spi import ManualCommit, Role, Settings
     from ._web import AsyncFactory, NoRollbackFor, SyncFactory
 
 __all__ = ["SessionKitMiddleware"]
@@ -65,6 +65,8 @@ class SessionKitMiddleware:
             `session_scope`; default: the factory's setting.
         no_rollback_for: an exception class, or a tuple of them, that does not prevent the commit, as in `session_scope`;
             default: the factory's setting. The middleware does not see an exception that was handled inside.
+        settings, role: the settings and the role of a request's transactions, as in `session_scope`, put over the factory's.
+            A function that takes one argument gets the ASGI scope of the request, a dict.
 
     Raises:
         ScopeError, OptionError: an argument has the wrong type or value.
@@ -83,6 +85,8 @@ class SessionKitMiddleware:
         retry_methods: Iterable[str] = IDEMPOTENT,
         manual_commit: ManualCommit | None = None,
         no_rollback_for: NoRollbackFor | None = None,
+        settings: Settings | None = None,
+        role: Role = None,
     ) -> None:
         factories: Sequence[Any] = factory if isinstance(factory, Sequence) else [factory]
         self.app = app
@@ -94,6 +98,8 @@ class SessionKitMiddleware:
             retry_methods,
             manual_commit,
             no_rollback_for,
+            settings,
+            role,
             asynchronous=True,
         )
 
@@ -171,6 +177,7 @@ class Exchange:
         self.body = body
         self._send = send
         self._started = False  # the start of a response has been passed on
+        self._entered = False  # the application was called
         self._again = False  # the response is dropped, because the request runs again
         # In a Starlette-like application, the handlers that turn an error into a response.
         self._app = turn.connection.get("app")
@@ -183,6 +190,7 @@ class Exchange:
         try:
             for factory in turn.request.rules.factories[::-1]:
                 await turn.enter(factory, {}, turn.request.rules.options)
+            self._entered = True
             await app(connection, self.body.receive, self.send)
         except BaseException as error:  # noqa: BLE001 - _failed raises it, unless it answers it
             return await self._failed(error)
@@ -231,7 +239,7 @@ class Exchange:
             if turn.again(error):
                 return False
         self.body.let_go()
-        await self._answer(failure or error, failure is not None)
+        await self._answer(failure or error, failure is not None or not self._entered)
         return True
 
     async def _answer(self, error: BaseException, unknown: bool) -> None:
@@ -239,7 +247,8 @@ class Exchange:
 
         Args:
             error: the error that the request failed with.
-            unknown: the application could not handle it, because its own response had begun.
+            unknown: the application could not handle it, because its own response had begun, or it was not
+                called yet.
         """
         connection, by_the_app = self.turn.connection, _ErrorHandlers.of(self._app)
         if unknown and by_the_app is not None and await by_the_app(error, connection, self.body.receive, self.send):

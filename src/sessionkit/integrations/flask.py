@@ -43,9 +43,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from flask import Request as FlaskRequest
     from flask import Response
 
-    from .._spi import ManualCommit
+    from .._spi import ManualCommit, Role, Settings
     from ._web import NoRollbackFor, SyncFactory
 
 __all__ = ["SessionKit"]
@@ -78,6 +79,9 @@ class SessionKit:
             `session_scope`; default: the factory's setting.
         no_rollback_for: an exception class, or a tuple of them, that does not prevent the commit, as in `session_scope`;
             default: the factory's setting.
+        settings, role: the settings and the role of a request's transactions, as in `session_scope`, put over the factory's.
+            A function that takes one argument gets a Flask request whose URL is matched (``request.view_args``) and whose
+            body cannot be read. The application's error handlers answer what it raises.
 
     Raises:
         ScopeError, SyncAsyncMismatch, OptionError: an argument has the wrong type or value.
@@ -96,6 +100,8 @@ class SessionKit:
         retry_methods: Iterable[str] = IDEMPOTENT,
         manual_commit: ManualCommit | None = None,
         no_rollback_for: NoRollbackFor | None = None,
+        settings: Settings | None = None,
+        role: Role = None,
     ) -> None:
         self._options: dict[str, Any] = {
             "rollback_on": rollback_on,
@@ -103,6 +109,8 @@ class SessionKit:
             "retry_methods": retry_methods,
             "manual_commit": manual_commit,
             "no_rollback_for": no_rollback_for,
+            "settings": settings,
+            "role": role,
         }
         self._named = None if factory is None else _named(factory)
         self._rules([] if self._named is None else list(self._named.values()))
@@ -177,9 +185,9 @@ class _Again(BaseException):
 class _Serving:
     """The hooks around and inside one application.
 
-    Flask has no hook that runs after all ``after_request`` functions but inside the error handling. So this overrides two of
-    Flask's methods that are meant to be overridden: ``process_response`` and ``handle_user_exception``. They take any
-    arguments, because newer releases also pass the context.
+    Flask has no hook that runs after all ``after_request`` functions but inside the error handling. So this overrides methods
+    of Flask that are meant to be overridden: ``process_response`` and ``handle_user_exception``, and ``preprocess_request``,
+    to raise what kept a scope from opening. They take any arguments, because newer releases also pass the context.
     """
 
     def __init__(self, app: Flask, named: dict[str, Any], given: Rules) -> None:
@@ -189,6 +197,8 @@ class _Serving:
         self._wsgi_app: WSGIApplication = app.wsgi_app
         self._process_response: Callable[..., Response] = app.process_response
         self._handle_user_exception: Callable[..., Any] = app.handle_user_exception
+        self._preprocess_request: Callable[..., Any] = app.preprocess_request
+        app.preprocess_request = self.preprocess_request  # type: ignore[method-assign]
         app.wsgi_app = self.wsgi_app  # type: ignore[method-assign]
         app.process_response = self.process_response  # type: ignore[method-assign, assignment]
         app.handle_user_exception = self.handle_user_exception  # type: ignore[method-assign, assignment]
@@ -199,9 +209,9 @@ class _Serving:
         replay = Replay(environ) if asked.retried else None
         asked.replayable = replay is None or replay.possible
         while True:
-            turn = environ[_TURN] = SyncTurn(asked)
+            turn = environ[_TURN] = SyncTurn(asked, lambda: _seen(self._app, environ))
             try:
-                turn.enter()
+                self._enter(turn)
                 body = self._wsgi_app(environ, start_response)
                 turn.give_up(None)  # Flask did not finish the request: something in front of it has answered
             except _Again:
@@ -214,6 +224,21 @@ class _Serving:
             assert replay is not None
             turn.pause()
             replay.rewind()
+
+    def _enter(self, turn: SyncTurn) -> None:
+        """Open the scopes; an error waits until Flask can handle it."""
+        try:
+            turn.enter()
+        except Exception as error:  # noqa: BLE001 - the error handlers decide
+            turn.failed(error)
+            turn.not_entered = error
+
+    def preprocess_request(self, *args: Any) -> Any:
+        """Raise what kept the scopes from being opened, or go on."""
+        turn = _turn()
+        if turn.not_entered is not None:
+            raise turn.not_entered
+        return self._preprocess_request(*args)
 
     def process_response(self, *args: Any) -> Response:
         """Run the after_request functions, then end the scopes."""
@@ -251,6 +276,18 @@ class _Serving:
     def note_exception(self, app: Flask, exception: Exception) -> None:
         """Note an error that was raised after the view, for example by an after_request function."""
         _turn().failed(exception)
+
+
+def _seen(app: Any, environ: WSGIEnvironment) -> FlaskRequest:
+    """Return the request that Flask is going to make, with its URL matched, and without its body, which can be read once."""
+    seen: FlaskRequest = app.request_class(environ, populate_request=False, shallow=True)
+    try:
+        adapter = app.create_url_adapter(seen)
+        if adapter is not None:
+            seen.url_rule, seen.view_args = adapter.match(return_rule=True)
+    except HTTPException as error:
+        seen.routing_exception = error
+    return seen
 
 
 def _turn() -> SyncTurn:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from .._spi import ManualCommit
+    from .._spi import ManualCommit, Role, Settings
     from ._web import NoRollbackFor, SyncFactory
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
@@ -62,6 +62,8 @@ class SessionKitMiddleware:
             `session_scope`; default: the factory's setting.
         no_rollback_for: an exception class, or a tuple of them, that does not prevent the commit, as in `session_scope`;
             default: the factory's setting.
+        settings, role: the settings and the role of a request's transactions, as in `session_scope`, put over the factory's.
+            A function that takes one argument gets the WSGI environment of the request.
 
     Raises:
         ScopeError, SyncAsyncMismatch, OptionError: an argument has the wrong type or value.
@@ -80,6 +82,8 @@ class SessionKitMiddleware:
         retry_methods: Iterable[str] = IDEMPOTENT,
         manual_commit: ManualCommit | None = None,
         no_rollback_for: NoRollbackFor | None = None,
+        settings: Settings | None = None,
+        role: Role = None,
     ) -> None:
         factories: Sequence[Any] = factory if isinstance(factory, Sequence) else [factory]
         self.app = app
@@ -91,6 +95,8 @@ class SessionKitMiddleware:
             retry_methods,
             manual_commit,
             no_rollback_for,
+            settings,
+            role,
             asynchronous=False,
         )
 
@@ -100,7 +106,7 @@ class SessionKitMiddleware:
         replay = Replay(environ) if request.retried else None
         request.replayable = replay is None or replay.possible
         while True:
-            exchange = _Exchange(SyncTurn(request), environ, start_response)
+            exchange = _Exchange(SyncTurn(request, lambda: environ), environ, start_response)
             body = exchange.run(self.app)
             if body is not None:
                 return body
