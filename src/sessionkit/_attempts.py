@@ -104,11 +104,12 @@ class _Bound(Attempt, Generic[S]):
         return None if self._attempts is None else self._attempts.run_of(self)
 
     def _enters_again(self, error: Exception) -> bool:
-        """Decide whether `error`, of an entry that could not have its mutex, is followed by another entry.
+        """Decide whether `error`, of an entry that could not have its mutex or its key, is followed by another entry.
 
         The body has not begun, so there is nothing to go back to.
         """
-        if self._scope._request.mutex is None or self._attempts is None:
+        asked = self._scope._request
+        if (asked.mutex is None and asked.once is None) or self._attempts is None:
             return False
         if not self._attempts.failed(self, error, time.monotonic()):
             return False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec
 from sqlalchemy import orm
 from sqlalchemy.util import greenlet_spawn
 
-from ._arguments import ask
+from ._arguments import Arguments, ask
 from ._core import hooks
 from ._core.joined import Joined
 from ._core.session import ScopeAware, make_aware, unit_of
@@ -21,6 +21,7 @@ from ._decorate import INJECTED, async_run, form_of, run, wrap, wrap_async
 from ._factory_info import FactoryInfo
 from ._mutex import mutex_text
 from ._observers import observers, tell_entered, tell_left
+from ._once import BeginAgain
 from ._plan import Options, Request, Step, plan, plan_passed
 from ._twins import to_completion
 from .context import (
@@ -39,6 +40,7 @@ from .context import (
 )
 from .errors import ColourError, OptionError, ScopeError, set_outcome
 from .isolation import NOTHING_ASKED
+from .retry import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext import asyncio as sa_asyncio
 
-    from .retry import Retry, Run
+    from .retry import Run
 
     AS = TypeVar("AS", bound=sa_asyncio.AsyncSession)
 else:
@@ -90,11 +92,15 @@ class BaseScope(Generic[H]):
             made._learns = None if name.endswith("<lambda>") else f"{getattr(fn, '__module__', '')}.{name}"
         return made
 
-    def _called_with(self, arguments: dict[str, Any]) -> Self:
+    def _called_with(self, arguments: Arguments) -> Self:
         """Return the scope of one call, whose options that are functions of the call's arguments have been asked."""
-        key = ask(self._request.mutex, arguments, "mutex")
-        mutex_text(key)  # None is no key: what a function forgets to return would be a scope without a mutex
-        asked = replace(self._request, mutex=key)
+        mutex, once = self._request.mutex, self._request.once
+        if callable(mutex):
+            mutex = ask(mutex, arguments.named, "mutex")
+            mutex_text(mutex)  # None is no key: what a function forgets to return would be a scope without a mutex
+        if once is not None:
+            once = once.called_with(arguments)
+        asked = replace(self._request, mutex=mutex, once=once)
         made = type(self)(self._info, self._factory, asked)
         made._fn, made._learns = self._fn, self._learns
         return made
@@ -113,11 +119,26 @@ class BaseScope(Generic[H]):
     def _policy(self) -> Retry | None:
         return self._request.retry
 
-    def _refuse_retry(self) -> NoReturn:
+    def _refuse_with(self) -> NoReturn:
+        self._refuse_once("a plain `with`")
         raise OptionError(
             "retry= was given to a plain `with`, whose body cannot be run again; decorate a function with it, or write "
             "`for attempt in Session.attempts(retry=...): with attempt as session: ...`"
         )
+
+    def _refuse_once(self, where: str) -> None:
+        """Refuse a key where the body cannot be skipped."""
+        once = self._request.once
+        if once is not None and not once.called:
+            raise OptionError(
+                f"once= was given to {where}, whose body cannot be skipped; decorate a function with it, or write "
+                "`Session.scope(once=...).run(fn, ...)`, where fn is a function of a session"
+            )
+
+    def _repeating(self) -> Retry:
+        """Return how attempts() runs its body again."""
+        self._refuse_once("attempts()")
+        return self._policy() or Retry()
 
     def _open(self, handed: Any, owner: object, run: Run | None) -> Unit:
         """Begin on a new session. No I/O of ours: the transaction reaches the database with the first statement."""
@@ -190,8 +211,8 @@ class Scope(BaseScope[S]):
     __slots__ = ()
 
     def __enter__(self) -> S:
-        if self._request.retry_given:
-            self._refuse_retry()
+        if self._request.needs_call:
+            self._refuse_with()
         return self._begin(None)
 
     def _begin(self, run: Run | None) -> S:
@@ -202,8 +223,8 @@ class Scope(BaseScope[S]):
         if outer is None or step is Step.OPEN:
             unit = self._open(self._factory(), owner, run)
             for feature in unit.features:
-                if feature.asks:
-                    _enter_feature(unit, feature.entering)
+                if feature.asks and not _enter_feature(unit, feature.entering):
+                    return self._begin(run)
             return self._entered(unit)
         entry = Joined(self, outer.handed, owner, outer.unit)
         if step is not Step.JOIN or entry.begins:
@@ -259,13 +280,18 @@ class Scope(BaseScope[S]):
         async def __aexit__(self, *exc_info: object) -> None: ...
 
 
-def _enter_feature(unit: Unit, entering: Callable[[], None]) -> None:
+def _enter_feature(unit: Unit, entering: Callable[[], None]) -> bool:
+    """Do what is done before the body; return False if another unit is to be begun in the place of this one."""
     try:
         entering()
+    except BeginAgain as again:
+        unit.finish(again)
+        return False
     except BaseException as failure:
         unit.finish(failure)
         set_outcome(failure, unit.outcome)
         raise
+    return True
 
 
 def _finish_joined(entry: Any, error: BaseException | None) -> None:
@@ -293,8 +319,8 @@ class AsyncScope(BaseScope[AS]):
     __slots__ = ()
 
     async def __aenter__(self) -> AS:
-        if self._request.retry_given:
-            self._refuse_retry()
+        if self._request.needs_call:
+            self._refuse_with()
         return await self._begin(None)
 
     async def _begin(self, run: Run | None) -> AS:
@@ -309,8 +335,8 @@ class AsyncScope(BaseScope[AS]):
             else:
                 unit = self._open(made, owner, run)
             for feature in unit.features:
-                if feature.asks:
-                    await greenlet_spawn(_enter_feature, unit, feature.entering)
+                if feature.asks and not await greenlet_spawn(_enter_feature, unit, feature.entering):
+                    return await self._begin(run)
             return self._entered(unit)
         entry = Joined(self, outer.handed, owner, outer.unit)
         if step is not Step.JOIN or entry.begins:

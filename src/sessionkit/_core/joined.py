@@ -35,7 +35,7 @@ logger = logging.getLogger("sessionkit")
 class Joined(Entry):
     """An entry into the transaction of a unit, or of a session that the caller passed in (then `unit` is None)."""
 
-    __slots__ = ("_by_hand", "_followed", "mutex", "request", "restriction", "savepoint", "unit")
+    __slots__ = ("_by_hand", "_followed", "claim", "mutex", "request", "restriction", "savepoint", "unit")
 
     def __init__(self, scope: Any, handed: Any, owner: object, unit: Unit | None) -> None:
         Entry.__init__(self, scope, handed, owner)
@@ -45,17 +45,18 @@ class Joined(Entry):
         self.restriction: Restriction | None = None
         self._followed: list[Connection] = []
         self.mutex: str | None = None  # the text of the one that it has taken
+        self.claim: Any = None  # the key of `once` that it has claimed, or whose result it has found
         self._by_hand: Any = None  # what commits by hand stand for, where the unit itself refuses them
 
     @property
     def only_joins(self) -> bool:
         """Whether it has set nothing that its end has to end."""
-        return self.savepoint is None and self.restriction is None and self._by_hand is None
+        return self.savepoint is None and self.restriction is None and self._by_hand is None and self.claim is None
 
     @property
     def begins(self) -> bool:
         """Whether it does something as it joins."""
-        return self.takes_mutex or self.allows_commits
+        return self.takes_mutex or self.allows_commits or self.request.once is not None
 
     @property
     def takes_mutex(self) -> bool:
@@ -80,6 +81,10 @@ class Joined(Entry):
                 from .features.mutex import join_mutex
 
                 self.mutex = join_mutex(self.unit, self.request)
+            if self.unit is not None and self.request.once is not None:
+                from .features.once import join_once
+
+                self.claim = join_once(self.unit, self.request)
             if step in (Step.JOIN_READ_ONLY, Step.SAVEPOINT_READ_ONLY):
                 assert self.unit is not None
                 self.restriction = Restriction(self.unit)
@@ -129,6 +134,8 @@ class Joined(Entry):
         try:
             if self.restriction is not None:
                 self.restriction.finish(error)
+            if self.claim is not None and error is None and not self.rollback_only:
+                self.claim.store()
         except BaseException as failure:
             self._finish(session, failure)
             raise
@@ -223,6 +230,8 @@ class Joined(Entry):
         """Let go of what it had: a copied context may hold this record for long."""
         self.state = State.LEFT
         self.savepoint = self.restriction = self._by_hand = None
+        if self.claim is not None:
+            self.claim.left()
         self._followed.clear()
 
 

@@ -166,6 +166,14 @@ class Unit(Entry):
         """Return the feature of a kind that the unit has, or None."""
         return next((each for each in self.features if isinstance(each, kind)), None)
 
+    @property
+    def claim(self) -> Any:
+        """The key of ``once=`` that it has claimed, or whose result it has found; None if it has none."""
+        from .features.once import Once
+
+        feature = self.feature(Once)
+        return None if feature is None else feature.claim
+
     # -- what it talks to -------------------------------------------------------------------------------------------
 
     def connect(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
     from ._locks import Locks
+    from ._once import OnceKeys
     from ._replication import Replication
     from ._template import Template
     from ._two_phase import TwoPhase
@@ -241,6 +242,7 @@ class Dialect:
         bound_commit: prepares for a COMMIT that is to be cut after so many seconds, where there is something to prepare.
         two_phase: how several of its databases commit as one; None where they cannot.
         locks: how its rows are locked, and how something is done by one at a time; None: nobody has looked.
+        once: how a key that belongs to one unit is claimed; None: nobody has looked.
         replication: how its replicas tell how far they have come; None where nobody has looked.
         now: asks the server's clock: aware, in microseconds; None where nobody has looked what the server can do.
         later: SQL for a timestamp after the one in ``{column}``, the server's clock if that is later; None as above.
@@ -278,6 +280,7 @@ class Dialect:
     bulk: Bulk = field(default_factory=Bulk)
     two_phase: TwoPhase | None = None
     locks: Locks | None = None
+    once: OnceKeys | None = None
     replication: Replication | None = None
     now: Callable[[Connection], datetime] | None = None
     later: str | None = None

@@ -13,6 +13,8 @@
     │   └── UnknownOptionError      an option of that name does not exist
     ├── LockError                   a lock was asked for that cannot be had here
     │   └── NotLocked               somebody else holds it (and whatever SQLAlchemy would have raised)
+    ├── OnceMismatch                a key of once= came with other arguments
+    ├── OnceResult                  a result that cannot be stored for the next caller (TypeError)
     ├── BulkError                   a row of a bulk call was refused (and whatever SQLAlchemy would have raised)
     ├── VersionError                a version was asked for what it cannot do
     │   └── MalformedETag           a header is no If-Match (ValueError)
@@ -56,6 +58,7 @@ from ._marks import Outcome, outcome_of
 from ._marks import first_of as first_of
 from ._marks import set_first as set_first
 from ._marks import set_outcome as set_outcome
+from ._once import OnceMismatch, OnceResult
 from ._runtime import (
     CommitOutcomeUnknown,
     CommitTokenError,
@@ -93,6 +96,8 @@ __all__ = [
     "NoCurrentSession",
     "NoReader",
     "NotLocked",
+    "OnceMismatch",
+    "OnceResult",
     "OptionError",
     "Outcome",
     "PartialCommit",

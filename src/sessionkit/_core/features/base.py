@@ -59,6 +59,9 @@ class Feature:
         """Do what a commit(), rollback() or close() by hand stands for; return whether it stands for anything."""
         return False
 
+    def claimed(self) -> None:
+        """Take note that the unit has claimed its key, which stays whatever its body undoes."""
+
     def finishing(self) -> None:
         """Do the last thing of the body, which has ended well."""
 

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.util import await_only
 
-from ... import _dialects, commits
+from ... import _dialects, _markers
 from ..._schemas import translate
 from ...errors import OptionError, ScopeError, SessionKitError, told
 from ...isolation import Preset
@@ -61,12 +61,12 @@ class VerifiedByMarker(_Verified):
         engine = self.unit.session.bind
         try:
             with engine.connect() as connection:
-                found = commits.is_there(connection)
+                found = _markers.is_there(connection)
         except Exception:  # noqa: BLE001 - of any kind: asyncpg's come unwrapped while it connects
             return  # the body's first statement meets the same, where it can be run again
         if not found:
             raise OptionError(
-                f"verify_commit=True was asked for, but {engine!r} has no table {commits.TABLE_NAME} for the commit "
+                f"verify_commit=True was asked for, but {engine!r} has no table {_markers.TABLE_NAME} for the commit "
                 "markers; make it with sessionkit.commits.create_table(engine), or in a migration"
             )
         self.unit.info.with_markers.add(engine)
@@ -75,7 +75,7 @@ class VerifiedByMarker(_Verified):
         if not self._concerns(held):
             return
         connection: Any = held[0]
-        unit, key = self.unit, commits.new_key()
+        unit, key = self.unit, _markers.new_key()
         self.key = key
         engine, asynchronous = connection.engine, unit.asynchronous
 
@@ -95,7 +95,7 @@ class VerifiedByMarker(_Verified):
             and is_committed(unit.transaction, connection)
         ):
             connection.marker = _dialects.of(connection).with_commit(connection)
-        commits.mark(connection, key, {} if connection.marker is None else {WITH_COMMIT: True})
+        _markers.mark(connection, key, {} if connection.marker is None else {WITH_COMMIT: True})
 
 
 class VerifiedByApplication(_Verified):
@@ -105,7 +105,7 @@ class VerifiedByApplication(_Verified):
         if self._concerns(held):
             self.unit.question = self._ask
 
-    def _ask(self, seconds: float) -> commits.Verdict | None:
+    def _ask(self, seconds: float) -> _markers.Verdict | None:
         unit = self.unit
         session = unit.factory()
         sync_session: Session = session.sync_session if unit.asynchronous else session
@@ -130,7 +130,7 @@ class VerifiedByApplication(_Verified):
         return None if answer is None else "committed" if answer else "rolled back"
 
 
-def claim(engine: Engine, key: str, seconds: float, asynchronous: bool) -> commits.Verdict:
+def claim(engine: Engine, key: str, seconds: float, asynchronous: bool) -> _markers.Verdict:
     """Find out on a new connection how the unit with the marker `key` ended, and make sure that it stays so.
 
     Raises:
@@ -139,14 +139,14 @@ def claim(engine: Engine, key: str, seconds: float, asynchronous: bool) -> commi
     override = seams.override_of(engine)
     if override is not None:
         # Within what the test takes back; on another connection the claim would wait for it, and stay.
-        return commits.claim(override.side_connection(), key)
+        return _markers.claim(override.side_connection(), key)
     beginning = _dialects.of(engine).beginning(engine, Preset(lock_timeout=seconds))
     with (
         connect(engine, beginning) as connection,
         Watchdog(seconds + 0.5, lambda: [connection], asynchronous),  # should the server not keep its own time
     ):
         transaction = connection.begin()
-        verdict = commits.claim(connection, key)
+        verdict = _markers.claim(connection, key)
         if verdict == "rolled back":  # "committed" is read, and needs no COMMIT of ours, which could be lost as well
             transaction.commit()
         return verdict

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from ... import _dialects, commits
+from ... import _dialects, _markers
 from ...context import State
 from ...errors import OptionError, ScopeError, is_lost
 from .. import seams
@@ -159,7 +159,7 @@ class TwoPhaseCommit(Feature):
         unit = self.unit
         if not self.two_phases or len(held) < 2 or unit.preset.read_only:
             return False
-        self.key = commits.new_key()
+        self.key = _markers.new_key()
         ballot = self._ballot = Ballot(unit.transaction, self.key, unit.asynchronous)
         if unit.request.verify_commit:
             unit.question = ballot.find_out
@@ -219,7 +219,7 @@ class Ballot:
         coordinator = self._participants[0]
         tried: list[_Participant] = []
         try:
-            commits.mark(coordinator.connection, coordinator.gid.key)
+            _markers.mark(coordinator.connection, coordinator.gid.key)
             for participant in reversed(self._participants):
                 tried.append(participant)
                 connection = participant.connection
@@ -276,7 +276,7 @@ class Ballot:
             if not two_phase.gone(error):  # recovery was faster, and goes by the same decision
                 logger.warning("%s is left prepared; recover_prepared() ends it", participant.gid, exc_info=True)
 
-    def find_out(self, seconds: float) -> commits.Verdict:
+    def find_out(self, seconds: float) -> _markers.Verdict:
         """Commit the coordinator once more, after its answer was lost, and end the others as it was; return how."""
         verdict = end_coordinator(self._engines[0], self._participants[0].gid, True, seconds, self._asynchronous)
         self.outcome = verdict
@@ -304,7 +304,7 @@ def end_prepared(engine: Engine, gid: Gid, commit: bool) -> bool:
         return True
 
 
-def end_coordinator(engine: Engine, gid: Gid, commit: bool, seconds: float, asynchronous: bool) -> commits.Verdict:
+def end_coordinator(engine: Engine, gid: Gid, commit: bool, seconds: float, asynchronous: bool) -> _markers.Verdict:
     """Commit or roll back a coordinator's prepared transaction, unless somebody else has ended it; return how it ended.
 
     Raises:
