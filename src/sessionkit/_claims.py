@@ -45,7 +45,7 @@ UNIT, REQUEST, MESSAGE = "U", "R", "M"
 """The kinds of keys. Each has names of its own."""
 
 PENDING, DONE = "P", "D"
-"""The states of a row without a result: its unit runs, and there is none."""
+"""The states of a row without a result: its unit still runs, or it has no result."""
 
 
 def once_table(metadata: MetaData | None = None, *, schema: str | None = None) -> Table:
@@ -57,9 +57,7 @@ def once_table(metadata: MetaData | None = None, *, schema: str | None = None) -
         Column("kind", String(1), primary_key=True, comment="U: of a unit, R: of a request, M: of a message"),
         Column("claim", String(32), nullable=False, comment="which run of the unit has written this row"),
         Column("fingerprint", Text, nullable=False),
-        Column(
-            "state", String(1), nullable=False, comment="T: text, B: bytes, D: done, without a result, P: not done yet"
-        ),
+        Column("state", String(1), nullable=False, comment="T: text, B: bytes, D: done, no result; P: not done yet"),
         Column("result", LargeBinary),
         Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.current_timestamp()),
         Column("expires_at", DateTime(timezone=True), nullable=False, index=True),
@@ -123,7 +121,7 @@ def keys_of(connection: Connection) -> OnceKeys:
     keys = _dialects.of(connection).once
     if keys is None:
         raise OptionError(
-            f"a key was to be claimed, but sessionkit has no way to do that on {connection.dialect.name}; leave once= out there"
+            f"once= or consumed() was asked for, but sessionkit cannot claim a key on {connection.dialect.name}; leave it out there"
         )
     return keys
 

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from ._arguments import ask, check_callable
-from .errors import OnceResult, OptionError, told
+from .errors import OnceResult, OptionError, describe
 
 if TYPE_CHECKING:
     from ._arguments import Arguments
@@ -153,7 +153,7 @@ def _fingerprint_of(arguments: Arguments) -> str:
         text = json.dumps(arguments.values, sort_keys=True, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise OptionError(
-            f"once= was asked for, and JSON cannot say the arguments of this call ({told(error)}), so they have no "
+            f"once= was asked for, and JSON cannot say the arguments of this call ({describe(error)}), so they have no "
             "fingerprint; give fingerprint= a function of them that returns a string, or a string that is always the same"
         ) from error
     return sha256(text.encode()).hexdigest()
@@ -205,7 +205,7 @@ def _json_of(result: Any, key: str) -> str:
             return text
         why = "it would come back as something else"
     except (TypeError, ValueError, RecursionError) as error:
-        why = told(error)
+        why = describe(error)
     raise OnceResult(
         f"the unit with the key {key!r} returned {_shown(result)}, which JSON cannot keep ({why}), so nothing was "
         "committed; return None, str, bool, int, float, or lists and dicts of these, or give codec=(dumps, loads)"

@@ -1,11 +1,11 @@
-"""The commit marker: how to find out what became of a COMMIT whose answer was lost.
+"""The commit marker: how to find out how a COMMIT ended whose answer was lost.
 
 A unit with ``verify_commit=True`` writes a row with a key of its own just before its COMMIT, or in one message with it:
 the row is there if and only if the unit was committed. After a lost answer somebody has to find out, and a SELECT
 cannot: the COMMIT may still be on its way. So the key is *claimed* on a new connection: ``INSERT ... ON CONFLICT DO
-NOTHING`` waits for a transaction that holds the key and is still open; whoever owns the row afterwards tells what
+NOTHING`` waits for a transaction that holds the key and is still open; the owner of the row afterwards tells what
 happened. If the claim got the key, the old transaction can never commit any more, since its own row would be a
-duplicate; where both are still on their way, the server refuses the row and does not come to the COMMIT behind it.
+duplicate. Where both are still on their way, the server refuses the row and does not come to the COMMIT behind it.
 
 With a key of the application's a unit happens once: ``once=`` has a table of its own, where each key is claimed before
 the body, and the result is stored with it; see `session_scope`. `consumed` does the same for messages, without a result.
@@ -25,7 +25,7 @@ from ._core.session import unit_of
 from ._markers import claim, table
 from ._once import WEEK, check_key, check_ttl
 from .context import current_of, sync_session_of
-from .errors import ColourError, NotLocked, OptionError, ScopeError, classify
+from .errors import NotLocked, OptionError, ScopeError, SyncAsyncMismatch, classify
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -73,10 +73,10 @@ def prune(engine: Engine, *, older_than: float = 86_400.0) -> int:
 
     Args:
         engine: where the tables are.
-        older_than: the age in seconds from which a marker goes; longer than any unit may take to be resolved, than any
-            COMMIT may be on its way, since a claim that is gone does not stop it any more, and than any transaction of
-            a two-phase commit may be left prepared: without its marker it is rolled back. It does not go for the keys of
-            ``once=`` and `consumed`: each has a time of its own, and goes when that is over.
+        older_than: the age in seconds from which a marker goes. It must be longer than a unit may take to be resolved, and
+            than a COMMIT may be on its way: a claim that is gone does not stop it any more. It must also be longer than a
+            transaction of a two-phase commit may stay prepared: without its marker that is rolled back. The keys of
+            ``once=`` and `consumed` have a time of their own, and go when it is over.
 
     Returns:
         How many rows went, of both tables.
@@ -127,8 +127,8 @@ def consumed(session: Session | scoped_session[Any], key: str, *, ttl: float = W
         True: the message is yours. False: it was handled before.
 
     Raises:
-        OptionError: the key or the time is none, or there is no table for the keys; see `create_table`.
-        ScopeError: the scope is read-only, or the engine commits each statement by itself.
+        OptionError: the key or the time is not valid, or there is no table for the keys; see `create_table`.
+        ScopeError: the scope is read-only, or the engine runs in AUTOCOMMIT.
         NotLocked: the other transaction has not ended within ``lock_timeout``. On SQLite it is the driver's BUSY.
 
     Above READ COMMITTED a key that was noted during the wait ends in a serialization failure, which a retry resolves.
@@ -138,7 +138,9 @@ def consumed(session: Session | scoped_session[Any], key: str, *, ttl: float = W
     seconds = check_ttl(ttl, f"ttl={ttl!r} was given to commits.consumed()")
     current = current_of(session)
     if not isinstance(current, Session) and hasattr(current, "sync_session"):
-        raise ColourError(f"commits.consumed() was given {current!r}, which is async; await commits.async_consumed()")
+        raise SyncAsyncMismatch(
+            f"commits.consumed() was given {current!r}, which is async; await commits.async_consumed()"
+        )
     return _consumed(sync_session_of(current, "commits.consumed()"), name, seconds)
 
 
@@ -146,7 +148,7 @@ async def async_consumed(session: AsyncSession | async_scoped_session[Any], key:
     """Do as `consumed`, on an ``AsyncSession``."""
     current: Any = current_of(session)
     if not hasattr(current, "run_sync"):
-        raise ColourError(
+        raise SyncAsyncMismatch(
             f"commits.async_consumed() was given {session!r}, which is no AsyncSession; call commits.consumed()"
         )
     mine: bool = await current.run_sync(consumed, key, ttl=ttl)

@@ -184,10 +184,10 @@ async def test_what_cannot_be_is_refused(doors: Door) -> None:
 async def test_the_wrong_twin_is_refused_and_names_the_right_one(doors: Door) -> None:
     async with doors.scope() as session:
         if doors.colour == "sync":
-            with pytest.raises(errors.ColourError, match=r"call commits\.consumed"):
+            with pytest.raises(errors.SyncAsyncMismatch, match=r"call commits\.consumed"):
                 await commits.async_consumed(doors.raw(session), "m1")
         else:
-            with pytest.raises(errors.ColourError, match=r"await commits\.async_consumed"):
+            with pytest.raises(errors.SyncAsyncMismatch, match=r"await commits\.async_consumed"):
                 commits.consumed(doors.raw(session), "m1")
 
 

@@ -16,7 +16,7 @@ from ... import _claims, _dialects
 from ..._binds import primary_of
 from ..._once import BeginAgain, dumped, loaded
 from ...context import State
-from ...errors import NotLocked, OnceMismatch, ScopeError, SessionKitError, classify, told
+from ...errors import NotLocked, OnceMismatch, ScopeError, SessionKitError, classify, describe
 from ...isolation import Preset
 from .. import seams
 from ..connection import WITH_COMMIT, ScopeConnection, connect
@@ -253,7 +253,7 @@ class Once(Feature):
             raise
         except Exception as error:
             # asyncpg's own errors come unwrapped while it connects; the next try may find the server back.
-            raise ConnectionError(f"the connection for asking could not be used: {told(error)}") from error
+            raise ConnectionError(f"the connection for asking could not be used: {describe(error)}") from error
 
     @property
     def _engine(self) -> Engine:
