@@ -121,7 +121,7 @@ def keys_of(connection: Connection) -> OnceKeys:
     keys = _dialects.of(connection).once
     if keys is None:
         raise OptionError(
-            f"once= or consumed() was asked for, but sessionkit cannot claim a key on {connection.dialect.name}; leave it out there"
+            f"once= or consumed() was asked for, but it has no keys on {connection.dialect.name}; leave it out there"
         )
     return keys
 

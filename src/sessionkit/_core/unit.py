@@ -169,10 +169,7 @@ class Unit(Entry):
     @property
     def claim(self) -> Any:
         """The key of ``once=`` that it has claimed, or whose result it has found; None if it has none."""
-        from .features.once import Once
-
-        feature = self.feature(Once)
-        return None if feature is None else feature.claim
+        return next((feature.claim for feature in self.features if feature.claim is not None), None)
 
     # -- what it talks to -------------------------------------------------------------------------------------------
 

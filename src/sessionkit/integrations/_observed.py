@@ -73,19 +73,33 @@ def run_of(entry: Entry) -> Run | None:
 
 
 def marks_of(entry: Entry) -> dict[str, bool | str]:
-    """Return what only some entries have: ``locking``, its SELECTs lock their rows; ``mutex``, the text of that it holds."""
+    """Return what only some entries have.
+
+    ``locking``: its SELECTs lock their rows. ``mutex``: the text of the one that it holds. ``replayed``: its body did not
+    run, since its key of ``once=`` had a result.
+    """
     run = run_of(entry)
     marks: dict[str, bool | str] = {} if run is None or not run.lock else {"locking": True}
     if isinstance(entry, Joined):
         mutex = entry.mutex
     else:
         mutex = next((feature.mutex for feature in entry.unit.features if feature.mutex is not None), None)
+    claim = (entry if isinstance(entry, Joined) else entry.unit).claim
+    if claim is not None and claim.replayed:
+        marks["replayed"] = True
     return marks if mutex is None else {**marks, "mutex": mutex}
 
 
 def outcome_of(entry: Entry) -> str | None:
-    """Return how the transaction that the entry had begun has ended; None if it had begun none."""
-    return entry.unit.outcome if entry.opened and entry.unit is not None else None
+    """Return how the transaction that the entry had begun has ended; None if it had begun none.
+
+    One that has only read the result of a key may end by COMMIT or ROLLBACK: the work that it tells of is committed.
+    """
+    if not entry.opened or entry.unit is None:
+        return None
+    outcome: str = entry.unit.outcome
+    claim = entry.unit.claim
+    return "committed" if claim is not None and claim.replayed else outcome
 
 
 def error_type(error: BaseException) -> str:

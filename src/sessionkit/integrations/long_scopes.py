@@ -64,6 +64,7 @@ class Found:
         seconds: for how long it was open.
         locking: its SELECTs lock their rows, as `Retry.lock_on_retry` has it.
         mutex: the text of the mutex that it was asked for, as `locks.mutex_key` tells it; None without one.
+        replayed: its body did not run, since its key of ``once=`` had a result.
     """
 
     event: Literal["open", "ended", "lost"]
@@ -74,6 +75,7 @@ class Found:
     seconds: float
     locking: bool = False
     mutex: str | None = None
+    replayed: bool = False
 
     def __str__(self) -> str:
         name = "" if self.name is None else f" {self.name!r}"

@@ -20,6 +20,7 @@ class Feature:
         key: of the unit's commit marker, for `CommitOutcomeUnknown`.
         asks: whether `entering` sends something.
         mutex: the text of the mutex that the unit was asked for.
+        claim: the key of ``once=`` that the unit has claimed, or whose result it has found.
         two_phases: whether the unit's databases commit as one.
     """
 
@@ -27,6 +28,7 @@ class Feature:
     key: str | None = None
     asks = False
     mutex: str | None = None
+    claim: Any = None
     two_phases = False
 
     def __init__(self, unit: Unit) -> None:

@@ -102,10 +102,12 @@ class Once(Feature):
         own: claim the one that the unit itself was asked for, as it is entered.
     """
 
+    claim: Claim | None
+
     def __init__(self, unit: Any, *, own: bool = True) -> None:
         super().__init__(unit)
         self.asks = own
-        self.claim: Claim | None = None
+        self.claim = None
         self._held: list[tuple[_claims.Name, SessionTransaction | None]] = []
         if own:
             asked: Asked = unit.request.once

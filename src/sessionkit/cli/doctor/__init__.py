@@ -10,7 +10,7 @@
 ``_pool``          checks of the pool, and of what stands between it and the server
 ``_replication``   checks of replicas
 ``_sqlite``        checks of a SQLite file and its engine
-``_tables``        checks of commit markers, models and migrations
+``_tables``        checks of commit markers, keys, models and migrations
 ``_examine``       the table of the checks, and how they are carried out
 ``_report``        text and JSON
 =================  ====================================================================================

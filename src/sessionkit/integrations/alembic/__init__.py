@@ -6,6 +6,7 @@
 ``operations``     ``op.add_version_column`` and the others: what is asked
 ``_steps``         how it is done, one table entry per dialect; ``_backfill``: PostgreSQL's batches;
                    ``_sqlite``: in place, by ``_sqlite_text``
+``_once``          ``op.create_once_table()``
 ``_batch``         within ``op.batch_alter_table()``: the order; ``_sqlite_copies``: what a copy would lose
 ``autogenerate``   from a model that became versioned to the operation; ``_history``: what was said before
 ``env``            `run_migrations`: from the command to the databases
@@ -26,12 +27,21 @@ from . import plugin as _plugin
 from ._errors import Blocker, MigrationBlocked, MigrationError, NotUpToDate
 from .checks import assert_up_to_date, async_assert_up_to_date
 from .env import run_migrations
-from .operations import AddVersionColumnOp, AdoptVersionColumnOp, DropVersionColumnOp, ReleaseVersionColumnOp
+from .operations import (
+    AddVersionColumnOp,
+    AdoptVersionColumnOp,
+    CreateOnceTableOp,
+    DropOnceTableOp,
+    DropVersionColumnOp,
+    ReleaseVersionColumnOp,
+)
 
 __all__ = [
     "AddVersionColumnOp",
     "AdoptVersionColumnOp",
     "Blocker",
+    "CreateOnceTableOp",
+    "DropOnceTableOp",
     "DropVersionColumnOp",
     "MigrationBlocked",
     "MigrationError",

@@ -1,13 +1,21 @@
-"""The operations on version columns: what is asked for in ``_ops``, how it is done in ``_steps``, and both for Alembic."""
+"""The operations: on version columns ``_ops`` says what is asked and ``_steps`` does it; ``_once`` has the table of keys."""
 
 from __future__ import annotations
 
 from alembic.operations import BatchOperations, Operations
 
-from . import _steps
+from . import _once, _steps
+from ._once import CreateOnceTableOp, DropOnceTableOp
 from ._ops import AddVersionColumnOp, AdoptVersionColumnOp, DropVersionColumnOp, ReleaseVersionColumnOp
 
-__all__ = ["AddVersionColumnOp", "AdoptVersionColumnOp", "DropVersionColumnOp", "ReleaseVersionColumnOp"]
+__all__ = [
+    "AddVersionColumnOp",
+    "AdoptVersionColumnOp",
+    "CreateOnceTableOp",
+    "DropOnceTableOp",
+    "DropVersionColumnOp",
+    "ReleaseVersionColumnOp",
+]
 
 
 def register() -> None:
@@ -19,6 +27,7 @@ def register() -> None:
     Operations.implementation_for(DropVersionColumnOp)(_drop)
     Operations.implementation_for(AdoptVersionColumnOp)(_adopt)
     Operations.implementation_for(ReleaseVersionColumnOp)(_release)
+    _once.register()
 
 
 def _add(operations: Operations, operation: AddVersionColumnOp) -> None:
