@@ -518,6 +518,15 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
             READ, whose snapshot would be older than the wait.
         mutex_wait: True (default): wait until it can be had, or ``lock_timeout`` or the timeout of `retry` is over. False:
             do not wait. A number of seconds: so long at the most.
+        once: the key of a unit that happens once, of 1 to 200 characters, or a function of the call's arguments that
+            returns one. For decorated functions and ``run``; a plain ``with`` cannot skip its body. The key is claimed in
+            the unit's transaction before the body. A second call waits for the first, gets its stored result, and its body
+            does not run. A unit that fails leaves no key. A lost answer to COMMIT is settled by the key.
+        fingerprint: what tells calls apart that must not share a key: a string, or a function of the call's arguments that
+            returns one. Default: SHA-256 of the JSON of the arguments.
+        codec: ``(dumps, loads)``: a function that makes ``str`` or ``bytes`` of a result, and one that reads them. Default:
+            JSON.
+        once_ttl: how long the key is kept, in seconds; default: 7 days.
         no_rollback_for: an exception class or a tuple of them. Such an exception passes on, but does not keep the scope
             from committing, nor the scope that it has joined, unless a statement or a flush has failed.
         name: what messages call this scope; default: the name of the decorated function.
@@ -530,7 +539,9 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
         ScopeError: `factory` is none, or the propagation does not allow what is asked (when entered).
         UnknownOptionError, OptionError: there is no such option, or it cannot have this value.
         UnexpectedRollback: (when left) the body raised nothing, but nothing could be committed.
-        NotLocked: (when entered) somebody else has the mutex, and has not let go of it in time.
+        NotLocked: (when entered) somebody else has the mutex or works on the key, and has not ended in time.
+        OnceMismatch: (when called) the key of ``once`` was used with other arguments.
+        OnceResult: (when called) the result cannot be stored.
         CommitOutcomeUnknown: (when left) the connection was lost during COMMIT.
         HookError: (when left) a hook failed after the transaction had ended; it says how it ended.
 
