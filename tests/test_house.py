@@ -90,7 +90,7 @@ ROOMS: dict[str, str] = {
     # the front hall: names only, each imported at its first use, so it may know every public room
     "__init__": "*",
     # the one door for what stands on the public rooms, and what comes in by it; nothing else may import these
-    "_spi": "_core.connection _core.hooks _core.joined _core.savepoints _core.seams _core.session _core.unit _dialects "
+    "_spi": "_claims _once _core.connection _core.hooks _core.joined _core.savepoints _core.seams _core.session _core.unit _dialects "
     "_factory_info _observers _plan _bridge _waiting context isolation retry",
     "integrations": "* _spi",
     "cli": "* _spi",

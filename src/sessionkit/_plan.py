@@ -172,7 +172,7 @@ class Request:
             given_preset,
         )
         if once is not None:
-            _check_once(made, where)
+            check_once(made, where)
         return made
 
     def _once(self, options: Options | dict[str, Any], where: str, defaults: bool) -> Once | None:
@@ -201,7 +201,7 @@ class Request:
         return mutex, seconds_of(wait, f"mutex_wait={wait!r} was given to {where}")
 
 
-def _check_once(request: Request, where: str) -> None:
+def check_once(request: Request, where: str) -> None:
     """Refuse what a unit with a key cannot be."""
     if request.preset.read_only:
         raise OptionError(

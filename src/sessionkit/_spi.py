@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import _dialects
 from ._bridge import to_completion
+from ._claims import REQUEST
 from ._core import seams
 from ._core.connection import ScopeConnection, connect, engine_that_begins
 from ._core.hooks import Hook, captures, refuse_awaitable
@@ -14,7 +15,8 @@ from ._core.unit import Unit, bound_engines
 from ._dialects import Position, is_autocommit, root_of
 from ._factory_info import FactoryInfo
 from ._observers import Observation, Observer, observers, tell_retried
-from ._plan import ManualCommit, Options, Request
+from ._once import WEEK, Once, check_ttl
+from ._plan import ManualCommit, Options, Request, check_once
 from ._waiting import pause, skipping, sleep
 from .context import Entry, State, current_of, describe, factory_key, here, pop, sync_session_of, top
 from .isolation import NOTHING_ASKED, PRESET_FIELDS
@@ -23,6 +25,8 @@ from .retry import Attempts, Run, as_retry
 __all__ = [
     "NOTHING_ASKED",
     "PRESET_FIELDS",
+    "REQUEST",
+    "WEEK",
     "Attempts",
     "Entry",
     "FactoryInfo",
@@ -31,6 +35,7 @@ __all__ = [
     "ManualCommit",
     "Observation",
     "Observer",
+    "Once",
     "Options",
     "Position",
     "Request",
@@ -45,6 +50,8 @@ __all__ = [
     "aware_class",
     "bound_engines",
     "captures",
+    "check_once",
+    "check_ttl",
     "connect",
     "connections",
     "current_of",

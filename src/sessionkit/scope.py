@@ -231,6 +231,16 @@ class Scope(BaseScope[S]):
             entry.begin(sync_session_of(outer.handed, "a scope"), step)
         return self._entered(entry)
 
+    async def _begin_through(self, work: Callable[..., Awaitable[Any]], run: Run | None) -> S:
+        """Enter it in this task, and have `work` call what waits for the database: a sync unit in async code."""
+        while True:
+            unit = self._open(self._factory(), here(), run)
+            for feature in unit.features:
+                if feature.asks and not await work(_enter_feature, unit, feature.entering):
+                    break
+            else:
+                return self._entered(unit)
+
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:

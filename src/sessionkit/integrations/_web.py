@@ -9,35 +9,51 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from .._spi import (
     Attempts,
     Options,
     Run,
     as_retry,
+    check_once,
     connections,
     observers,
     pause,
     sync_session_of,
     tell_retried,
+    top,
     unit_of,
 )
 from .._spi import Request as ScopeOptions
-from ..errors import HookError, MalformedETag, OptionError, SyncAsyncMismatch, classify, first_of, outcome_of
+from ..errors import (
+    HookError,
+    MalformedETag,
+    NotLocked,
+    OnceMismatch,
+    OptionError,
+    ScopeError,
+    SyncAsyncMismatch,
+    classify,
+    first_of,
+    outcome_of,
+)
 from ..hooks import set_rollback_only
 from ..retry import Attempt, Retry
 from ..scope import AsyncScope, session_scope
+from ._idempotency import IN_FLIGHT, OTHER_REQUEST, Answer, Idempotency, KeyRefused
 from ._observed import RequestName
 
 if TYPE_CHECKING:
     from sqlalchemy import orm
     from sqlalchemy.ext import asyncio as sa_asyncio
 
-    from .._spi import ManualCommit
+    from .._spi import ManualCommit, Once
     from ..scope import Scope
+    from ._idempotency import Stored
 
     SyncFactory = orm.sessionmaker[Any] | orm.scoped_session[Any]
     AsyncFactory = sa_asyncio.async_sessionmaker[Any] | sa_asyncio.async_scoped_session[Any]
@@ -68,24 +84,13 @@ def on_error_status(status: int) -> bool:
 # -- what a client is told ------------------------------------------------------------------------------------------
 
 
-class Answer(NamedTuple):
-    """A response to an error that the application did not handle."""
-
-    status: int
-    reason: str
-    text: str
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Return the headers that belong to the status."""
-        return {"Retry-After": str(RETRY_AFTER)} if self.status == 503 else {}
-
-
 _CHANGED = "Somebody else has changed this in the meantime. Read it again, then repeat your change."
 CONFLICT = Answer(409, "Conflict", _CHANGED)
 PRECONDITION_FAILED = Answer(412, "Precondition Failed", _CHANGED)
 MALFORMED = Answer(400, "Bad Request", 'If-Match is to hold * or entity tags in double quotes, such as "3".')
-TRY_AGAIN = Answer(503, "Service Unavailable", "This cannot be done at the moment, and nothing was saved. Try again.")
+TRY_AGAIN = Answer(
+    503, "Service Unavailable", "This cannot be done at the moment, and nothing was saved. Try again.", RETRY_AFTER
+)
 
 
 def answer_to(error: BaseException, if_match: bool) -> Answer | None:
@@ -97,6 +102,8 @@ def answer_to(error: BaseException, if_match: bool) -> Answer | None:
     """
     if isinstance(error, MalformedETag):
         return MALFORMED
+    if isinstance(error, KeyRefused):
+        return error.answer
     if _is_stale(error):
         return PRECONDITION_FAILED if if_match else CONFLICT
     if not classify(first_of(error)).retryable:
@@ -122,6 +129,7 @@ class Rules:
     retry: Retry | None
     retry_methods: frozenset[str]
     options: Options = field(default_factory=Options)  # of the scopes, where they differ from the factories'
+    idempotency: Idempotency | None = None
 
 
 def rules(
@@ -134,6 +142,7 @@ def rules(
     no_rollback_for: NoRollbackFor | None,
     *,
     asynchronous: bool,
+    idempotency: Idempotency | None = None,
 ) -> Rules:
     """Check the options of an integration.
 
@@ -142,6 +151,7 @@ def rules(
         factories: whose scopes are opened around each request.
         rollback_on, retry, retry_methods, manual_commit, no_rollback_for: as given by the user.
         asynchronous: whether async factories can be served.
+        idempotency: how requests with a key are served.
 
     Raises:
         ScopeError: what was given as a factory is none.
@@ -178,7 +188,15 @@ def rules(
             f"retry= was given to {where} with {len(factories)} factories; they commit one after the other, and what has "
             "committed cannot be run again: have one factory with binds=, or retry inside the request"
         )
-    return Rules(tuple(factories), rollback_on, policy, methods, options)
+    if idempotency is not None:
+        if len(factories) > 1:
+            raise OptionError(
+                f"idempotency_header= was given to {where} with {len(factories)} factories; they commit one after the other, and "
+                "the response is stored in one of them: have one factory with binds= and twophase=True"
+            )
+        for factory in factories:
+            check_once(session_scope(factory, **options)._request, f"the scopes of {where}")
+    return Rules(tuple(factories), rollback_on, policy, methods, options, idempotency)
 
 
 # -- one request, which may take several turns ----------------------------------------------------------------------
@@ -192,6 +210,8 @@ class RequestUnit:
         self.name = RequestName(method, path)
         self.if_match = if_match  # a conflict is the failure of the client's precondition
         self.replayable = True
+        self.method = method
+        self.key: Once | None = None  # under which its response is stored
         self._attempts: Attempts | None = None
         self._attempt: Attempt | None = None
         self._asked = False  # by what serves it: that wins over what goes for the whole application
@@ -263,16 +283,44 @@ class Turn:
         self._open: list[tuple[Any, Any]] = []
         self._lasting: list[Any] = []  # the scopes whose COMMIT leaves something behind, where there are several
         self._committed: list[Any] = []  # those of them that have committed
+        self.claim: Any = None  # of the request's key
+
+    @property
+    def replayed(self) -> bool:
+        """Whether the response is stored already."""
+        return self.claim is not None and self.claim.replayed
+
+    def holds_back(self, status: int) -> bool:
+        """Tell whether a response with this status is to be stored when the scopes end."""
+        if self.claim is None or self.replayed or self.over or self.error is not None:
+            return False
+        return not self.request.rules.rollback_on(status)
+
+    def keep(self, response: Stored) -> None:
+        """Have the response stored with the request's work."""
+        self.claim.keep(response)
 
     def scope_of(self, factory: Any, options: Options) -> Scope[Any] | AsyncScope[Any]:
         """Return a new scope: a value of its own for each turn, which can be left in any thread."""
         given: Options = {"name": self.request.name, **options, "propagation": "new", "retry": None}
         made: Scope[Any] | AsyncScope[Any] = session_scope(factory, **given)
+        key = self.request.key
+        if key is not None and not made._request.preset.read_only:
+            if self.claim is not None:
+                raise ScopeError(
+                    f"{self.request.name} has an idempotency key, and asked for a second session that writes: the two would "
+                    "not be committed as one with its response; use one session, or one factory with binds= and twophase=True"
+                )
+            check_once(made._request, f"the scope of {self.request.name}")
+            made._request = replace(made._request, once=key)
         return made
 
     def opened(self, scope: Any, session: Any) -> None:
         """Take note of a scope that this turn has to end."""
         self._open.append((scope, session))
+        if scope._request.once is not None:
+            entry: Any = top()
+            self.claim = entry.claim
 
     def failed(self, error: BaseException) -> None:
         """Take note of an exception: whoever handles it, what was done before it must not be committed."""
@@ -340,6 +388,19 @@ def _may_change(session: Any) -> bool:
     return bool(used) and not unit.read_only
 
 
+@contextmanager
+def claiming(scope: Any) -> Iterator[None]:
+    """Say of the errors of a scope with a key, which is being entered, what its client is to be told."""
+    try:
+        yield
+    except OnceMismatch as error:
+        raise KeyRefused(OTHER_REQUEST) from error
+    except NotLocked as error:
+        if scope._request.once is None:
+            raise
+        raise KeyRefused(IN_FLIGHT) from error
+
+
 def triple(error: BaseException | None) -> tuple[Any, Any, Any]:
     """Return what ``__exit__`` is called with."""
     return (None, None, None) if error is None else (type(error), error, error.__traceback__)
@@ -352,7 +413,9 @@ class SyncTurn(Turn):
         """Open a scope of each factory, the first one innermost. No I/O."""
         for factory in self.request.rules.factories[::-1]:
             scope: Any = self.scope_of(factory, self.request.rules.options)
-            self.opened(scope, scope._begin(self.request.run()))
+            with claiming(scope):
+                session = scope._begin(self.request.run())
+            self.opened(scope, session)
 
     def end(self, status: int | None) -> None:
         """End the scopes before a response with `status` leaves; None: there will be none.

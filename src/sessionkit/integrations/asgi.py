@@ -14,9 +14,24 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ScopeError
 from ..retry import Retry
 from ._async_turn import AsyncTurn
-from ._web import IDEMPOTENT, LONGEST_BODY, Answer, RequestUnit, RollbackOn, Rules, on_error_status, rules
+from ._idempotency import (
+    LONGEST_KEPT,
+    METHODS,
+    STREAM,
+    TOO_LARGE,
+    WAIT,
+    Answer,
+    KeyRefused,
+    Replayed,
+    Stored,
+    idempotency_of,
+    length_of,
+    stored,
+)
+from ._web import IDEMPOTENT, LONGEST_BODY, RequestUnit, RollbackOn, Rules, on_error_status, rules
 
 if TYPE_CHECKING:
     from .._spi import ManualCommit
@@ -67,6 +82,17 @@ class SessionKitMiddleware:
         no_rollback_for: a class of exceptions, or a tuple of them, that do not keep the request from being committed, as
             in `session_scope`; default: what the factory says. An exception that was handled
             inside is not seen.
+        idempotency_header: the name of a header, such as ``"Idempotency-Key"``: a request with it is served once. Its response
+            is stored in the request's transaction, and a client that repeats the request gets it again: status, body, and
+            headers but for those of the connection and the session (such as Set-Cookie). Another request under the same key
+            is answered with 422, one that is still being served after `idempotency_wait` with 409 and Retry-After. What
+            rolls back is not stored. Streams are refused. It needs the table of `commits.create_table`.
+        idempotency_methods: the methods to which that goes; default: POST.
+        idempotency_wait: the longest wait for a request with the same key, in seconds.
+        idempotency_ttl: how long responses are kept, in seconds; default: 7 days.
+        idempotency_caller: required: a function of the connection scope that tells who sends the request. It returns a
+            string, so that no client reads the response to another one's request, or None for a request that is served
+            without its key.
 
     Raises:
         ScopeError, OptionError: an argument is not of its kind.
@@ -85,6 +111,11 @@ class SessionKitMiddleware:
         retry_methods: Iterable[str] = IDEMPOTENT,
         manual_commit: ManualCommit | None = None,
         no_rollback_for: NoRollbackFor | None = None,
+        idempotency_header: str | None = None,
+        idempotency_methods: Iterable[str] = METHODS,
+        idempotency_wait: float = WAIT,
+        idempotency_ttl: float | None = None,
+        idempotency_caller: Callable[[Connection], str | None] | None = None,
     ) -> None:
         factories: Sequence[Any] = factory if isinstance(factory, Sequence) else [factory]
         self.app = app
@@ -97,6 +128,14 @@ class SessionKitMiddleware:
             manual_commit,
             no_rollback_for,
             asynchronous=True,
+            idempotency=idempotency_of(
+                "SessionKitMiddleware",
+                idempotency_header,
+                idempotency_methods,
+                idempotency_wait,
+                idempotency_ttl,
+                idempotency_caller,
+            ),
         )
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
@@ -155,6 +194,29 @@ class _Body:
                 self.let_go()
         return message
 
+    async def whole(self) -> bytes:
+        """Read the body to its end, and return it; the application gets it all the same.
+
+        Raises:
+            KeyRefused: it is too long.
+            Replayed: the client is gone, so there is nothing to serve.
+        """
+        parts: list[bytes] = []
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise Replayed
+            self._kept.append(message)
+            part = message.get("body", b"")
+            parts.append(part)
+            self._size += len(part)
+            if self._size > LONGEST_BODY:
+                self._request.replayable = False
+            if self._size > LONGEST_KEPT:
+                raise KeyRefused(TOO_LARGE)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
     def rewind(self) -> None:
         """Begin again from the first message."""
         self._replayed = 0
@@ -174,6 +236,8 @@ class Exchange:
         self._send = send
         self._started = False  # a response has been let through
         self._again = False  # it is not to be: the request is run again
+        self._held: Message | None = None  # the beginning of a response that is to be stored
+        self._parts: list[bytes] = []  # and what there is of its body
         # Who knows how to turn an error into a response, where it is an application of Starlette's kind.
         self._app = turn.connection.get("app")
 
@@ -183,22 +247,53 @@ class Exchange:
         outer = connection.get(EXCHANGE)
         connection[EXCHANGE] = self
         try:
-            for factory in turn.request.rules.factories[::-1]:
-                await turn.enter(factory, {}, turn.request.rules.options)
-            await app(connection, self.body.receive, self.send)
+            await self._serve(app)
         except BaseException as error:  # noqa: BLE001 - raised there, unless it is answered
             return await self._failed(error)
         finally:
             connection[EXCHANGE] = outer
         if self._started or self._again:
             return not self._again
+        if turn.replayed:
+            return await self._failed(Replayed())
         if isinstance(turn.failure, Exception):  # the application took note of it, and said nothing
             return await self._failed(turn.failure)
         await turn.give_up(None)  # there was no response
         return True
 
+    async def _serve(self, app: App) -> None:
+        turn = self.turn
+        await self._take_key()
+        for factory in turn.request.rules.factories[::-1]:
+            await turn.enter(factory, {}, turn.request.rules.options)
+        if turn.replayed:
+            raise Replayed
+        await app(turn.connection, self.body.receive, self.send)
+
+    async def _take_key(self) -> None:
+        """Find out under which key the response is stored, if the request has one."""
+        request, connection = self.turn.request, self.turn.connection
+        given = request.rules.idempotency
+        if given is None or request.key is not None or request.method not in given.methods:
+            return
+        header = given.header.lower().encode()
+        values = [value.decode("latin-1") for name, value in connection["headers"] if bytes(name).lower() == header]
+        key = given.key_of(values, connection)
+        if key is not None:
+            path = f"{connection.get('root_path', '')}{connection['path']}"
+            target = f"{path}?{connection.get('query_string', b'').decode('latin-1')}"
+            request.key = given.once(key, request.method, target, await self.body.whole())
+
     async def send(self, message: Message) -> None:
         """Let a message of the application through; before the start of a response, end the turn."""
+        if self.turn.replayed:
+            return  # the stored response is sent when the application has come to its end
+        if self._held is None and message["type"] == "http.response.start" and self.turn.holds_back(message["status"]):
+            self._held = message
+            return
+        if self._held is not None and not self.turn.over:
+            await self._hold(self._held, message)
+            return
         starts = message["type"] == "http.response.start"
         if starts and not self.turn.over:
             await self._end(message["status"])
@@ -208,6 +303,40 @@ class Exchange:
             self._started = True
             self.body.let_go()
         await self._send(message)
+
+    async def _hold(self, start: Message, message: Message) -> None:
+        """Keep a response back until it is whole, so that it is stored with the request's work; then let it through."""
+        more = message.get("more_body", False)
+        headers = [
+            (bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in start.get("headers", ())
+        ]
+        whole = not more or "content-length" in {name.lower() for name, _ in headers}
+        if message["type"] != "http.response.body" or not whole:
+            raise ScopeError(STREAM)
+        self._parts.append(message.get("body", b""))
+        if more:
+            return
+        body = b"".join(self._parts)
+        if self.turn.holds_back(start["status"]):
+            self.turn.keep(stored(start["status"], headers, body))
+        await self._end(start["status"])
+        if not self._again:
+            self._started = True
+            self.body.let_go()
+            await self._send(start)
+            await self._send({"type": "http.response.body", "body": body})
+
+    async def _replay(self) -> None:
+        """Send the stored response."""
+        turn = self.turn
+        turn.error = None  # that the application was left is none
+        response: Stored = turn.claim.answer()
+        await turn.end(response.status)
+        self._started = True
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+        headers += [(name.encode(), value.encode()) for name, value in length_of(response)]
+        await self._send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": response.body})
 
     async def _end(self, status: int) -> None:
         turn = self.turn
@@ -222,9 +351,19 @@ class Exchange:
     async def _failed(self, error: BaseException) -> bool:
         """Decide what becomes of a request whose application raised an error."""
         turn = self.turn
+        if isinstance(error, Exception) and turn.replayed and not turn.over:
+            try:
+                await self._replay()
+            except Exception as lost:
+                if self._started:
+                    raise
+                return await self._failed(lost)
+            return True
         if not isinstance(error, Exception) or self._started:
             await turn.give_up(error)
             raise error
+        if isinstance(error, Replayed):  # the client is gone
+            return True
         if self._again:
             return False
         failure = turn.failure if isinstance(turn.failure, Exception) else None

@@ -19,11 +19,11 @@ An endpoint that asks for it is inside the session's scope, so ``current_session
 
 import inspect
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import fastapi
-from fastapi import Depends, FastAPI, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.requests import HTTPConnection
 
 from .._spi import as_retry
@@ -31,6 +31,7 @@ from ..errors import OptionError, ScopeError
 from ..retry import Retry
 from ..scope import session_scope
 from ._async_turn import AsyncTurn
+from ._idempotency import METHODS, WAIT, Replayed
 from ._web import CONFLICT, IDEMPOTENT, PRECONDITION_FAILED, TRY_AGAIN, RollbackOn, Rules, on_error_status
 from .asgi import EXCHANGE, Exchange, SessionKitMiddleware, request_of
 
@@ -120,8 +121,11 @@ class _RequestSession:
         turn = self._own_turn(connection) if exchange is None else exchange.turn
         if self._retry is not None:
             turn.request.ask(self._retry)
+        session = await turn.enter(self._factory, self._options)
+        if turn.replayed:
+            raise Replayed
         try:
-            yield await turn.enter(self._factory, self._options)
+            yield session
         except BaseException as error:
             turn.failed(error)
             if exchange is None:
@@ -152,6 +156,11 @@ def install(
     rollback_on: RollbackOn = on_error_status,
     retry: Retry | int | None = None,
     retry_methods: Iterable[str] = IDEMPOTENT,
+    idempotency_header: str | None = None,
+    idempotency_methods: Iterable[str] = METHODS,
+    idempotency_wait: float = WAIT,
+    idempotency_ttl: float | None = None,
+    idempotency_caller: Callable[[Request], str | None] | None = None,
 ) -> None:
     """Have an application commit the sessions of `SessionDepends` when its responses begin, and tell clients of conflicts.
 
@@ -167,12 +176,30 @@ def install(
         retry: run a request again after errors for which that can help: a `Retry`, or a number of attempts. The
             endpoint and its dependencies run again. Default: None.
         retry_methods: the methods of requests that are run again; default: the idempotent ones.
+        idempotency_header: the name of a header, such as ``"Idempotency-Key"``: a request with it is served once. Its response
+            is stored in the transaction of its session, and a client that repeats the request gets it again: status, body,
+            and headers but for those of the connection and the session (such as Set-Cookie). Another request under the same
+            key is answered with 422, one that is still being served after `idempotency_wait` with 409 and Retry-After. What
+            rolls back is not stored. Streams are refused. It needs the table of `commits.create_table`, and goes to endpoints
+            that ask for a session that writes.
+        idempotency_methods: the methods to which that goes; default: POST.
+        idempotency_wait: the longest wait for a request with the same key, in seconds.
+        idempotency_ttl: how long responses are kept, in seconds; default: 7 days.
+        idempotency_caller: required: a function of the request that tells who sends it. It returns a string, so that no
+            client reads the response to another one's request, or None for a request that is served without its key.
 
     Raises:
         OptionError: an argument is not of its kind.
         RuntimeError: Starlette's: the application has served a request already.
     """
     options: dict[str, Any] = {"rollback_on": rollback_on, "retry": retry, "retry_methods": retry_methods}
+    options |= {
+        "idempotency_header": idempotency_header,
+        "idempotency_methods": idempotency_methods,
+        "idempotency_wait": idempotency_wait,
+        "idempotency_ttl": idempotency_ttl,
+        "idempotency_caller": _of_request(idempotency_caller),
+    }
     SessionKitMiddleware(
         app, [], **options
     )  # Starlette makes its own with the first request; what is wrong is told now
@@ -187,6 +214,13 @@ def install(
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _of_request(caller: Any) -> Any:
+    """Return a function of a connection scope in which FastAPI's request is."""
+    if not callable(caller) or inspect.iscoroutinefunction(caller):
+        return caller  # refused there
+    return lambda scope: caller(Request(scope))
 
 
 def _describe(schema: dict[str, Any]) -> None:

@@ -16,20 +16,29 @@ scoped session of the factory share one session and one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, current_app, got_request_exception, has_app_context, request
 from sqlalchemy import orm
-from werkzeug.exceptions import BadRequest, Conflict, HTTPException, PreconditionFailed, ServiceUnavailable
+from werkzeug.exceptions import (
+    BadRequest,
+    Conflict,
+    HTTPException,
+    LengthRequired,
+    PreconditionFailed,
+    RequestEntityTooLarge,
+    ServiceUnavailable,
+    UnprocessableEntity,
+)
 
 from ..context import current_session
 from ..errors import OptionError, ScopeError
 from ..retry import Retry
+from ._idempotency import IN_FLIGHT, METHODS, STREAM, WAIT, Answer, idempotency_of, stored
 from ._web import (
     IDEMPOTENT,
     RETRY_AFTER,
-    Answer,
     RequestUnit,
     RollbackOn,
     Rules,
@@ -37,15 +46,15 @@ from ._web import (
     on_error_status,
     rules,
 )
-from .wsgi import Replay, request_of
+from .wsgi import Replay, request_of, take_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from flask import Response
+    from flask import Request, Response
 
     from .._spi import ManualCommit
+    from ._idempotency import Stored
     from ._web import NoRollbackFor, SyncFactory
 
 __all__ = ["SessionKit"]
@@ -78,6 +87,17 @@ class SessionKit:
             `session_scope`; default: what the factory says.
         no_rollback_for: a class of exceptions, or a tuple of them, that do not keep the request from being committed, as
             in `session_scope`; default: what the factory says.
+        idempotency_header: the name of a header, such as ``"Idempotency-Key"``: a request with it is served once. Its response
+            is stored in the request's transaction, and a client that repeats the request gets it again: status, body, and
+            headers but for those of the connection and the session (such as Set-Cookie). Another request under the same key
+            is answered with 422, one that is still being served after `idempotency_wait` with 409 and Retry-After. What
+            rolls back is not stored. Streams are refused. It needs the table of `commits.create_table`.
+        idempotency_methods: the methods to which that goes; default: POST.
+        idempotency_wait: the longest wait for a request with the same key, in seconds.
+        idempotency_ttl: how long responses are kept, in seconds; default: 7 days.
+        idempotency_caller: required: a function of Flask's request that tells who sends it. It returns a
+            string, so that no client reads the response to another one's request, or None for a request that is served
+            without its key.
 
     Raises:
         ScopeError, SyncAsyncMismatch, OptionError: an argument is not of its kind.
@@ -96,6 +116,11 @@ class SessionKit:
         retry_methods: Iterable[str] = IDEMPOTENT,
         manual_commit: ManualCommit | None = None,
         no_rollback_for: NoRollbackFor | None = None,
+        idempotency_header: str | None = None,
+        idempotency_methods: Iterable[str] = METHODS,
+        idempotency_wait: float = WAIT,
+        idempotency_ttl: float | None = None,
+        idempotency_caller: Callable[[Request], str | None] | None = None,
     ) -> None:
         self._options: dict[str, Any] = {
             "rollback_on": rollback_on,
@@ -103,6 +128,14 @@ class SessionKit:
             "retry_methods": retry_methods,
             "manual_commit": manual_commit,
             "no_rollback_for": no_rollback_for,
+            "idempotency": idempotency_of(
+                "SessionKit",
+                idempotency_header,
+                idempotency_methods,
+                idempotency_wait,
+                idempotency_ttl,
+                idempotency_caller,
+            ),
         }
         self._named = None if factory is None else _named(factory)
         self._rules([] if self._named is None else list(self._named.values()))
@@ -188,8 +221,11 @@ class _Serving:
         self._wsgi_app: WSGIApplication = app.wsgi_app
         self._process_response: Callable[..., Response] = app.process_response
         self._handle_user_exception: Callable[..., Any] = app.handle_user_exception
+        self._preprocess_request: Callable[..., Any] = app.preprocess_request
         app.wsgi_app = self.wsgi_app  # type: ignore[method-assign]
         app.process_response = self.process_response  # type: ignore[method-assign, assignment]
+        if given.idempotency is not None:
+            app.preprocess_request = self.preprocess_request  # type: ignore[method-assign]
         app.handle_user_exception = self.handle_user_exception  # type: ignore[method-assign, assignment]
 
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -200,7 +236,8 @@ class _Serving:
         while True:
             turn = environ[_TURN] = SyncTurn(asked)
             try:
-                turn.enter()
+                if not self._may_have_key(environ):
+                    turn.enter()
                 body = self._wsgi_app(environ, start_response)
                 turn.give_up(None)  # Flask did not come to an end of its own: something in front of it has answered
             except _Again:
@@ -214,13 +251,34 @@ class _Serving:
             turn.pause()
             replay.rewind()
 
+    def _may_have_key(self, environ: WSGIEnvironment) -> bool:
+        """Tell whether the scopes of a request are opened where Flask knows it, and its error handlers are at hand."""
+        given = self._rules.idempotency
+        return given is not None and f"HTTP_{given.header.upper().replace('-', '_')}" in environ
+
+    def preprocess_request(self, *args: Any) -> Any:
+        """Open the scopes of a request with a key, then run the before_request functions; a stored response goes first."""
+        turn = _turn()
+        if not turn.over and self._may_have_key(request.environ):
+            if turn.request.key is None:
+                take_key(turn.request, request.environ, request)
+            turn.enter()
+            if turn.replayed:
+                response: Stored = turn.claim.answer()
+                return self._app.response_class(response.body, response.status, list(response.headers))
+        return self._preprocess_request(*args)
+
     def process_response(self, *args: Any) -> Response:
         """Run the after_request functions, then end the scopes."""
         *context, response = args
         turn = _turn()
+        # As it is before them: they run for a replay as well.
+        kept = _stored(response) if turn.holds_back(response.status_code) else None
         response = self._process_response(*context, response)
         if turn.over:
             return response
+        if kept is not None and turn.holds_back(response.status_code):
+            turn.keep(kept)
         try:
             turn.end(response.status_code)
         except Exception as error:  # noqa: BLE001 - the error handlers decide
@@ -251,6 +309,12 @@ class _Serving:
         _turn().failed(exception)
 
 
+def _stored(response: Response) -> Stored:
+    if response.is_streamed or response.direct_passthrough:
+        raise ScopeError(STREAM)
+    return stored(response.status_code, list(response.headers), response.get_data())
+
+
 def _turn() -> SyncTurn:
     # A request context that the application did not serve itself, as test_request_context() makes it, has no turn.
     turn: SyncTurn | None = request.environ.get(_TURN)
@@ -264,5 +328,23 @@ _NO_TURN.over = True
 def _http_exception(answer: Answer) -> HTTPException:
     if answer.status == 503:
         return ServiceUnavailable(answer.text, retry_after=RETRY_AFTER)
-    kinds: dict[int, type[HTTPException]] = {400: BadRequest, 409: Conflict, 412: PreconditionFailed}
-    return kinds[answer.status](answer.text)
+    if answer is IN_FLIGHT:
+        return _InFlight(answer.text)
+    return _KINDS[answer.status](answer.text)
+
+
+class _InFlight(Conflict):
+    """A conflict that asks the client to come again."""
+
+    def get_headers(self, *args: Any, **kwargs: Any) -> list[tuple[str, str]]:
+        return [*super().get_headers(*args, **kwargs), *IN_FLIGHT.headers.items()]
+
+
+_KINDS: dict[int, type[HTTPException]] = {
+    400: BadRequest,
+    409: Conflict,
+    411: LengthRequired,
+    412: PreconditionFailed,
+    413: RequestEntityTooLarge,
+    422: UnprocessableEntity,
+}

@@ -74,6 +74,11 @@ class Claim:
         """
         self._kept = dumped(result, self._asked.codec, self._asked.key)
 
+    @property
+    def has_result(self) -> bool:
+        """Whether `keep` was called."""
+        return self._kept is not None
+
     def store(self, options: Mapping[str, Any] = _NOTHING) -> None:
         """Write the result into the row of the key. I/O.
 
@@ -162,7 +167,12 @@ class Once(Feature):
         wait = bounded(asked.wait, None)
         if begins and asked.wait is not None and not joined:
             begin_with_it(unit, bind, locks, wait)
-        connection: Connection = unit.session.connection(bind_arguments={"bind": bind})
+        try:
+            connection: Connection = unit.session.connection(bind_arguments={"bind": bind})
+        except DBAPIError as error:
+            if begins and asked.wait is not None and classify(error).kind in ("busy", "locked"):
+                raise _not_had(error, unit, name, wait) from error
+            raise
         _claims.keys_of(connection)
         own = getattr(connection, "unit", None) is unit and not joined
         savepoint = None if own else connection.begin_nested()
@@ -197,11 +207,7 @@ class Once(Feature):
         pooled: Any = connection.connection.dbapi_connection
         (pooled if savepoint is None else savepoint).rollback()
         if meaning.kind == "lock_not_available":
-            within = "" if wait is None else f" within {wait:g} s"
-            raise NotLocked.of(
-                error,
-                f"{self.unit} waited for another unit with the key {name.key!r} of once=, which has not ended in time{within}",
-            ) from error
+            raise _not_had(error, self.unit, name, wait) from error
         if meaning.retryable or meaning.kind in ("busy", "locked"):
             return
         _claims.refuse_missing(connection, error, "once= was asked for")
@@ -228,6 +234,8 @@ class Once(Feature):
             return
         unit, connection = self.unit, claim.connection
         assert connection is not None
+        if not claim.has_result:
+            raise ScopeError(f"{unit} has no result to store under the key {claim.name.key!r} of once=")
         as_one = any(feature.two_phases for feature in unit.features)
         if len(held) > 1 and not as_one:
             raise ScopeError(
@@ -267,6 +275,12 @@ class Once(Feature):
         self._held.clear()
         if self.claim is not None:
             self.claim.left()
+
+
+def _not_had(error: DBAPIError, unit: Any, name: _claims.Name, wait: float | None) -> NotLocked:
+    within = "in time" if wait is None else f"within {wait:g} s"
+    message = f"{unit} waited for another unit with the key {name.key!r} of once=, which has not ended {within}"
+    return NotLocked.of(error, message)
 
 
 def _has_committed(engine: Engine, claim: Claim, seconds: float, asynchronous: bool) -> bool:
