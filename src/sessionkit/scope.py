@@ -291,7 +291,7 @@ class Scope(BaseScope[S]):
 
 
 def _enter_feature(unit: Unit, entering: Callable[[], None]) -> bool:
-    """Do what is done before the body; return False if another unit is to be begun in the place of this one."""
+    """Do what is done before the body; return False if the scope must begin another unit instead."""
     try:
         entering()
     except BeginAgain as again:

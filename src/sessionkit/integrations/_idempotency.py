@@ -92,7 +92,7 @@ class Idempotency:
     caller: Caller
 
     def key_of(self, values: Sequence[str], request: Any) -> str | None:
-        """Return under which key a request is stored; None: it has none, or it is nobody's.
+        """Return under which key a request is stored; None: it has no key, or no caller.
 
         Args:
             values: of the header, each time that it was sent.
@@ -238,6 +238,6 @@ def _unpack(data: bytes) -> Stored:
 CODEC = (_pack, _unpack)
 
 STREAM = (
-    "a streamed response cannot be stored for a request with an idempotency key, since nobody knows its end when the request "
+    "a streamed response cannot be stored for a request with an idempotency key, since its end is not known when the request "
     "commits; return it whole or with a Content-Length, or leave the method out of idempotency_methods"
 )

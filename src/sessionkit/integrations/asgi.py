@@ -236,7 +236,7 @@ class Exchange:
         self._send = send
         self._started = False  # a response has been let through
         self._again = False  # it is not to be: the request is run again
-        self._held: Message | None = None  # the beginning of a response that is to be stored
+        self._held: Message | None = None  # the beginning of a response that will be stored
         self._parts: list[bytes] = []  # and what there is of its body
         # Who knows how to turn an error into a response, where it is an application of Starlette's kind.
         self._app = turn.connection.get("app")
@@ -329,7 +329,7 @@ class Exchange:
     async def _replay(self) -> None:
         """Send the stored response."""
         turn = self.turn
-        turn.error = None  # that the application was left is none
+        turn.error = None  # the application was left on purpose
         response: Stored = turn.claim.answer()
         await turn.end(response.status)
         self._started = True
