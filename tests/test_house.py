@@ -84,7 +84,7 @@ ROOMS: dict[str, str] = {
     "version": "_dialects _stale errors",
     "commits": "_binds _claims _core.session _dialects _markers _once context errors",
     "locks": "_core.session _dialects _lockable _mutex _stale_reads context errors",
-    "bulk": "_core.connection _dialects _bridge errors version",
+    "bulk": "_core.connection _dialects _mutex _bridge errors version",
     "binding": "_core.features _factory_info _markers context errors",
     "sqlite": "_dialects errors",
     # the front hall: names only, each imported at its first use, so it may know every public room

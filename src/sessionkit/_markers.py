@@ -1,11 +1,11 @@
-"""The commit marker: how to find out what became of a COMMIT whose answer was lost.
+"""The commit marker: how to find out whether a COMMIT took effect when its answer was lost.
 
-A unit with ``verify_commit=True`` writes a row with a key of its own just before its COMMIT, or in one message with it:
-the row is there if and only if the unit was committed. After a lost answer somebody has to find out, and a SELECT
-cannot: the COMMIT may still be on its way. So the key is *claimed* on a new connection: ``INSERT ... ON CONFLICT DO
-NOTHING`` waits for a transaction that holds the key and is still open; whoever owns the row afterwards tells what
-happened. If the claim got the key, the old transaction can never commit any more, since its own row would be a
-duplicate; where both are still on their way, the server refuses the row and does not come to the COMMIT behind it.
+A unit with ``verify_commit=True`` writes a row with a key of its own just before its COMMIT, or in the same message: the
+row is there if and only if the unit was committed. After a lost answer a SELECT cannot tell, because the COMMIT may
+still be on its way. So a new connection *claims* the key: ``INSERT ... ON CONFLICT DO NOTHING`` waits for a transaction
+that holds the key and is still open, and the row then says which of the two got it. If the claim did, the old
+transaction can never commit any more, since its own row would be a duplicate. If its row and its COMMIT are both still
+on their way, the server refuses the row and never reaches the COMMIT behind it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Verdict = Literal["committed", "rolled back"]
 
 
 def table(metadata: MetaData | None = None, *, schema: str | None = None) -> Table:
-    """Return the marker table, as a part of `metadata`, for instance for Alembic's autogenerate."""
+    """Return the marker table as part of `metadata`, for instance for Alembic's autogenerate."""
     return Table(
         TABLE_NAME,
         MetaData() if metadata is None else metadata,
@@ -46,7 +46,7 @@ def table(metadata: MetaData | None = None, *, schema: str | None = None) -> Tab
 
 
 TABLE = table()
-_insert = insert(TABLE)  # made once: to build it costs as much as to send it
+_insert = insert(TABLE)  # made once: building it costs as much as sending it
 
 
 def prune(connection: Connection, older_than: float) -> int:
@@ -63,7 +63,7 @@ def new_key() -> str:
 def mark(connection: Connection, key: str, options: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Write the marker into the unit's own transaction. SQL: ``INSERT INTO sessionkit_commit``.
 
-    `options` may have it sent later, with COMMIT; then it is COMMIT that raises what the server says of it.
+    `options` may delay it until COMMIT; then COMMIT raises what the server has to say about it.
     """
     try:
         connection.execute(
@@ -81,19 +81,19 @@ def is_there(connection: Connection) -> bool:
 
 
 def explain(error: DBAPIError) -> None:
-    """Say of an error that it was the marker's."""
+    """Note on an error that it came from the marker."""
     error.add_note(
-        "this was the commit marker of verify_commit=True or twophase=True; its table is made by "
+        "this was the commit marker of verify_commit=True or twophase=True; create its table with "
         "sessionkit.commits.create_table(engine)"
     )
 
 
 def claim(connection: Connection, key: str) -> Verdict:
-    """Find out what became of the unit that had the marker `key`, and make sure that it stays so.
+    """Find out how the unit with the marker `key` ended, and make sure that this stays so.
 
     Args:
-        connection: a new connection to the unit's database; the caller commits it, and only then the verdict holds.
-        key: the marker's key, for instance of ``CommitOutcomeUnknown.key``.
+        connection: a new connection to the unit's database. The caller commits it; only then is the answer final.
+        key: the marker's key, such as ``CommitOutcomeUnknown.key``.
 
     Returns:
         ``"committed"`` or ``"rolled back"``.

@@ -1,11 +1,11 @@
-"""The commit marker: how to find out how a COMMIT ended whose answer was lost.
+"""The commit marker: how to find out whether a COMMIT took effect when its answer was lost.
 
-A unit with ``verify_commit=True`` writes a row with a key of its own just before its COMMIT, or in one message with it:
-the row is there if and only if the unit was committed. After a lost answer somebody has to find out, and a SELECT
-cannot: the COMMIT may still be on its way. So the key is *claimed* on a new connection: ``INSERT ... ON CONFLICT DO
-NOTHING`` waits for a transaction that holds the key and is still open; the owner of the row afterwards tells what
-happened. If the claim got the key, the old transaction can never commit any more, since its own row would be a
-duplicate. Where both are still on their way, the server refuses the row and does not come to the COMMIT behind it.
+A unit with ``verify_commit=True`` writes a row with a key of its own just before its COMMIT, or in the same message: the
+row is there if and only if the unit was committed. After a lost answer a SELECT cannot tell, because the COMMIT may
+still be on its way. So a new connection *claims* the key: ``INSERT ... ON CONFLICT DO NOTHING`` waits for a transaction
+that holds the key and is still open, and the row then says which of the two got it. If the claim did, the old
+transaction can never commit any more, since its own row would be a duplicate. If its row and its COMMIT are both still
+on their way, the server refuses the row and never reaches the COMMIT behind it.
 
 With a key of the application's a unit happens once: ``once=`` has a table of its own, where each key is claimed before
 the body, and the result is stored with it; see `session_scope`. `consumed` does the same for messages, without a result.
@@ -72,14 +72,14 @@ def prune(engine: Engine, *, older_than: float = 86_400.0) -> int:
     """Delete the markers and keys that no unit asks for any more.
 
     Args:
-        engine: where the tables are.
-        older_than: the age in seconds from which a marker goes. It must be longer than a unit may take to be resolved, and
-            than a COMMIT may be on its way: a claim that is gone does not stop it any more. It must also be longer than a
-            transaction of a two-phase commit may stay prepared: without its marker that is rolled back. The keys of
-            ``once=`` and `consumed` have a time of their own, and go when it is over.
+        engine: an engine of the database with the tables.
+        older_than: delete markers of at least this age, in seconds. It must be longer than it may take to resolve a
+            unit, and than a COMMIT may be on its way, since a claim that is gone no longer stops it. It must also be
+            longer than a two-phase commit may stay prepared: without its marker it is rolled back. The keys of ``once=``
+            and `consumed` have a time of their own, and go when it is over.
 
     Returns:
-        How many rows went, of both tables.
+        The number of rows deleted, of both tables.
 
     SQL: ``DELETE FROM sessionkit_commit WHERE created_at < ...`` and ``DELETE FROM sessionkit_once WHERE expires_at <=
     ...``, of the tables that are there; in a transaction of their own, by the server's clock.

@@ -413,7 +413,7 @@ async def test_what_is_no_key_is_refused(doors: Door) -> None:
         assert sql == []
     with pytest.raises(errors.OptionError, match="a key is a string of 1 to 200"):
         await doors.decorate(body, once=lambda: None)()
-    with pytest.raises(errors.OptionError, match="no argument of the call"):
+    with pytest.raises(errors.OptionError, match="the call has no such argument"):
         await doors.decorate(body, once=lambda nothing: "key")()
 
     async def key() -> str:

@@ -146,7 +146,7 @@ async def test_an_answer_that_cannot_be_had_in_time_is_unknown_and_has_the_key(d
             return result
 
         pay = doors.decorate(body, way.factory, once=lambda order: f"pay:{order}", retry=Retry(5, timeout=1))
-        with pytest.raises(errors.CommitOutcomeUnknown, match="no answer could be had") as caught:
+        with pytest.raises(errors.CommitOutcomeUnknown, match="got no answer") as caught:
             await pay(7)
         assert struck.struck
         assert caught.value.key == "pay:7"

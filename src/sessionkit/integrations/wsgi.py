@@ -4,8 +4,8 @@
 
     application = SessionKitMiddleware(application, Session)
 
-Inside a request ``current_session(Session)``, functions decorated with ``@Session.scope`` and a scoped session of the
-factory share one session and one transaction. Flask has an extension of its own, which can do more: see ``flask``.
+Inside a request ``current_session(Session)``, functions decorated with ``@Session.scope`` and a scoped session of the factory
+share one session and one transaction. For Flask there is an extension that can do more: see ``flask``.
 """
 
 from __future__ import annotations
@@ -55,43 +55,42 @@ __all__ = ["SessionKitMiddleware"]
 
 
 class SessionKitMiddleware:
-    """Give each request a session of its own, and commit it before the response leaves.
+    """Give each request its own session, and commit it before the response leaves.
 
-    The transaction ends when the application has returned its response, or has produced the first part of a streamed
-    one, and before any of it is handed to the server. What streams afterwards opens a scope of its own.
+    The transaction ends when the application has returned its response, or has produced the first part of a streamed one,
+    before the server gets any of it. Code that streams the rest opens its own scope.
 
     - The application raised an exception, or the status is one to roll back: ROLLBACK.
-    - COMMIT fails: none of the response leaves. A version conflict is answered with 409, or 412 where the request
-      had an If-Match; what another moment would cure (a serialization failure, a deadlock, a connection that was lost)
-      with 503 and Retry-After. So are these errors where the application raises them. Any other is raised to the server,
-      which answers 500.
+    - COMMIT fails: nothing of the response leaves. A version conflict gets 409, or 412 if the request had an If-Match. A
+      temporary problem (a serialization failure, a deadlock, a lost connection) gets 503 and Retry-After. The same holds if
+      the application raises these errors. Any other error is raised to the server, which answers 500.
 
     Args:
         app: the WSGI application.
-        factory: a ``sessionmaker`` or scoped session, or several of them in a list or tuple. Several commit one after
-            the other in that order; for databases that commit as one, use one factory with ``twophase=True``.
-        rollback_on: tells of a status whether to roll back; default: from 400 on.
-        retry: run a request again after errors for which that can help: a `Retry`, or a number of attempts. The
-            whole application is called again, and only if nothing of a response has left. Default: None.
-        retry_methods: the methods of requests that are run again; default: the idempotent ones.
-        manual_commit: ``"savepoint"``: the application may call ``session.commit()`` and ``rollback()`` by hand, as in
-            `session_scope`; default: what the factory says.
-        no_rollback_for: a class of exceptions, or a tuple of them, that do not keep the request from being committed, as
-            in `session_scope`; default: what the factory says.
-        idempotency_header: the name of a header, such as ``"Idempotency-Key"``: a request with it is served once. Its response
-            is stored in the request's transaction, and a client that repeats the request gets it again: status, body, and
-            headers but for those of the connection and the session (such as Set-Cookie). Another request under the same key
-            is answered with 422, one that is still being served after `idempotency_wait` with 409 and Retry-After. What
-            rolls back is not stored. Streams are refused. It needs the table of `commits.create_table`.
-        idempotency_methods: the methods to which that goes; default: POST.
+        factory: a ``sessionmaker`` or scoped session, or a list or tuple of these. Several commit one after the other in that
+            order; for databases that must commit together, use one factory with ``twophase=True``.
+        rollback_on: returns whether to roll back for a status; default: from 400 on.
+        retry: run a request again after errors where this can help: a `Retry`, or a number of attempts. The whole application
+            is called again, but only if nothing of a response has left. Default: None.
+        retry_methods: the methods of requests that may run again; default: the idempotent ones.
+        manual_commit: ``"savepoint"`` lets the application call ``session.commit()`` and ``rollback()`` itself, as in
+            `session_scope`; default: the factory's setting.
+        no_rollback_for: an exception class, or a tuple of them, that does not prevent the commit, as in `session_scope`;
+            default: the factory's setting.
+        idempotency_header: the name of a header, such as ``"Idempotency-Key"``. A request with it is served once: its response
+            is stored in the request's transaction, and a client that repeats the request gets it again. Status, body, and
+            most headers are stored, but not those of the connection and the session, such as Set-Cookie. Another request
+            with the same key gets a 422. One that is still being served after `idempotency_wait` gets a 409 with
+            Retry-After. What rolls back is not stored, and streams are refused. Needs the table of `commits.create_table`.
+        idempotency_methods: the methods whose requests are stored; default: POST.
         idempotency_wait: the longest wait for a request with the same key, in seconds.
         idempotency_ttl: how long responses are kept, in seconds; default: 7 days.
-        idempotency_caller: required: a function of the environment that tells who sends the request. It returns a
-            string, so that no client reads the response to another one's request, or None for a request that is served
-            without its key.
+        idempotency_caller: required with `idempotency_header`: a function of the environment that says who sends it. It
+            returns a string, so that no client reads the response to another client's request, or None for a request that is
+            served without its key.
 
     Raises:
-        ScopeError, SyncAsyncMismatch, OptionError: an argument is not of its kind.
+        ScopeError, SyncAsyncMismatch, OptionError: an argument has the wrong type or value.
 
     SQL: ``BEGIN`` with the first statement, and ``COMMIT`` or ``ROLLBACK``. A request that uses no session sends
     nothing and takes no connection.
@@ -140,7 +139,7 @@ class SessionKitMiddleware:
         try:
             take_key(request, environ, environ)
         except KeyRefused as refused:
-            return said(refused.answer, environ, start_response)
+            return send_answer(refused.answer, environ, start_response)
         replay = Replay(environ) if request.retried else None
         request.replayable = replay is None or replay.possible
         while True:
@@ -195,13 +194,13 @@ def _whole_body(environ: WSGIEnvironment) -> bytes:
 
 
 class Replay:
-    """What a request is run again with: its environment as it was, and its body, which the first run consumes."""
+    """What a request needs to run again: its original environment, and its body, which the first run consumes."""
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         self._environ = environ
         self._body = b""
         length = environ.get("CONTENT_LENGTH") or "0"
-        # A body without a length, or too long a one, is left to be streamed: it can be read once.
+        # A body that is too long or has no length is not kept, and can be read only once.
         self.possible = length.isdigit() and int(length) <= LONGEST_BODY and "HTTP_TRANSFER_ENCODING" not in environ
         if self.possible:
             if int(length):
@@ -210,13 +209,13 @@ class Replay:
             self._before = dict(environ)
 
     def rewind(self) -> None:
-        """Bring the environment back; the same object, which servers and other middleware may hold as well."""
+        """Restore the environment: the same object, because servers and other middleware may hold it too."""
         self._environ.clear()
         self._environ.update(self._before, **{"wsgi.input": BytesIO(self._body)})
 
 
 class _Exchange:
-    """One turn of a request, and the response that is held back until the turn has ended."""
+    """One turn of a request, and its response, held back until the turn has ended."""
 
     def __init__(self, turn: SyncTurn, environ: WSGIEnvironment, start_response: StartResponse) -> None:
         self.turn = turn
@@ -228,14 +227,14 @@ class _Exchange:
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
     ) -> Callable[[bytes], object]:
-        """Hold the beginning of a response back; it may be replaced until it is let through."""
+        """Hold back the start of a response; it may be replaced until it is passed on."""
         self._held = (status, headers, exc_info)
         if self.turn.over:
             self._let_through()
         return self._early
 
     def _early(self, data: bytes) -> None:
-        """Let a response through whose application writes before it returns."""
+        """Pass on a response of an application that writes before it returns."""
         if self._held is not None and self.turn.holds_back(int(self._held[0][:3])):
             raise ScopeError(STREAM)
         if self._write is None:
@@ -254,11 +253,11 @@ class _Exchange:
         try:
             write = self._start_response(status, headers, *(() if exc_info is None else (exc_info,)))
         finally:
-            self._held = (status, headers, None)  # of what an exception holds alive
+            self._held = (status, headers, None)  # drops the exception, which would keep objects alive
         self._write = write
 
     def run(self, app: WSGIApplication) -> Iterable[bytes] | None:
-        """Return the body of the response; None if the request is to be run again."""
+        """Return the body of the response; None if the request must run again."""
         body: Iterable[bytes] | None = None
         try:
             self.turn.enter()
@@ -266,7 +265,7 @@ class _Exchange:
                 return self._replay()
             body = app(self._environ, self.start_response)
             if self._held is None:
-                # The application is a generator, which starts its response with its first part.
+                # The application is a generator, and starts its response with its first part.
                 body = _Begun(body)
             if self._write is None and self._held is not None:
                 if self.turn.holds_back(int(self._held[0][:3])):
@@ -285,14 +284,14 @@ class _Exchange:
             answer = self.turn.answer(error)
             if answer is None:
                 raise
-            return self._say(answer)
+            return send_answer(answer, self._environ, self._start_response)
         return body
 
     def _kept(self, body: Iterable[bytes]) -> list[bytes]:
-        """Have the whole response stored when the turn ends, and return its body.
+        """Store the whole response when the turn ends, and return its body.
 
         Raises:
-            ScopeError: it is a stream.
+            ScopeError: the response is a stream.
         """
         assert self._held is not None
         status, headers, _ = self._held
@@ -308,29 +307,26 @@ class _Exchange:
     def _replay(self) -> list[bytes]:
         response: Stored = self.turn.claim.answer()
         self.turn.end(response.status)
-        return replayed(response, self._environ, self._start_response)
-
-    def _say(self, answer: Answer) -> list[bytes]:
-        return said(answer, self._environ, self._start_response)
+        return replayed(response, self._start_response)
 
 
-def said(answer: Answer, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-    """Give an answer as plain text."""
+def send_answer(answer: Answer, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    """Send an answer as plain text."""
     text = answer.text.encode()
     headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(text)), **answer.headers}
     start_response(f"{answer.status} {answer.reason}", list(headers.items()))
     return [] if environ.get("REQUEST_METHOD") == "HEAD" else [text]
 
 
-def replayed(response: Stored, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-    """Give a stored response again."""
+def replayed(response: Stored, start_response: StartResponse) -> list[bytes]:
+    """Send a stored response again."""
     reason = responses.get(response.status, "")
     start_response(f"{response.status} {reason}", [*response.headers, *length_of(response)])
     return [response.body]
 
 
 class _Begun:
-    """The body of a response whose first part had to be produced before the rest may be asked for."""
+    """The body of a response whose first part was produced in advance."""
 
     def __init__(self, body: Iterable[bytes]) -> None:
         self._body = body
@@ -346,7 +342,7 @@ class _Begun:
         return self._parts
 
     def close(self) -> None:
-        """Tell the application that nobody wants the rest."""
+        """Tell the application that the rest is not needed."""
         close = getattr(self._body, "close", None)
         if close is not None:
             close()

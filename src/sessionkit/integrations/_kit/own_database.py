@@ -1,7 +1,7 @@
-"""Template mode of the test kit: each test has a copy of the database, to which the engine's connections are led.
+"""Template mode of the test kit: each test gets a copy of the database, and the engine connects to that copy.
 
-The engine stays what it is, with its listeners and options: only where it connects to is changed while the test runs.
-So this holds for everything that goes through the engine, sessions or not.
+The engine keeps its listeners and options. Only its target changes while the test runs, so everything that goes through the
+engine is isolated, whether it uses sessions or not.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class OwnDatabase:
     """A copy of the database of an engine.
 
     Args:
-        engine: the user's.
-        at_commit: called where a unit commits.
+        engine: the user's engine.
+        at_commit: called when a unit commits.
 
     Raises:
         OptionError: the database cannot be copied.
@@ -41,7 +41,9 @@ class OwnDatabase:
     def __init__(self, engine: Engine, at_commit: Callable[[ScopeConnection, str | None], None]) -> None:
         template = _dialects.of(engine).template
         if template is None:
-            raise OptionError(f"mode='template' was asked for, but nobody has looked how to copy {engine!r}")
+            raise OptionError(
+                f"mode='template' was asked for, but sessionkit cannot copy {engine!r}; use mode='rollback'"
+            )
         self._engine = engine
         self._template = template
         self._at_commit = at_commit
@@ -49,9 +51,9 @@ class OwnDatabase:
         self.asynchronous = engine.dialect.is_async
         if not self.asynchronous:
             engine.dispose()  # idle connections to a database keep PostgreSQL from copying it
-        self._copy = template.copy(engine.dialect, engine.url, self._say)
+        self._copy = template.copy(engine.dialect, engine.url, self._execute)
         event.listen(engine, "do_connect", self._connect, insert=True)
-        self._pool = engine.pool  # dispose() puts another one into its place, with the same listeners
+        self._pool = engine.pool  # dispose() replaces it by another one with the same listeners
         event.listen(self._pool, "checkout", self._check)
         seams.at_commit.append(self._commit)
 
@@ -65,8 +67,8 @@ class OwnDatabase:
     def _check(self, *_: Any) -> None:
         if not self._led:
             raise OptionError(
-                f"mode='template' was asked for, but {self._engine!r} connects by a function of its own (creator=), or "
-                "had connections already; leave creator= out, or have the engine disposed of before the test"
+                f"mode='template' was asked for, but {self._engine!r} connects through its own function (creator=), "
+                "or already had connections; leave creator= out, or dispose of the engine before the test"
             )
 
     def _commit(self, connection: ScopeConnection) -> None:
@@ -74,10 +76,10 @@ class OwnDatabase:
             self._at_commit(connection, None)
 
     def checked_out(self, dbapi_connection: Any) -> None:
-        """Tell nothing: each has a connection of its own."""
+        """Report nothing: each caller has its own connection."""
 
     def left_open(self) -> list[str]:
-        """Tell nothing: what is left open are connections."""
+        """Report nothing: only connections can be left open here."""
         return []
 
     def end(self) -> None:
@@ -85,45 +87,45 @@ class OwnDatabase:
         self._engine.dispose()
 
     async def async_end(self) -> None:
-        """Close the connections, in the event loop that has used them."""
+        """Close the connections in the event loop that used them."""
         await greenlet_spawn(self._engine.dispose)
 
     def abandon(self) -> None:
-        """Forget the connections, whose event loop is no more: the server ends them."""
+        """Forget the connections of an event loop that is gone: the server ends them."""
         self._engine.dispose(close=False)
 
     def renew(self) -> None:
-        """Have another copy."""
-        self._template.drop(self._engine.dialect, self._copy, self._say)
-        self._copy = self._template.copy(self._engine.dialect, self._engine.url, self._say)
+        """Switch to a fresh copy."""
+        self._template.drop(self._engine.dialect, self._copy, self._execute)
+        self._copy = self._template.copy(self._engine.dialect, self._engine.url, self._execute)
 
     def detach(self) -> None:
         """Drop the copy."""
         event.remove(self._engine, "do_connect", self._connect)
         event.remove(self._pool, "checkout", self._check)
         seams.at_commit.remove(self._commit)
-        self._template.drop(self._engine.dialect, self._copy, self._say)
+        self._template.drop(self._engine.dialect, self._copy, self._execute)
 
-    def _say(self, url: URL, statement: str | Executable) -> Sequence[Any]:
+    def _execute(self, url: URL, statement: str | Executable) -> Sequence[Any]:
         if not self.asynchronous:
             engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
             with engine.connect() as connection:
-                return _said(connection, statement)
-        # In a thread: the test's own event loop may be the one that runs here.
+                return _fetch(connection, statement)
+        # In a thread, because the test's own event loop may be running here.
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, _async_say(url, statement)).result()
+            return thread.submit(asyncio.run, _async_execute(url, statement)).result()
 
 
-async def _async_say(url: URL, statement: str | Executable) -> Sequence[Any]:
+async def _async_execute(url: URL, statement: str | Executable) -> Sequence[Any]:
     from sqlalchemy.ext.asyncio import create_async_engine
 
     engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
-        said = await connection.run_sync(_said, statement)
+        rows = await connection.run_sync(_fetch, statement)
     await engine.dispose()
-    return said
+    return rows
 
 
-def _said(connection: Connection, statement: str | Executable) -> Sequence[Any]:
+def _fetch(connection: Connection, statement: str | Executable) -> Sequence[Any]:
     result = connection.exec_driver_sql(statement) if isinstance(statement, str) else connection.execute(statement)
     return result.all() if result.returns_rows else []

@@ -1,4 +1,4 @@
-"""The operations: on version columns ``_ops`` says what is asked and ``_steps`` does it; ``_once`` has the table of keys."""
+"""Registers the operations with Alembic: ``_ops`` and ``_steps`` have those on version columns, ``_once`` the table of keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 def register() -> None:
-    """Tell Alembic of the operations, through the door that its own go through."""
+    """Register the operations with Alembic the way it registers its own."""
     for cls in (AddVersionColumnOp, DropVersionColumnOp, AdoptVersionColumnOp, ReleaseVersionColumnOp):
         Operations.register_operation(cls.word)(cls)
         BatchOperations.register_operation(cls.word, f"batch_{cls.word}")(cls)
