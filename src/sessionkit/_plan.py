@@ -216,7 +216,7 @@ def check_once(request: Request, where: str) -> None:
     if request.no_rollback_for:
         raise OptionError(
             f"once= was given to {where}, whose no_rollback_for= lets it commit with an exception, which is no result that "
-            "could be stored; write no_rollback_for=(), and return a value for what is to be committed"
+            "could be stored; write no_rollback_for=(), and return a value if the work must be committed"
         )
 
 

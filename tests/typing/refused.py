@@ -74,6 +74,8 @@ def options(engine: Engine) -> None:
     Session = sessionmaker(engine)
     Session.scope(propagation="joyn")  # type: ignore[call-overload]
     Session.scope(mutex=1.5)  # type: ignore[call-overload]
+    Session.scope(once=7)  # type: ignore[call-overload]
+    Session.scope(once="key", codec=repr)  # type: ignore[call-overload]
     Session.scope(propogation="join")  # type: ignore[call-overload]
     Session.scope("SERIALIZABLE")  # type: ignore[call-overload]
     session_scope(Session, propagation="joyn")  # type: ignore[call-overload]

@@ -289,7 +289,7 @@ class Turn:
         return self.claim is not None and self.claim.replayed
 
     def holds_back(self, status: int) -> bool:
-        """Tell whether a response with this status is to be stored when the scopes end."""
+        """Tell whether a response with this status will be stored when the scopes end."""
         if self.claim is None or self.replayed or self.over or self.error is not None:
             return False
         return not self.request.rules.rollback_on(status)

@@ -235,7 +235,7 @@ class Exchange:
         self._started = False  # the start of a response has been passed on
         self._again = False  # the response is dropped, because the request runs again
         self._held: Message | None = None  # the start of a response that will be stored
-        self._parts: list[bytes] = []  # and the parts of its body so far
+        self._parts: list[bytes] = []
         # In a Starlette-like application, the handlers that turn an error into a response.
         self._app = turn.connection.get("app")
 
