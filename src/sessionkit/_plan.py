@@ -16,6 +16,7 @@ from ._mutex import mutex_text, seconds_of
 from ._once import KIN, Codec, Once, once_of
 from ._schemas import OPTION as SCHEMAS
 from ._schemas import Schemas, as_schemas
+from ._settings import NO_SETTINGS, NOTHING_IN_FORCE, InForce, Role, Settings, SettingsAsked, refuse_lacking
 from .errors import OptionError, ScopeError, UnknownOptionError
 from .isolation import NOTHING_ASKED, PRESET_FIELDS, Isolation, IsolationName, Preset, merge
 from .retry import Retry, as_retry
@@ -42,6 +43,8 @@ class Options(TypedDict, total=False):
     verify_commit: VerifyCommit
     commit_timeout: float | None
     schema_translate_map: Mapping[str | None, str | None] | None
+    settings: Settings | None
+    role: Role
     manual_commit: ManualCommit
     no_rollback_for: type[BaseException] | tuple[type[BaseException], ...]
     mutex: MutexKey | Callable[..., MutexKey] | None
@@ -84,24 +87,28 @@ class Request:
     mutex: Any = None  # a key, or a function that returns one
     mutex_wait: float | None = None  # in seconds; None: without limit
     once: Once | None = None
+    settings: SettingsAsked = NO_SETTINGS  # and role
     # What was written on the scope itself. When a scope joins, the open transaction may differ from its factory's defaults,
     # but not from these.
     given: frozenset[str] = frozenset()
     given_preset: Preset = NOTHING_ASKED
+    given_settings: SettingsAsked = NO_SETTINGS
     # Whether retry was asked for on the scope itself, and whether these options need a feature: computed once, since every
     # entry asks.
     retry_given: bool = field(init=False, default=False, compare=False)
     special: bool = field(init=False, default=False, compare=False)
+    compares: bool = field(init=False, default=False, compare=False)  # settings or a role were written on the scope
     asks: bool = field(init=False, default=False, compare=False)  # options are functions of a call's arguments
     needs_call: bool = field(init=False, default=False, compare=False)  # a plain `with` cannot do what was asked
 
     def __post_init__(self) -> None:
         """Compute what every entry asks."""
         special = self.verify_commit or self.commit_timeout or self.schemas or self.manual_commit != "refuse"
-        special = special or self.mutex is not None or self.once is not None
+        special = special or self.mutex is not None or self.settings is not NO_SETTINGS or self.once is not None
         per_call = self.once is not None and not self.once.called
         retry_given = "retry" in self.given and self.retry is not None
         object.__setattr__(self, "asks", callable(self.mutex) or per_call)
+        object.__setattr__(self, "compares", "settings" in self.given or "role" in self.given)
         object.__setattr__(self, "retry_given", retry_given)
         object.__setattr__(self, "needs_call", retry_given or per_call)
         object.__setattr__(self, "special", bool(special))
@@ -153,9 +160,11 @@ class Request:
             schemas = as_schemas(options["schema_translate_map"], where)
         mutex, mutex_wait = self._mutex(options, where)
         once = self._once(options, where, defaults)
-        given, given_preset = self.given, self.given_preset
+        settings = self.settings.but(options, where, defaults=defaults)
+        given, given_preset, given_settings = self.given, self.given_preset, self.given_settings
         if not defaults:
             given, given_preset = given | options.keys(), _preset(given_preset, options, where)
+            given_settings = given_settings.but(options, where, defaults=False)
         made = Request(
             propagation,
             name,
@@ -169,8 +178,10 @@ class Request:
             mutex,
             mutex_wait,
             once,
+            settings,
             given,
             given_preset,
+            given_settings,
         )
         if once is not None:
             check_once(made, where)
@@ -256,6 +267,8 @@ class Running(Protocol):
     @property
     def retried(self) -> bool: ...
     @property
+    def in_force(self) -> InForce: ...
+    @property
     def request(self) -> Request: ...
 
 
@@ -287,6 +300,9 @@ def plan(running: Running | None, request: Request) -> Step:
         )
     if request.retry_given and (propagation == "savepoint" or not running.retried):
         raise OptionError(_no_retry(running, propagation))
+    if request.settings is not NO_SETTINGS and request.settings.demands:
+        # What runs may be a scope of another factory, whose session was passed in.
+        refuse_lacking(request.settings, running.in_force, f"a scope was to join {running}, which runs without")
     if request.given:
         _check_commit(running.request, request, running)
         _check_schemas(running.request, request, running)
@@ -399,6 +415,16 @@ def plan_passed(running: Running | None, request: Request) -> Step:
         raise OptionError(
             f"{SCHEMAS}= was asked for, but a session was passed in that belongs to no scope, and its transaction may "
             "have begun otherwise; leave the session out, or pass one from a scope with this map"
+        )
+    given = request.given_settings
+    if given.values or given.role is not None:
+        raise OptionError(
+            "settings= or role= was asked for, but a session was passed in that belongs to no scope, and its transaction may "
+            "have begun otherwise; leave the session out, or pass that of a scope with them"
+        )
+    if request.settings.demands:
+        refuse_lacking(
+            request.settings, NOTHING_IN_FORCE, "a session was passed in that belongs to no scope, and runs without"
         )
     if request.given_preset != NOTHING_ASKED:
         raise OptionError(

@@ -7,6 +7,7 @@ from ._bridge import to_completion
 from ._claims import REQUEST
 from ._core import seams
 from ._core.connection import ScopeConnection, connect, engine_that_begins
+from ._core.features.settings import set_at_begin
 from ._core.hooks import Hook, captures, refuse_awaitable
 from ._core.joined import Joined
 from ._core.savepoints import connections
@@ -17,6 +18,7 @@ from ._factory_info import FactoryInfo
 from ._observers import Observation, Observer, observers, tell_retried
 from ._once import WEEK, Once, check_ttl
 from ._plan import ManualCommit, Options, Request, check_once
+from ._settings import InForce, Role, Settings, takes_one
 from ._waiting import pause, skipping, sleep
 from .context import Entry, State, current_of, describe, factory_key, here, pop, sync_session_of, top
 from .isolation import NOTHING_ASKED, PRESET_FIELDS
@@ -31,6 +33,7 @@ __all__ = [
     "Entry",
     "FactoryInfo",
     "Hook",
+    "InForce",
     "Joined",
     "ManualCommit",
     "Observation",
@@ -39,9 +42,11 @@ __all__ = [
     "Options",
     "Position",
     "Request",
+    "Role",
     "Run",
     "ScopeAware",
     "ScopeConnection",
+    "Settings",
     "State",
     "Unit",
     "_dialects",
@@ -66,9 +71,11 @@ __all__ = [
     "refuse_awaitable",
     "root_of",
     "seams",
+    "set_at_begin",
     "skipping",
     "sleep",
     "sync_session_of",
+    "takes_one",
     "tell_made",
     "tell_retried",
     "to_completion",

@@ -25,6 +25,7 @@ from ._mutex import mutex_text
 from ._observers import observers, tell_entered, tell_left
 from ._once import BeginAgain
 from ._plan import Options, Request, Step, plan, plan_passed
+from ._settings import REQUIRED, SYSTEM
 from .context import (
     Entry,
     State,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 else:
     AS = TypeVar("AS")
 
-__all__ = ["INJECTED", "AsyncScope", "Scope", "session_scope"]
+__all__ = ["INJECTED", "REQUIRED", "SYSTEM", "AsyncScope", "Scope", "session_scope"]
 
 H = TypeVar("H")  # what the body gets
 S = TypeVar("S", bound=orm.Session)
@@ -525,6 +526,14 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
         schema_translate_map: the schema names that the unit's tables have in the database, such as
             ``{None: "tenant_1"}``. It works like SQLAlchemy's execution option, also for flushes and bulk calls, and
             replaces the engine's own. A scope that joins must ask for the same map, or for none.
+        settings: PostgreSQL's settings for this transaction, such as ``{"app.tenant": 7}`` for row-level security. A mapping
+            from names to a ``str``, ``int``, ``bool`` (``true``, ``false``) or ``UUID``, or to a function without arguments
+            that returns one; None means no value. They are put over the factory's by name. A function is called at each
+            entry and each attempt. A scope that joins must ask for the same values, or for none. With
+            ``propagation="savepoint"`` it may ask for others, which last until its end. `SYSTEM` means no settings, even if
+            the factory requires some; the scope needs a name then, and traces and logs show ``sessionkit.system``.
+        role: the role of PostgreSQL for this transaction, or a function without arguments that returns its name; None: the
+            role that has connected.
         manual_commit: what ``commit()``, ``rollback()`` and ``close()`` do when called inside the scope. ``"refuse"``
             (default): they raise ``ScopeError``. ``"savepoint"``, for applications that commit by hand: ``commit()``
             flushes and keeps the work since the last one in a savepoint, ``rollback()`` undoes it, and the transaction
@@ -557,6 +566,7 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
         ScopeError: `factory` is not a factory, or (when entered) the propagation does not allow it.
         UnknownOptionError, OptionError: there is no such option, or it cannot have this value.
         UnexpectedRollback: (when left) the body raised nothing, but nothing could be committed.
+        SettingRequired: (when entered) the factory requires a setting or a role that the scope does not have.
         NotLocked: (when entered) another transaction holds the mutex or works on the key, and did not end in time.
         OnceMismatch: (when called) the key of ``once`` was used with other arguments.
         OnceResult: (when called) the result cannot be stored.
@@ -566,7 +576,8 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
     For any exception that leaves the scope, `errors.outcome_of` says how the transaction ended.
 
     SQL: ``BEGIN`` with the first statement (``BEGIN IMMEDIATE`` on SQLite), ``COMMIT`` or ``ROLLBACK``. Inside another
-    scope: nothing, or ``SAVEPOINT`` with the first statement, ``RELEASE SAVEPOINT`` or ``ROLLBACK TO SAVEPOINT``. With a
+    scope: nothing, or ``SAVEPOINT`` with the first statement, ``RELEASE SAVEPOINT`` or ``ROLLBACK TO SAVEPOINT``. With
+    settings or a role ``SELECT set_config(..., true)`` follows BEGIN, one statement for them and the timeouts. With a
     mutex ``SELECT pg_advisory_xact_lock(...)`` comes first, on entering.
     """
     info = getattr(factory, "_sessionkit_info", None)

@@ -19,7 +19,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 
-from sessionkit import Retry, commits, errors, set_rollback_only
+from sessionkit import REQUIRED, SYSTEM, Retry, commits, errors, set_rollback_only
 from sessionkit.integrations import opentelemetry
 from sessionkit.integrations.wsgi import SessionKitMiddleware
 from tests.contract.lost import link
@@ -185,6 +185,19 @@ async def test_each_attempt_is_a_span_with_a_link_to_the_one_before(doors: Door,
     assert [span.parent for span in (first, second, third)] == [None] * 3
     code = UNIQUE[doors.backend]
     assert telemetry.points("sessionkit.scope.retries") == [({"sessionkit.scope.name": "add", "error.type": code}, 2)]
+
+
+async def test_scopes_without_the_settings_of_their_factory_are_told_as_such(doors: Door, telemetry: Telemetry) -> None:
+    Session = doors.factory(settings={"app.tenant": REQUIRED}, settings_on_sqlite="ignore")
+    async with doors.scope(Session, settings=SYSTEM, name="reindex"):
+        async with doors.scope(Session):
+            pass
+        async with doors.scope(Session, settings={"app.tenant": 7}, propagation="savepoint"):
+            pass
+    async with doors.scope(Session, settings={"app.tenant": 7}):
+        async with doors.scope(Session, settings=SYSTEM, name="inner", propagation="savepoint"):
+            pass
+    assert [attributes(span).get("system") for span in telemetry.spans()] == [True, True, None, None, True]
 
 
 async def test_a_mutex_and_locking_are_told_where_they_are(doors: Door, telemetry: Telemetry) -> None:

@@ -15,7 +15,9 @@ from sessionkit import (
     INJECTED,
     READ_ONLY,
     REPORT,
+    REQUIRED,
     SERIALIZABLE,
+    SYSTEM,
     EffectiveIsolation,
     Isolation,
     Preset,
@@ -362,6 +364,9 @@ def locked(session: orm.Session, scoped: scoped_session[orm.Session], Session: s
     assert_type(locks.take(session, select(Order), limit=3), list[Any])
     assert_type(locks.mutex_key(("a", 1)), int)
     Session.scope(mutex="a", mutex_wait=False)
+    Session.scope(settings={"app.tenant": 7, "app.lang": lambda: "en", "app.none": None, "app.flag": True}, role="app")
+    Session.scope(settings=SYSTEM, role=lambda: "app", name="all")
+    sessionmaker(settings={"app.tenant": REQUIRED}, role=REQUIRED, settings_on_sqlite="ignore")
     Session.scope(mutex=lambda order: ("a", order))
     sessionmaker(mutex=7, mutex_wait=1.5, warn_stale_locks=False)
 
@@ -476,6 +481,10 @@ def web_frameworks(
     )
     SessionDepends(async_maker, preset=SERIALIZABLE, retry=5)
     SessionDepends(maker, read_only=True)
+    SessionDepends(async_maker, settings={"app.tenant": lambda request: str(request)}, role=lambda request: "app")
+    SessionKit(flask, maker, settings={"app.tenant": lambda request: str(request)}, role="app")
+    ForWSGI(app, maker, settings=SYSTEM)
+    fastapi.add_middleware(SessionKitMiddleware, factory=maker, settings={"app.tenant": lambda scope: 7}, role="app")
 
 
 def migrations(engine: Engine, async_engine: AsyncEngine, factory: sessionmaker[sessionkit.Session]) -> None:

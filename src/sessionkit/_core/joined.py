@@ -35,7 +35,7 @@ logger = logging.getLogger("sessionkit")
 class Joined(Entry):
     """An entry into the transaction of a unit, or of a session that the caller passed in (then `unit` is None)."""
 
-    __slots__ = ("_by_hand", "_followed", "claim", "mutex", "request", "restriction", "savepoint", "unit")
+    __slots__ = ("_by_hand", "_followed", "_narrowing", "claim", "mutex", "request", "restriction", "savepoint", "unit")
 
     def __init__(self, scope: Any, handed: Any, owner: object, unit: Unit | None) -> None:
         Entry.__init__(self, scope, handed, owner)
@@ -46,6 +46,7 @@ class Joined(Entry):
         self._followed: list[Connection] = []
         self.mutex: str | None = None  # the text of the mutex that it has taken
         self.claim: Any = None  # the key of `once` that it has claimed, or whose result it has found
+        self._narrowing: Any = None  # the settings that last as long as its savepoint
         self._by_hand: Any = None  # the feature for manual commits, if the unit itself refuses them
 
     @property
@@ -56,7 +57,7 @@ class Joined(Entry):
     @property
     def begins(self) -> bool:
         """Whether joining does more than join."""
-        return self.takes_mutex or self.allows_commits or self.request.once is not None
+        return self.takes_mutex or self.allows_commits or self.request.compares or self.request.once is not None
 
     @property
     def takes_mutex(self) -> bool:
@@ -74,9 +75,18 @@ class Joined(Entry):
 
     def begin(self, session: Session, step: Step) -> Joined:
         """Do what the step asks for. I/O, unless the step is only to join."""
-        if step in (Step.SAVEPOINT, Step.SAVEPOINT_READ_ONLY):
+        saves = step in (Step.SAVEPOINT, Step.SAVEPOINT_READ_ONLY)
+        narrowing: Any = None
+        if self.unit is not None and self.request.compares:
+            from .features.settings import settle
+
+            narrowing = settle(self.unit, self.request, saves)
+        if saves:
             self.savepoint = self._set_savepoint(session)
         try:
+            if narrowing is not None:
+                self._narrowing = narrowing
+                narrowing.begin(self.savepoint)
             if self.unit is not None and self.takes_mutex:
                 from .features.mutex import join_mutex
 
@@ -91,6 +101,8 @@ class Joined(Entry):
         except BaseException:
             if self.savepoint is not None:
                 self.savepoint.rollback()
+            if self._narrowing is not None:
+                self._narrowing.end()
             raise
         if self.allows_commits:
             from .features.manual_commit import ManualCommit
@@ -155,6 +167,8 @@ class Joined(Entry):
             try:
                 self._finish_savepoint(session, self.savepoint, error)
             finally:
+                if self._narrowing is not None:
+                    self._narrowing.end()
                 for connection in self._followed:
                     unfollow(connection)
         elif self.unit is not None and (error is not None or self.rollback_only):
@@ -209,6 +223,8 @@ class Joined(Entry):
             why = "it was rolled back inside" if failure is None else swallowed(failure)
             raise UnexpectedRollback(f"a savepoint of {label} was rolled back: {why}") from failure
         savepoint.commit()
+        if self._narrowing is not None:
+            self._narrowing.put_back()
 
     def _undo(self, session: Session, savepoint: SessionTransaction, error: BaseException | None) -> None:
         try:
@@ -229,7 +245,7 @@ class Joined(Entry):
     def left(self) -> None:
         """Let go of everything: a copied context may hold this record for long."""
         self.state = State.LEFT
-        self.savepoint = self.restriction = self._by_hand = None
+        self.savepoint = self.restriction = self._by_hand = self._narrowing = None
         if self.claim is not None:
             self.claim.left()
         self._followed.clear()

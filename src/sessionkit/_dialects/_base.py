@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._locks import Locks
     from ._once import OnceKeys
     from ._replication import Replication
+    from ._settings import Settings
     from ._template import Template
     from ._two_phase import TwoPhase
     from ._with_commit import WithCommit
@@ -244,6 +245,9 @@ class Dialect:
         locks: how to lock rows and take a mutex; None: not supported yet.
         once: how to claim a key that belongs to one unit; None: not supported yet.
         replication: how its replicas report how far they have come; None: not supported yet.
+        settings: how to set a transaction to values that end with it; None: it cannot, or not supported yet.
+        row_security: its tables can have policies that decide which rows a transaction sees.
+        settings_ignorable: a factory may ask to ignore settings there, for tests.
         now: asks for the server's time, an aware datetime with microseconds; None: not supported yet.
         later: SQL for a timestamp after the one in ``{column}``, or the server's time if that is later; None as above.
         new_uuid: SQL for a random UUID, as SQLAlchemy's type `Uuid` stores it; None as above.
@@ -282,6 +286,9 @@ class Dialect:
     locks: Locks | None = None
     once: OnceKeys | None = None
     replication: Replication | None = None
+    settings: Settings | None = None
+    row_security: bool = False
+    settings_ignorable: bool = False
     now: Callable[[Connection], datetime] | None = None
     later: str | None = None
     new_uuid: str | None = None

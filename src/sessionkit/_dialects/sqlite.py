@@ -418,6 +418,7 @@ DIALECT = Dialect(
     # One writer at a time: its BEGIN IMMEDIATE locks every row, and is the mutex.
     locks=Locks(refused=_not_locked, begins=True, beginning=_beginning_with_mutex),
     conflict=_conflict,
+    settings_ignorable=True,
     now=_now,
     later=_LATER,
     new_uuid="lower(hex(randomblob(16)))",

@@ -10,6 +10,7 @@
     │   ├── CommitTokenError        the value is not a commit token, or belongs to another cluster (ValueError)
     │   └── NoReader                no reader could serve a read-only scope
     ├── OptionError                 an option has a value that cannot be honoured here
+    │   ├── SettingRequired         a scope or session lacks a setting that its factory requires
     │   └── UnknownOptionError      there is no option of that name
     ├── LockError                   this kind of lock is not available here
     │   └── NotLocked               another transaction holds it (also whatever SQLAlchemy would have raised)
@@ -76,6 +77,7 @@ from ._usage import (
     NoCurrentSession,
     OptionError,
     ScopeError,
+    SettingRequired,
     StaleRead,
     SyncAsyncMismatch,
     UnknownOptionError,
@@ -104,6 +106,7 @@ __all__ = [
     "PartialCommit",
     "ScopeError",
     "SessionKitError",
+    "SettingRequired",
     "StaleRead",
     "SyncAsyncMismatch",
     "UnexpectedRollback",

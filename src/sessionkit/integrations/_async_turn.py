@@ -64,7 +64,7 @@ class AsyncTurn(Turn):
     """A turn of a request that a task serves, with sync and async sessions."""
 
     def __init__(self, request: RequestUnit, connection: Connection) -> None:
-        super().__init__(request)
+        super().__init__(request, lambda: connection)
         self.connection = connection
         self._plain: dict[object, Entry] = {}
         self._places: asyncio.Semaphore | None = None  # the semaphore that this turn has acquired

@@ -91,12 +91,12 @@ class Idempotency:
     ttl: float
     caller: Caller
 
-    def key_of(self, values: Sequence[str], request: Any) -> str | None:
+    def key_of(self, values: Sequence[str], seen: Callable[[], Any]) -> str | None:
         """Return under which key a request is stored; None: it has no key, or no caller.
 
         Args:
             values: of the header, each time that it was sent.
-            request: what the function `caller` gets.
+            seen: returns what the function `caller` gets; called only if the request has a key.
 
         Raises:
             KeyRefused: the header holds no key.
@@ -105,7 +105,7 @@ class Idempotency:
         if not values:
             return None
         key = _parsed(values)
-        who: Any = self.caller(request)
+        who: Any = self.caller(seen())
         if who is None:
             return None
         if not isinstance(who, str) or not who:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from .._spi import (
     observers,
     pause,
     sync_session_of,
+    takes_one,
     tell_retried,
     top,
     unit_of,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from sqlalchemy import orm
     from sqlalchemy.ext import asyncio as sa_asyncio
 
-    from .._spi import ManualCommit, Once
+    from .._spi import ManualCommit, Once, Role, Settings
     from ..scope import Scope
     from ._idempotency import Stored
 
@@ -140,6 +141,8 @@ def rules(
     retry_methods: Iterable[str],
     manual_commit: ManualCommit | None,
     no_rollback_for: NoRollbackFor | None,
+    settings: Settings | None = None,
+    role: Role = None,
     *,
     asynchronous: bool,
     idempotency: Idempotency | None = None,
@@ -149,7 +152,7 @@ def rules(
     Args:
         where: the name of what the user called, for messages.
         factories: the factories whose scopes surround each request.
-        rollback_on, retry, retry_methods, manual_commit, no_rollback_for: as the user passed them.
+        rollback_on, retry, retry_methods, manual_commit, no_rollback_for, settings, role: as the user passed them.
         asynchronous: whether the framework supports async factories.
         idempotency: how requests with a key are served.
 
@@ -163,7 +166,11 @@ def rules(
         options["manual_commit"] = manual_commit
     if no_rollback_for is not None:
         options["no_rollback_for"] = no_rollback_for
-    ScopeOptions().but(options, where)
+    if settings is not None:
+        options["settings"] = settings
+    if role is not None:
+        options["role"] = role
+    ScopeOptions().but(of_request(options, lambda: None), where)
     for factory in factories:
         if isinstance(session_scope(factory), AsyncScope) and not asynchronous:
             raise SyncAsyncMismatch(f"{where} got the async factory {factory!r}, but WSGI is sync; pass a sessionmaker")
@@ -195,6 +202,28 @@ def rules(
         for factory in factories:
             check_once(session_scope(factory, **options)._request, f"the scopes of {where}")
     return Rules(tuple(factories), rollback_on, policy, methods, options, idempotency)
+
+
+def of_request(options: Options, seen: Callable[[], object]) -> Options:
+    """Return options of a scope, with its request bound to the functions that take it.
+
+    Args:
+        options: the options of a scope.
+        seen: returns the request as the framework shows it; called only if a function takes it.
+    """
+    given: dict[str, Any] = dict(options)
+    if isinstance(settings := given.get("settings"), Mapping):
+        given["settings"] = {name: _with_request(value, seen) for name, value in settings.items()}
+    if "role" in given:
+        given["role"] = _with_request(given["role"], seen)
+    made: Any = given
+    return made  # type: ignore[no-any-return]
+
+
+def _with_request(value: Any, seen: Callable[[], object]) -> Any:
+    if not callable(value) or inspect.iscoroutinefunction(value) or not takes_one(value):
+        return value  # an async function is refused later
+    return lambda: value(seen())
 
 
 # -- one request, which may take several turns ----------------------------------------------------------------------
@@ -273,8 +302,12 @@ class RequestUnit:
 class Turn:
     """One run of a request: its scopes, which end in reverse order, and the error that keeps them from committing."""
 
-    def __init__(self, request: RequestUnit) -> None:
+    def __init__(self, request: RequestUnit, seen: Callable[[], object] = lambda: None) -> None:
         self.request = request
+        self.not_entered: Exception | None = (
+            None  # it kept a scope from opening, and waits for the framework to handle it
+        )
+        self._seen = seen  # returns the request as the framework shows it
         self.over = False  # its scopes have ended
         self.error: BaseException | None = None  # an exception raised in it, even if it was handled
         self.failure: BaseException | None = None  # the error that kept it from committing
@@ -300,7 +333,8 @@ class Turn:
 
     def scope_of(self, factory: Any, options: Options) -> Scope[Any] | AsyncScope[Any]:
         """Return a new scope: each turn has its own, which can be left in any thread."""
-        given: Options = {"name": self.request.name, **options, "propagation": "new", "retry": None}
+        given: Options = {"name": self.request.name, **of_request(options, self._seen)}
+        given |= {"propagation": "new", "retry": None}
         made: Scope[Any] | AsyncScope[Any] = session_scope(factory, **given)
         key = self.request.key
         if key is not None and not made._request.preset.read_only:

@@ -34,7 +34,7 @@ from ._idempotency import (
 from ._web import IDEMPOTENT, LONGEST_BODY, RequestUnit, RollbackOn, Rules, on_error_status, rules
 
 if TYPE_CHECKING:
-    from .._spi import ManualCommit
+    from .._spi import ManualCommit, Role, Settings
     from ._web import AsyncFactory, NoRollbackFor, SyncFactory
 
 __all__ = ["SessionKitMiddleware"]
@@ -80,6 +80,8 @@ class SessionKitMiddleware:
             `session_scope`; default: the factory's setting.
         no_rollback_for: an exception class, or a tuple of them, that does not prevent the commit, as in `session_scope`;
             default: the factory's setting. The middleware does not see an exception that was handled inside.
+        settings, role: the settings and the role of a request's transactions, as in `session_scope`, put over the factory's.
+            A function that takes one argument gets the ASGI scope of the request, a dict.
         idempotency_header: the name of a header, such as ``"Idempotency-Key"``. A request with it is served once: its response
             is stored in the request's transaction, and a client that repeats the request gets it again. Status, body, and
             most headers are stored, but not those of the connection and the session, such as Set-Cookie. Another request
@@ -109,6 +111,8 @@ class SessionKitMiddleware:
         retry_methods: Iterable[str] = IDEMPOTENT,
         manual_commit: ManualCommit | None = None,
         no_rollback_for: NoRollbackFor | None = None,
+        settings: Settings | None = None,
+        role: Role = None,
         idempotency_header: str | None = None,
         idempotency_methods: Iterable[str] = METHODS,
         idempotency_wait: float = WAIT,
@@ -125,6 +129,8 @@ class SessionKitMiddleware:
             retry_methods,
             manual_commit,
             no_rollback_for,
+            settings,
+            role,
             asynchronous=True,
             idempotency=idempotency_of(
                 "SessionKitMiddleware",
@@ -233,6 +239,7 @@ class Exchange:
         self.body = body
         self._send = send
         self._started = False  # the start of a response has been passed on
+        self._entered = False  # the application was called
         self._again = False  # the response is dropped, because the request runs again
         self._held: Message | None = None  # the start of a response that will be stored
         self._parts: list[bytes] = []
@@ -266,6 +273,7 @@ class Exchange:
             await turn.enter(factory, {}, turn.request.rules.options)
         if turn.replayed:
             raise Replayed
+        self._entered = True
         await app(turn.connection, self.body.receive, self.send)
 
     async def _take_key(self) -> None:
@@ -276,7 +284,7 @@ class Exchange:
             return
         header = given.header.lower().encode()
         values = [value.decode("latin-1") for name, value in connection["headers"] if bytes(name).lower() == header]
-        key = given.key_of(values, connection)
+        key = given.key_of(values, lambda: connection)
         if key is not None:
             path = f"{connection.get('root_path', '')}{connection['path']}"
             target = f"{path}?{connection.get('query_string', b'').decode('latin-1')}"
@@ -370,7 +378,7 @@ class Exchange:
             if turn.again(error):
                 return False
         self.body.let_go()
-        await self._answer(failure or error, failure is not None)
+        await self._answer(failure or error, failure is not None or not self._entered)
         return True
 
     async def _answer(self, error: BaseException, unknown: bool) -> None:
@@ -378,7 +386,8 @@ class Exchange:
 
         Args:
             error: the error that the request failed with.
-            unknown: the application could not handle it, because its own response had begun.
+            unknown: the application could not handle it, because its own response had begun, or it was not
+                called yet.
         """
         connection, by_the_app = self.turn.connection, _ErrorHandlers.of(self._app)
         if unknown and by_the_app is not None and await by_the_app(error, connection, self.body.receive, self.send):

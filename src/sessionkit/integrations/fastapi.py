@@ -19,7 +19,7 @@ An endpoint that asks for it is inside the session's scope, so ``current_session
 
 import inspect
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import fastapi
@@ -32,7 +32,7 @@ from ..retry import Retry
 from ..scope import session_scope
 from ._async_turn import AsyncTurn
 from ._idempotency import METHODS, WAIT, Replayed
-from ._web import CONFLICT, IDEMPOTENT, PRECONDITION_FAILED, TRY_AGAIN, RollbackOn, Rules, on_error_status
+from ._web import CONFLICT, IDEMPOTENT, PRECONDITION_FAILED, TRY_AGAIN, RollbackOn, Rules, of_request, on_error_status
 from .asgi import EXCHANGE, Exchange, SessionKitMiddleware, request_of
 
 if TYPE_CHECKING:
@@ -71,8 +71,9 @@ def SessionDepends(factory: "SyncFactory | AsyncFactory", **options: "Unpack[Opt
     Args:
         factory: an ``async_sessionmaker`` or ``sessionmaker``, or a scoped session.
         options: the options of `session_scope` except `propagation`, such as ``read_only=True``, ``isolation="SERIALIZABLE"``
-            or ``manual_commit="savepoint"``. With `retry`, requests to endpoints that use this session may run again,
-            whatever their method and the settings of `install`; it needs `install`.
+            or ``manual_commit="savepoint"``. A function of `settings` or `role` that takes one argument gets the request, a
+            Starlette ``HTTPConnection`` with headers, cookies and path parameters. With `retry`, requests to endpoints that
+            use this session may run again, whatever their method and the settings of `install`; it needs `install`.
 
     Raises:
         ScopeError: `factory` is not a session factory. At a request: the connection is a websocket, or this release of
@@ -87,7 +88,7 @@ def SessionDepends(factory: "SyncFactory | AsyncFactory", **options: "Unpack[Opt
             "propagation= was given to SessionDepends, but a request's session always has its own transaction; leave "
             "it out"
         )
-    session_scope(factory, **options)  # checks them now
+    session_scope(factory, **of_request(options, lambda: None))  # checks them now
     dependency = _RequestSession(factory, options)
     # Passed by keyword, because older releases neither have nor type this parameter.
     scoped: dict[str, Any] = {"scope": "function"} if _FUNCTION_SCOPE else {}
@@ -102,7 +103,7 @@ class _RequestSession:
         self._options = options
         retry = options.get("retry")
         self._retry = None if retry is None else as_retry(retry, "SessionDepends")
-        self._identity = (factory, frozenset(options.items()))
+        self._identity = (factory, frozenset((name, _hashable(value)) for name, value in options.items()))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _RequestSession) and other._identity == self._identity
@@ -121,7 +122,7 @@ class _RequestSession:
         turn = self._own_turn(connection) if exchange is None else exchange.turn
         if self._retry is not None:
             turn.request.ask(self._retry)
-        session = await turn.enter(self._factory, self._options)
+        session = await turn.enter(self._factory, of_request(self._options, lambda: connection))
         if turn.replayed:
             raise Replayed
         try:
@@ -146,6 +147,10 @@ class _RequestSession:
                 "COMMIT; call install(app), or use FastAPI 0.121.1 or newer"
             )
         return AsyncTurn(request_of(_ALONE, connection.scope), connection.scope)
+
+
+def _hashable(value: Any) -> Any:
+    return frozenset(value.items()) if isinstance(value, Mapping) else value
 
 
 _ALONE = Rules((), on_error_status, None, IDEMPOTENT)

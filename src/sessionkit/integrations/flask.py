@@ -51,9 +51,10 @@ from .wsgi import Replay, request_of, take_key
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from flask import Request, Response
+    from flask import Request as FlaskRequest
+    from flask import Response
 
-    from .._spi import ManualCommit
+    from .._spi import ManualCommit, Role, Settings
     from ._idempotency import Stored
     from ._web import NoRollbackFor, SyncFactory
 
@@ -87,6 +88,9 @@ class SessionKit:
             `session_scope`; default: the factory's setting.
         no_rollback_for: an exception class, or a tuple of them, that does not prevent the commit, as in `session_scope`;
             default: the factory's setting.
+        settings, role: the settings and the role of a request's transactions, as in `session_scope`, put over the factory's.
+            A function that takes one argument gets a Flask request whose URL is matched (``request.view_args``) and whose
+            body cannot be read. The application's error handlers answer what it raises.
         idempotency_header: the name of a header, such as ``"Idempotency-Key"``. A request with it is served once: its response
             is stored in the request's transaction, and a client that repeats the request gets it again. Status, body, and
             most headers are stored, but not those of the connection and the session, such as Set-Cookie. Another request
@@ -116,11 +120,13 @@ class SessionKit:
         retry_methods: Iterable[str] = IDEMPOTENT,
         manual_commit: ManualCommit | None = None,
         no_rollback_for: NoRollbackFor | None = None,
+        settings: Settings | None = None,
+        role: Role = None,
         idempotency_header: str | None = None,
         idempotency_methods: Iterable[str] = METHODS,
         idempotency_wait: float = WAIT,
         idempotency_ttl: float | None = None,
-        idempotency_caller: Callable[[Request], str | None] | None = None,
+        idempotency_caller: Callable[[FlaskRequest], str | None] | None = None,
     ) -> None:
         self._options: dict[str, Any] = {
             "rollback_on": rollback_on,
@@ -128,6 +134,8 @@ class SessionKit:
             "retry_methods": retry_methods,
             "manual_commit": manual_commit,
             "no_rollback_for": no_rollback_for,
+            "settings": settings,
+            "role": role,
             "idempotency": idempotency_of(
                 "SessionKit",
                 idempotency_header,
@@ -210,9 +218,9 @@ class _Again(BaseException):
 class _Serving:
     """The hooks around and inside one application.
 
-    Flask has no hook that runs after all ``after_request`` functions but inside the error handling. So this overrides two of
-    Flask's methods that are meant to be overridden: ``process_response`` and ``handle_user_exception``. They take any
-    arguments, because newer releases also pass the context.
+    Flask has no hook that runs after all ``after_request`` functions but inside the error handling. So this overrides methods
+    of Flask that are meant to be overridden: ``process_response`` and ``handle_user_exception``, and ``preprocess_request``,
+    to raise what kept a scope from opening. They take any arguments, because newer releases also pass the context.
     """
 
     def __init__(self, app: Flask, named: dict[str, Any], given: Rules) -> None:
@@ -223,6 +231,7 @@ class _Serving:
         self._process_response: Callable[..., Response] = app.process_response
         self._handle_user_exception: Callable[..., Any] = app.handle_user_exception
         self._preprocess_request: Callable[..., Any] = app.preprocess_request
+        app.preprocess_request = self.preprocess_request  # type: ignore[method-assign]
         app.wsgi_app = self.wsgi_app  # type: ignore[method-assign]
         app.process_response = self.process_response  # type: ignore[method-assign, assignment]
         if given.idempotency is not None:
@@ -235,10 +244,9 @@ class _Serving:
         replay = Replay(environ) if asked.retried else None
         asked.replayable = replay is None or replay.possible
         while True:
-            turn = environ[_TURN] = SyncTurn(asked)
+            turn = environ[_TURN] = SyncTurn(asked, lambda: _seen(self._app, environ))
             try:
-                if not self._may_have_key(environ):
-                    turn.enter()
+                self._enter(turn, environ)
                 body = self._wsgi_app(environ, start_response)
                 turn.give_up(None)  # Flask did not finish the request: something in front of it has answered
             except _Again:
@@ -252,21 +260,24 @@ class _Serving:
             turn.pause()
             replay.rewind()
 
-    def _may_have_key(self, environ: WSGIEnvironment) -> bool:
-        """Tell whether the scopes of a request are opened where Flask knows it, and its error handlers are at hand."""
-        given = self._rules.idempotency
-        return given is not None and f"HTTP_{given.header.upper().replace('-', '_')}" in environ
+    def _enter(self, turn: SyncTurn, environ: WSGIEnvironment) -> None:
+        """Open the scopes; an error waits until Flask can handle it."""
+        try:
+            if turn.request.key is None:
+                take_key(turn.request, environ, lambda: _seen(self._app, environ))
+            turn.enter()
+        except Exception as error:  # noqa: BLE001 - the error handlers decide
+            turn.failed(error)
+            turn.not_entered = error
 
     def preprocess_request(self, *args: Any) -> Any:
-        """Open the scopes of a request with a key, then run the before_request functions; a stored response goes first."""
+        """Raise what kept the scopes from being opened, answer with a stored response, or go on."""
         turn = _turn()
-        if not turn.over and self._may_have_key(request.environ):
-            if turn.request.key is None:
-                take_key(turn.request, request.environ, request)
-            turn.enter()
-            if turn.replayed:
-                response: Stored = turn.claim.answer()
-                return self._app.response_class(response.body, response.status, list(response.headers))
+        if turn.not_entered is not None:
+            raise turn.not_entered
+        if turn.replayed and not turn.over:
+            response: Stored = turn.claim.answer()
+            return self._app.response_class(response.body, response.status, list(response.headers))
         return self._preprocess_request(*args)
 
     def process_response(self, *args: Any) -> Response:
@@ -315,6 +326,18 @@ def _stored(response: Response) -> Stored:
     if response.is_streamed or response.direct_passthrough:
         raise ScopeError(STREAM)
     return stored(response.status_code, list(response.headers), response.get_data())
+
+
+def _seen(app: Any, environ: WSGIEnvironment) -> FlaskRequest:
+    """Return the request that Flask is going to make, with its URL matched, and without its body, which can be read once."""
+    seen: FlaskRequest = app.request_class(environ, populate_request=False, shallow=True)
+    try:
+        adapter = app.create_url_adapter(seen)
+        if adapter is not None:
+            seen.url_rule, seen.view_args = adapter.match(return_rule=True)
+    except HTTPException as error:
+        seen.routing_exception = error
+    return seen
 
 
 def _turn() -> SyncTurn:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from .._spi import ManualCommit
+    from .._spi import ManualCommit, Role, Settings
     from ._web import NoRollbackFor, SyncFactory
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
@@ -77,6 +77,8 @@ class SessionKitMiddleware:
             `session_scope`; default: the factory's setting.
         no_rollback_for: an exception class, or a tuple of them, that does not prevent the commit, as in `session_scope`;
             default: the factory's setting.
+        settings, role: the settings and the role of a request's transactions, as in `session_scope`, put over the factory's.
+            A function that takes one argument gets the WSGI environment of the request.
         idempotency_header: the name of a header, such as ``"Idempotency-Key"``. A request with it is served once: its response
             is stored in the request's transaction, and a client that repeats the request gets it again. Status, body, and
             most headers are stored, but not those of the connection and the session, such as Set-Cookie. Another request
@@ -106,6 +108,8 @@ class SessionKitMiddleware:
         retry_methods: Iterable[str] = IDEMPOTENT,
         manual_commit: ManualCommit | None = None,
         no_rollback_for: NoRollbackFor | None = None,
+        settings: Settings | None = None,
+        role: Role = None,
         idempotency_header: str | None = None,
         idempotency_methods: Iterable[str] = METHODS,
         idempotency_wait: float = WAIT,
@@ -122,6 +126,8 @@ class SessionKitMiddleware:
             retry_methods,
             manual_commit,
             no_rollback_for,
+            settings,
+            role,
             asynchronous=False,
             idempotency=idempotency_of(
                 "SessionKitMiddleware",
@@ -137,13 +143,13 @@ class SessionKitMiddleware:
         """Serve a request."""
         request = request_of(self._rules, environ)
         try:
-            take_key(request, environ, environ)
+            take_key(request, environ, lambda: environ)
         except KeyRefused as refused:
             return send_answer(refused.answer, environ, start_response)
         replay = Replay(environ) if request.retried else None
         request.replayable = replay is None or replay.possible
         while True:
-            exchange = _Exchange(SyncTurn(request), environ, start_response)
+            exchange = _Exchange(SyncTurn(request, lambda: environ), environ, start_response)
             body = exchange.run(self.app)
             if body is not None:
                 return body
@@ -159,7 +165,7 @@ def request_of(given: Any, environ: WSGIEnvironment) -> RequestUnit:
     )
 
 
-def take_key(request: RequestUnit, environ: WSGIEnvironment, sent: Any) -> None:
+def take_key(request: RequestUnit, environ: WSGIEnvironment, seen: Callable[[], Any]) -> None:
     """Find out under which key the response to a request is stored, if it has one; read its body for that.
 
     Raises:
@@ -169,7 +175,7 @@ def take_key(request: RequestUnit, environ: WSGIEnvironment, sent: Any) -> None:
     if given is None or request.method not in given.methods:
         return
     value = environ.get("HTTP_" + given.header.upper().replace("-", "_"))
-    key = given.key_of([] if value is None else [value], sent)
+    key = given.key_of([] if value is None else [value], seen)
     if key is not None:
         target = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}?{environ.get('QUERY_STRING', '')}"
         request.key = given.once(key, request.method, target, _whole_body(environ))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
+    from ..._settings import InForce
     from ...context import State
 
 Unit = Any  # unit.Unit, which builds on this file
@@ -21,6 +22,7 @@ class Feature:
         asks: whether `entering` sends something.
         mutex: the text of the mutex that the unit asked for.
         claim: the key of ``once=`` that the unit has claimed, or whose result it has found.
+        in_force: the settings and role of the unit's transactions, for the feature that sets them.
         two_phases: whether the unit's databases commit as one.
     """
 
@@ -29,6 +31,7 @@ class Feature:
     asks = False
     mutex: str | None = None
     claim: Any = None
+    in_force: InForce | None = None
     two_phases = False
 
     def __init__(self, unit: Unit) -> None:
@@ -46,6 +49,10 @@ class Feature:
     def route(self, bind: Any) -> Any:
         """Return what the unit connects to if its session is bound to `bind`."""
         return bind
+
+    def begins(self, beginning: Any) -> Any:
+        """Return how a connection's transaction begins that would begin as `beginning`, a ``_dialects.Beginning``."""
+        return beginning
 
     def connected(self, connection: Connection) -> None:
         """Note a connection of the unit whose transaction has begun."""

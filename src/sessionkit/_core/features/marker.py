@@ -14,6 +14,7 @@ from sqlalchemy.util import await_only
 
 from ... import _dialects, _markers
 from ..._schemas import translate
+from ..._settings import NO_SETTINGS
 from ...errors import OptionError, ScopeError, SessionKitError, describe
 from ...isolation import Preset
 from .. import seams
@@ -111,6 +112,10 @@ class VerifiedByApplication(_Verified):
         sync_session: Session = session.sync_session if unit.asynchronous else session
         if unit.request.schemas is not None:
             translate(sync_session, unit.request.schemas)
+        if unit.request.settings is not NO_SETTINGS:
+            from .settings import set_on
+
+            set_on(sync_session, unit.in_force)
 
         def held() -> list[Connection]:
             transaction = sync_session.get_transaction()

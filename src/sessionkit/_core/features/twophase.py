@@ -158,6 +158,10 @@ class TwoPhaseCommit(Feature):
         unit = self.unit
         if not self.two_phases or len(held) < 2 or unit.preset.read_only:
             return False
+        if unit.in_force.role is not None:
+            from .settings import drop_roles
+
+            drop_roles(unit, held)
         self.key = _markers.new_key()
         decision = self._decision = TwoPhaseDecision(unit.transaction, self.key, unit.asynchronous)
         if unit.request.verify_commit:

@@ -19,7 +19,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from sessionkit.errors import classify
 
-from . import _general, _pool, _postgresql, _replication, _sqlite, _tables
+from . import _general, _pool, _postgresql, _replication, _row_security, _sqlite, _tables
 from ._finding import Finding, fail, warn
 from ._words import error_line
 
@@ -120,6 +120,7 @@ class Case:
         models: the application's classes, if named.
         migrations: Alembic's configuration, if named.
         live: whether to show which sessions wait for which at this moment.
+        factories: the settings and role of the application's factories, if named.
     """
 
     patient: Patient
@@ -127,10 +128,13 @@ class Case:
     models: _tables.Models | None = None
     migrations: Any = None
     live: bool = False
+    factories: list[_row_security.Tenancy] = field(default_factory=list)
 
     def checks(self) -> list[Check]:
         """Return the checks of the database."""
         checks = list(CHECKS.get(self.patient.engine.dialect.name, OTHERS))
+        if self.patient.entry.row_security:
+            checks.append(Check("rls.tables", partial(_row_security.row_security, factories=self.factories)))
         if self.live:
             checks.append(LIVE[self.patient.engine.dialect.name])
         if self.models is not None:

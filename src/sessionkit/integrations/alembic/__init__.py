@@ -8,6 +8,7 @@
                    ``_sqlite``: in place, by ``_sqlite_text``
 ``_once``          ``op.create_once_table()``
 ``_batch``         inside ``op.batch_alter_table()``: the order; ``_sqlite_copies``: what a copy would lose
+``_row_security``  ``op.enable_row_security``: a policy from a template, and the way back
 ``autogenerate``   from a model that became versioned to the operation; ``_history``: earlier migrations
 ``env``            `run_migrations`: from the command to the databases
 ``_binds``         which databases to migrate, in which order
@@ -25,6 +26,7 @@ import alembic
 
 from . import plugin as _plugin
 from ._errors import Blocker, MigrationBlocked, MigrationError, NotUpToDate
+from ._row_security import DisableRowSecurityOp, EnableRowSecurityOp
 from .checks import assert_up_to_date, async_assert_up_to_date
 from .env import run_migrations
 from .operations import (
@@ -41,8 +43,10 @@ __all__ = [
     "AdoptVersionColumnOp",
     "Blocker",
     "CreateOnceTableOp",
+    "DisableRowSecurityOp",
     "DropOnceTableOp",
     "DropVersionColumnOp",
+    "EnableRowSecurityOp",
     "MigrationBlocked",
     "MigrationError",
     "NotUpToDate",
