@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import _dialects
 from ._bridge import to_completion
+from ._claims import REQUEST
 from ._core import seams
 from ._core.connection import ScopeConnection, connect, engine_that_begins
 from ._core.features.settings import set_at_begin
@@ -15,7 +16,8 @@ from ._core.unit import Unit, bound_engines
 from ._dialects import Position, is_autocommit, root_of
 from ._factory_info import FactoryInfo
 from ._observers import Observation, Observer, observers, tell_retried
-from ._plan import ManualCommit, Options, Request
+from ._once import WEEK, Once, check_ttl
+from ._plan import ManualCommit, Options, Request, check_once
 from ._settings import InForce, Role, Settings, takes_one
 from ._waiting import pause, skipping, sleep
 from .context import Entry, State, current_of, describe, factory_key, here, pop, sync_session_of, top
@@ -25,6 +27,8 @@ from .retry import Attempts, Run, as_retry
 __all__ = [
     "NOTHING_ASKED",
     "PRESET_FIELDS",
+    "REQUEST",
+    "WEEK",
     "Attempts",
     "Entry",
     "FactoryInfo",
@@ -34,6 +38,7 @@ __all__ = [
     "ManualCommit",
     "Observation",
     "Observer",
+    "Once",
     "Options",
     "Position",
     "Request",
@@ -50,6 +55,8 @@ __all__ = [
     "aware_class",
     "bound_engines",
     "captures",
+    "check_once",
+    "check_ttl",
     "connect",
     "connections",
     "current_of",

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sessionkit import commits
 from sessionkit.binding import recover_prepared
 from sessionkit.cli import main
-from sessionkit.cli.doctor import Limits, _examine
+from sessionkit.cli.doctor import Limits, _examine, _tables
 from sessionkit.cli.doctor._patient import Patient
 from tests.contract.settings import READ_ONLY_VIOLATION, error_code
 from tests.contract.tenants import ROLE, TENANT, create_notes
@@ -466,6 +466,26 @@ def test_a_query_that_takes_too_long_does_not_hold_the_others(doors: Door, docto
         seen = doctor(url_of(doors), "--timeout", "1", "--metadata", "tests.support.models:Base")
         assert "no result after 1 s" in seen.one("commits.table", "warn")
         seen.one("models.tables", "ok")
+
+
+@sync
+def test_keys_that_no_job_prunes_are_seen(
+    doors: Door, doctor: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = doors.database.observer
+    doctor(url_of(doors)).one("commits.once_table", "ok")
+    commits.create_table(engine)
+    insert = "INSERT INTO sessionkit_once VALUES ('{}', 'U', '', '', 'D', NULL, now(), now() - interval '{}')"
+    with engine.begin() as connection:
+        connection.execute(text(insert.format("a", "1 hour")))
+    doctor(url_of(doors)).one("commits.once_table", "ok")
+    monkeypatch.setattr(_tables, "MANY_MARKERS", 1)
+    assert "once_ttl=" in doctor(url_of(doors)).one("commits.once_table", "warn")
+    with engine.begin() as connection:
+        connection.execute(text(insert.format("b", "3 days")))
+    assert "over its time since 3 d" in doctor(url_of(doors)).one("commits.once_table", "warn")
+    commits.prune(engine)
+    assert "and empty" in doctor(url_of(doors)).one("commits.once_table", "ok")
 
 
 @sync

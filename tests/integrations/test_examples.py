@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,22 @@ async def test_a_product_is_edited_by_whoever_has_seen_it(doors: Door, shop: int
     assert request(shop, "POST", "/products", {"name": "Cup", "cents": 500})[0] == 201
     assert request(shop, "GET", "/products")[2] == [{"id": 1, **changed}, {"id": 2, "name": "Cup", "cents": 500}]
     assert await doors.rows("SELECT name, cents FROM products ORDER BY id") == [("Teapot", 1700), ("Cup", 500)]
+
+
+async def test_a_product_that_a_client_sends_again_is_added_once(doors: Door, shop: int) -> None:
+    cup, key = {"name": "Cup", "cents": 500}, {"Idempotency-Key": '"8e03978e-40d5-43dd-bc93-6894a57f9324"'}
+
+    def add(*_: int) -> tuple[int, str | None, Any]:
+        status, headers, answer = request(shop, "POST", "/products", cup, **key)
+        return status, headers.get("etag"), answer
+
+    with ThreadPoolExecutor(4) as threads:
+        first, *others = threads.map(add, range(8))
+    assert first[0] == 201
+    assert first[1] is not None
+    assert others == [first] * 7
+    assert request(shop, "POST", "/products", {"name": "Cup", "cents": 1}, **key)[0] == 422
+    assert await doors.rows("SELECT name, cents FROM products ORDER BY id") == [("Teapot", 1900), ("Cup", 500)]
 
 
 @pytest.mark.own_database

@@ -19,7 +19,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 
-from sessionkit import REQUIRED, SYSTEM, Retry, errors, set_rollback_only
+from sessionkit import REQUIRED, SYSTEM, Retry, commits, errors, set_rollback_only
 from sessionkit.integrations import opentelemetry
 from sessionkit.integrations.wsgi import SessionKitMiddleware
 from tests.contract.lost import link
@@ -213,6 +213,26 @@ async def test_a_mutex_and_locking_are_told_where_they_are(doors: Door, telemetr
     inner = {"mutex": "t2(s5:inner i1:7)", "locking": None}
     outer = {"mutex": "s5:outer", "locking": None}
     assert seen == [outer, inner, {**outer, "locking": True}, inner]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+async def test_a_replay_is_told_and_counts_as_committed(doors: Door, telemetry: Telemetry, joined: bool) -> None:
+    await doors.twin(commits.create_table, commits.async_create_table)(doors.engine)
+
+    async def unit(session: AsyncSession) -> int:
+        return 7
+
+    run = doors.decorate(unit, once="key")
+    for _ in range(2):
+        if joined:
+            async with doors.scope(name="outer"):
+                assert await run() == 7
+        else:
+            assert await run() == 7
+    spans = [span for span in telemetry.spans() if attributes(span)["scope.name"] != "outer"]
+    assert [attributes(span).get("replayed") for span in spans] == [None, True]
+    if not joined:
+        assert [attributes(span)["scope.outcome"] for span in spans] == ["committed", "committed"]
 
 
 @pytest.mark.doors("sqlite-sync", "sqlite-async")

@@ -29,6 +29,7 @@ from sessionkit import (
     binding,
     bulk,
     bump_version,
+    commits,
     current_session,
     effective_isolation,
     etag,
@@ -370,6 +371,26 @@ def locked(session: orm.Session, scoped: scoped_session[orm.Session], Session: s
     sessionmaker(mutex=7, mutex_wait=1.5, warn_stale_locks=False)
 
 
+def once(session: orm.Session, scoped: scoped_session[orm.Session], Session: sessionmaker[orm.Session]) -> None:
+    @Session.scope(retry=5, once=lambda order: f"pay:{order}", fingerprint="", codec=(repr, int), once_ttl=60)
+    def pay(session: orm.Session, order: int) -> str:
+        return "paid"
+
+    assert_type(pay(7), str)
+    assert_type(Session.scope(once="key").run(lambda session: 7), int)
+    assert_type(commits.consumed(session, "m-1"), bool)
+    assert_type(commits.consumed(scoped, "m-1", ttl=60), bool)
+
+
+async def async_once(session: sa_asyncio.AsyncSession, Async: async_sessionmaker[sa_asyncio.AsyncSession]) -> None:
+    @Async.scope(once="key")
+    async def pay(session: sa_asyncio.AsyncSession, order: int) -> str:
+        return "paid"
+
+    assert_type(await pay(7), str)
+    assert_type(await commits.async_consumed(session, "m-1"), bool)
+
+
 async def async_locked(session: sa_asyncio.AsyncSession) -> None:
     assert_type(await locks.async_lock(session, Order, 1), Order)
     assert_type(await locks.async_lock_all(session, Order, [1]), list[Order])
@@ -452,6 +473,12 @@ def web_frameworks(
     fastapi.add_middleware(SessionKitMiddleware, factory=async_maker)
     fastapi.add_middleware(SessionKitMiddleware, factory=[maker, async_maker], retry=sessionkit.Retry(3))
     install(fastapi, retry=3)
+    install(
+        fastapi, idempotency_header="Idempotency-Key", idempotency_caller=lambda request: request.headers.get("X-User")
+    )
+    SessionKit(
+        flask, maker, idempotency_header="Idempotency-Key", idempotency_caller=lambda request: request.remote_addr
+    )
     SessionDepends(async_maker, preset=SERIALIZABLE, retry=5)
     SessionDepends(maker, read_only=True)
     SessionDepends(async_maker, settings={"app.tenant": lambda request: str(request)}, role=lambda request: "app")

@@ -76,6 +76,8 @@ def options(engine: Engine) -> None:
     Session = sessionmaker(engine)
     Session.scope(propagation="joyn")  # type: ignore[call-overload]
     Session.scope(mutex=1.5)  # type: ignore[call-overload]
+    Session.scope(once=7)  # type: ignore[call-overload]
+    Session.scope(once="key", codec=repr)  # type: ignore[call-overload]
     Session.scope(settings={"app.tenant": REQUIRED})  # type: ignore[dict-item]
     Session.scope(settings={"app.tenant": 1.5})  # type: ignore[dict-item]
     Session.scope(settings={7: "a"})  # type: ignore[dict-item]

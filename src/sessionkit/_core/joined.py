@@ -35,7 +35,7 @@ logger = logging.getLogger("sessionkit")
 class Joined(Entry):
     """An entry into the transaction of a unit, or of a session that the caller passed in (then `unit` is None)."""
 
-    __slots__ = ("_by_hand", "_followed", "_narrowing", "mutex", "request", "restriction", "savepoint", "unit")
+    __slots__ = ("_by_hand", "_followed", "_narrowing", "claim", "mutex", "request", "restriction", "savepoint", "unit")
 
     def __init__(self, scope: Any, handed: Any, owner: object, unit: Unit | None) -> None:
         Entry.__init__(self, scope, handed, owner)
@@ -45,18 +45,19 @@ class Joined(Entry):
         self.restriction: Restriction | None = None
         self._followed: list[Connection] = []
         self.mutex: str | None = None  # the text of the mutex that it has taken
+        self.claim: Any = None  # the key of `once` that it has claimed, or whose result it has found
         self._narrowing: Any = None  # the settings that last as long as its savepoint
         self._by_hand: Any = None  # the feature for manual commits, if the unit itself refuses them
 
     @property
     def only_joins(self) -> bool:
         """Whether it has set nothing that must be ended with it."""
-        return self.savepoint is None and self.restriction is None and self._by_hand is None
+        return self.savepoint is None and self.restriction is None and self._by_hand is None and self.claim is None
 
     @property
     def begins(self) -> bool:
         """Whether joining does more than join."""
-        return self.takes_mutex or self.allows_commits or self.request.compares
+        return self.takes_mutex or self.allows_commits or self.request.compares or self.request.once is not None
 
     @property
     def takes_mutex(self) -> bool:
@@ -90,6 +91,10 @@ class Joined(Entry):
                 from .features.mutex import join_mutex
 
                 self.mutex = join_mutex(self.unit, self.request)
+            if self.unit is not None and self.request.once is not None:
+                from .features.once import join_once
+
+                self.claim = join_once(self.unit, self.request)
             if step in (Step.JOIN_READ_ONLY, Step.SAVEPOINT_READ_ONLY):
                 assert self.unit is not None
                 self.restriction = Restriction(self.unit)
@@ -141,6 +146,8 @@ class Joined(Entry):
         try:
             if self.restriction is not None:
                 self.restriction.finish(error)
+            if self.claim is not None and error is None and not self.rollback_only:
+                self.claim.store()
         except BaseException as failure:
             self._finish(session, failure)
             raise
@@ -239,6 +246,8 @@ class Joined(Entry):
         """Let go of everything: a copied context may hold this record for long."""
         self.state = State.LEFT
         self.savepoint = self.restriction = self._by_hand = self._narrowing = None
+        if self.claim is not None:
+            self.claim.left()
         self._followed.clear()
 
 

@@ -173,6 +173,11 @@ class Unit(Entry):
         """Return the unit's feature of this kind, or None."""
         return next((each for each in self.features if isinstance(each, kind)), None)
 
+    @property
+    def claim(self) -> Any:
+        """The key of ``once=`` that it has claimed, or whose result it has found; None if it has none."""
+        return next((feature.claim for feature in self.features if feature.claim is not None), None)
+
     # -- what it talks to -------------------------------------------------------------------------------------------
 
     def connect(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ._bulk import ColumnFacts as ColumnFacts
     from ._bulk import Sieve as Sieve
     from ._bulk import Sifted as Sifted
+    from ._once import OnceKeys as OnceKeys
     from ._two_phase import TwoPhase as TwoPhase
 
 __all__ = [

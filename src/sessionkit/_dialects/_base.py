@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
     from ._locks import Locks
+    from ._once import OnceKeys
     from ._replication import Replication
     from ._settings import Settings
     from ._template import Template
@@ -242,6 +243,7 @@ class Dialect:
         bound_commit: prepares for a COMMIT that will be cut after a number of seconds, if there is anything to prepare.
         two_phase: how several of its databases commit as one; None if they cannot.
         locks: how to lock rows and take a mutex; None: not supported yet.
+        once: how to claim a key that belongs to one unit; None: not supported yet.
         replication: how its replicas report how far they have come; None: not supported yet.
         settings: how to set a transaction to values that end with it; None: it cannot, or not supported yet.
         row_security: its tables can have policies that decide which rows a transaction sees.
@@ -282,6 +284,7 @@ class Dialect:
     bulk: Bulk = field(default_factory=Bulk)
     two_phase: TwoPhase | None = None
     locks: Locks | None = None
+    once: OnceKeys | None = None
     replication: Replication | None = None
     settings: Settings | None = None
     row_security: bool = False

@@ -22,6 +22,7 @@ from ._base import Asked, Beginning, Dialect, all_of, undo_at_checkin
 from ._bulk_postgresql import BULK
 from ._connect import connect_within
 from ._locks_postgresql import LOCKS
+from ._once_postgresql import ONCE
 from ._replication_postgresql import REPLICATION
 from ._settings_postgresql import send, settings
 from ._two_phase_postgresql import TWO_PHASE
@@ -350,6 +351,7 @@ DIALECT = Dialect(
     bulk=BULK,
     two_phase=TWO_PHASE,
     locks=LOCKS,
+    once=ONCE,
     replication=REPLICATION,
     settings=settings(partial(_begin, _NOTHING)),
     row_security=True,

@@ -14,6 +14,8 @@
     │   └── UnknownOptionError      there is no option of that name
     ├── LockError                   this kind of lock is not available here
     │   └── NotLocked               another transaction holds it (also whatever SQLAlchemy would have raised)
+    ├── OnceMismatch                a key of once= came with other arguments
+    ├── OnceResult                  a result that cannot be stored for the next caller (TypeError)
     ├── BulkError                   a row of a bulk call was refused (also whatever SQLAlchemy would have raised)
     ├── VersionError                a versioning function was used in a way that is not allowed
     │   └── MalformedETag           a header is not a valid If-Match (ValueError)
@@ -58,6 +60,7 @@ from ._marks import Outcome, outcome_of
 from ._marks import first_of as first_of
 from ._marks import set_first as set_first
 from ._marks import set_outcome as set_outcome
+from ._once import OnceMismatch, OnceResult
 from ._runtime import (
     CommitOutcomeUnknown,
     CommitTokenError,
@@ -96,6 +99,8 @@ __all__ = [
     "NoCurrentSession",
     "NoReader",
     "NotLocked",
+    "OnceMismatch",
+    "OnceResult",
     "OptionError",
     "Outcome",
     "PartialCommit",

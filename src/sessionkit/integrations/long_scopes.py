@@ -64,6 +64,7 @@ class Found:
         locking: whether its SELECTs lock their rows, because of `Retry.lock_on_retry`.
         system: whether it runs without the settings of its factory, by ``settings=SYSTEM``.
         mutex: the text of its mutex, in the form of `locks.mutex_key`; None without one.
+        replayed: whether its body did not run, because its key of ``once=`` had a result.
     """
 
     event: Literal["open", "ended", "lost"]
@@ -75,6 +76,7 @@ class Found:
     locking: bool = False
     system: bool = False
     mutex: str | None = None
+    replayed: bool = False
 
     def __str__(self) -> str:
         name = "" if self.name is None else f" {self.name!r}"

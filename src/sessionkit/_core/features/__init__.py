@@ -64,7 +64,11 @@ def _add_features(found: list[Feature], unit: Unit) -> None:
         refuse_inside_two_phases(unit)
         if session.twophase:
             found.append(TwoPhaseCommit(unit))
-    if request.verify_commit:
+    if request.once is not None:
+        from .once import Once
+
+        found.append(Once(unit))
+    elif request.verify_commit:
         from .marker import VerifiedByApplication, VerifiedByMarker
 
         found.append(VerifiedByMarker(unit) if request.verify_commit is True else VerifiedByApplication(unit))

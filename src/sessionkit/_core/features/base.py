@@ -21,6 +21,7 @@ class Feature:
         key: the key of the unit's commit marker, for `CommitOutcomeUnknown`.
         asks: whether `entering` sends something.
         mutex: the text of the mutex that the unit asked for.
+        claim: the key of ``once=`` that the unit has claimed, or whose result it has found.
         in_force: the settings and role of the unit's transactions, for the feature that sets them.
         two_phases: whether the unit's databases commit as one.
     """
@@ -29,6 +30,7 @@ class Feature:
     key: str | None = None
     asks = False
     mutex: str | None = None
+    claim: Any = None
     in_force: InForce | None = None
     two_phases = False
 
@@ -65,6 +67,9 @@ class Feature:
     def by_hand(self, method: str) -> bool:
         """Do what a manual commit(), rollback() or close() means here; return whether it means anything."""
         return False
+
+    def claimed(self) -> None:
+        """Take note that the unit has claimed its key, which stays whatever its body undoes."""
 
     def finishing(self) -> None:
         """Do the last work of the body, which ended without an error."""

@@ -11,7 +11,7 @@
 ``_replication``   checks: replicas
 ``_sqlite``        checks: a SQLite file and its engine
 ``_row_security``  checks: row-level security
-``_tables``        checks: commit markers, models and migrations
+``_tables``        checks: commit markers, keys, models and migrations
 ``_examine``       the table of the checks, and how they run
 ``_report``        text and JSON
 =================  ====================================================================================

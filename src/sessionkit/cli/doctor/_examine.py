@@ -52,6 +52,7 @@ class Check(NamedTuple):
 _DRIVER = Check("server.driver", _general.driver)
 _BULK = Check("server.bulk", _general.row_counts)
 _MARKERS = Check("commits.table", _tables.markers)
+_KEYS = Check("commits.once_table", _tables.keys)
 
 CHECKS: dict[str, tuple[Check, ...]] = {
     "postgresql": (
@@ -69,6 +70,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         Check("pool.pooler", _pool.pooler, _pool.SILENT_POOLER),
         Check("replication.replicas", _replication.replicas),
         _MARKERS,
+        _KEYS,
     ),
     "sqlite": (
         Check("server.version", _sqlite.version),
@@ -79,6 +81,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         Check("engine", _sqlite.engine),
         Check("isolation.presets", _general.presets(_sqlite.modes, locks=True)),
         _MARKERS,
+        _KEYS,
     ),
 }
 LIVE = {"postgresql": Check("sessions.waits", _postgresql.waits)}
@@ -90,6 +93,7 @@ OTHERS = (
     _BULK,
     Check("isolation.presets", _general.presets(None)),
     _MARKERS,
+    _KEYS,
 )
 
 
