@@ -10,6 +10,7 @@ from ._core.joined import Joined
 from ._core.savepoints import connections
 from ._core.session import ScopeAware, answer_by_overrides, aware_class, tell_made, unit_of
 from ._core.unit import Unit, bound_engines
+from ._database_copy import DatabaseCopy, copies, engines_of
 from ._dialects import Position, is_autocommit, root_of
 from ._factory_info import FactoryInfo
 from ._observers import Observation, Observer, observers, tell_retried
@@ -24,6 +25,7 @@ __all__ = [
     "NOTHING_ASKED",
     "PRESET_FIELDS",
     "Attempts",
+    "DatabaseCopy",
     "Entry",
     "FactoryInfo",
     "Hook",
@@ -47,9 +49,11 @@ __all__ = [
     "captures",
     "connect",
     "connections",
+    "copies",
     "current_of",
     "describe",
     "engine_that_begins",
+    "engines_of",
     "factory_key",
     "here",
     "is_autocommit",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
     from ._locks import Locks
+    from ._races import Raced
     from ._replication import Replication
     from ._template import Template
     from ._two_phase import TwoPhase
@@ -247,6 +248,7 @@ class Dialect:
         new_uuid: SQL for a random UUID, as SQLAlchemy's type `Uuid` stores it; None as above.
         xmin: each row tells which transaction wrote it, in a system column of this name.
         template: how its databases are copied, for tests; None: nobody has looked.
+        raced: loads what lets units run against each other in its databases, for tests; None: nobody has looked.
         in_transaction: tells whether the driver's connection is in a transaction, if that can be told; for tests.
         has_written: asks the server whether the connection's transaction has written; for tests; None: nobody has looked.
         check_deferred: has the database check what it would check at COMMIT, and changes nothing; for tests.
@@ -284,6 +286,7 @@ class Dialect:
     new_uuid: str | None = None
     xmin: bool = False
     template: Template | None = None
+    raced: Callable[[], type[Raced]] | None = None
     in_transaction: Callable[[Connection], bool] = _believed
     has_written: Callable[[Connection], bool] | None = None
     check_deferred: Callable[[Connection], None] = _checked_at_once

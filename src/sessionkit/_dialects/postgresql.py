@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Executable
     from sqlalchemy.engine import Connection, Engine
 
+    from ._races import Raced
+
 # Hermitage, postgresql.md; each cell is proved by tests/concurrency/test_anomalies.py.
 _ANOMALIES = {
     "READ COMMITTED": all_of("PMP", "P4", "G-single", "G2-item", "G2"),
@@ -318,6 +320,12 @@ def _driver_in_transaction(driver_connection: Any) -> bool:
     return hasattr(driver_connection, "info") and _libpq_begun(driver_connection)
 
 
+def _raced() -> type[Raced]:
+    from ._races_postgresql import RacedPostgresql
+
+    return RacedPostgresql
+
+
 DIALECT = Dialect(
     "postgresql",
     # PostgreSQL manual 13.2: READ UNCOMMITTED behaves like READ COMMITTED.
@@ -348,6 +356,7 @@ DIALECT = Dialect(
     new_uuid="gen_random_uuid()",
     xmin=True,
     template=_template.POSTGRESQL,
+    raced=_raced,
     in_transaction=_in_transaction,
     has_written=_has_written,
     check_deferred=_check_deferred,

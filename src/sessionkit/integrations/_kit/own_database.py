@@ -1,33 +1,24 @@
-"""Template mode of the test kit: each test has a copy of the database, to which the engine's connections are led.
-
-The engine stays what it is, with its listeners and options: only where it connects to is changed while the test runs.
-So this holds for everything that goes through the engine, sessions or not.
-"""
+"""Template mode of the test kit: each test has a copy of the database, to which the engine's connections are led."""
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import NullPool, create_engine, event
 from sqlalchemy.util import greenlet_spawn
 
-from ..._spi import _dialects, root_of, seams
-from ...errors import OptionError
+from ..._spi import DatabaseCopy, root_of, seams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from sqlalchemy import Executable
-    from sqlalchemy.engine import URL, Connection, Engine
+    from sqlalchemy.engine import Engine
 
     from ..._spi import ScopeConnection
 
 __all__ = ["OwnDatabase"]
 
 
-class OwnDatabase:
+class OwnDatabase(DatabaseCopy):
     """A copy of the database of an engine.
 
     Args:
@@ -39,35 +30,9 @@ class OwnDatabase:
     """
 
     def __init__(self, engine: Engine, at_commit: Callable[[ScopeConnection, str | None], None]) -> None:
-        template = _dialects.of(engine).template
-        if template is None:
-            raise OptionError(f"mode='template' was asked for, but nobody has looked how to copy {engine!r}")
-        self._engine = engine
-        self._template = template
+        super().__init__(engine, "mode='template' was asked for")
         self._at_commit = at_commit
-        self._led = False
-        self.asynchronous = engine.dialect.is_async
-        if not self.asynchronous:
-            engine.dispose()  # idle connections to a database keep PostgreSQL from copying it
-        self._copy = template.copy(engine.dialect, engine.url, self._say)
-        event.listen(engine, "do_connect", self._connect, insert=True)
-        self._pool = engine.pool  # dispose() puts another one into its place, with the same listeners
-        event.listen(self._pool, "checkout", self._check)
         seams.at_commit.append(self._commit)
-
-    def _connect(self, dialect: Any, _record: Any, cargs: Any, cparams: dict[str, Any]) -> Any:
-        self._led = True
-        _, before = dialect.create_connect_args(self._engine.url)
-        arguments, now = dialect.create_connect_args(self._copy)
-        changed = {name: value for name, value in now.items() if before.get(name) != value}
-        return dialect.connect(*arguments, **{**cparams, **changed})
-
-    def _check(self, *_: Any) -> None:
-        if not self._led:
-            raise OptionError(
-                f"mode='template' was asked for, but {self._engine!r} connects by a function of its own (creator=), or "
-                "had connections already; leave creator= out, or have the engine disposed of before the test"
-            )
 
     def _commit(self, connection: ScopeConnection) -> None:
         if root_of(connection.engine) is self._engine:
@@ -92,38 +57,7 @@ class OwnDatabase:
         """Forget the connections, whose event loop is no more: the server ends them."""
         self._engine.dispose(close=False)
 
-    def renew(self) -> None:
-        """Have another copy."""
-        self._template.drop(self._engine.dialect, self._copy, self._say)
-        self._copy = self._template.copy(self._engine.dialect, self._engine.url, self._say)
-
     def detach(self) -> None:
         """Drop the copy."""
-        event.remove(self._engine, "do_connect", self._connect)
-        event.remove(self._pool, "checkout", self._check)
         seams.at_commit.remove(self._commit)
-        self._template.drop(self._engine.dialect, self._copy, self._say)
-
-    def _say(self, url: URL, statement: str | Executable) -> Sequence[Any]:
-        if not self.asynchronous:
-            engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-            with engine.connect() as connection:
-                return _said(connection, statement)
-        # In a thread: the test's own event loop may be the one that runs here.
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, _async_say(url, statement)).result()
-
-
-async def _async_say(url: URL, statement: str | Executable) -> Sequence[Any]:
-    from sqlalchemy.ext.asyncio import create_async_engine
-
-    engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        said = await connection.run_sync(_said, statement)
-    await engine.dispose()
-    return said
-
-
-def _said(connection: Connection, statement: str | Executable) -> Sequence[Any]:
-    result = connection.exec_driver_sql(statement) if isinstance(statement, str) else connection.execute(statement)
-    return result.all() if result.returns_rows else []
+        super().detach()
