@@ -75,6 +75,11 @@ def checked(session: Any, row: int) -> None:
     found.value += 1
 
 
+def checked_for_update(session: Any, row: int) -> None:
+    found = session.scalars(select(Checked).where(Checked.id == row).with_for_update()).one()
+    found.value += 1
+
+
 NO_WAIT = Retry(ATTEMPTS, wait=0)
 FIXED = Retry(ATTEMPTS, wait=0.005, wait_max=0.005, jitter=False)
 EXPONENTIAL = Retry(ATTEMPTS, jitter=False)
@@ -100,12 +105,14 @@ class Way:
 
 ATOMIC = Way("atomic UPDATE", atomic)
 FOR_UPDATE = Way("SELECT FOR UPDATE", for_update)
+# The same mapping as the optimistic ways have: its UPDATE carries the version, which costs about a seventh by itself.
+VERSIONED_FOR_UPDATE = Way("SELECT FOR UPDATE, version column", checked_for_update)
 OPTIMISTIC = [Way(f"version column, {name}", checked, {"retry": retry}) for name, retry in POLICIES.items()]
 SERIALIZABLE = [
     Way(f"SERIALIZABLE, {name}", plain, {"retry": retry, "isolation": Isolation.SERIALIZABLE})
     for name, retry in POLICIES.items()
 ]
-ON_POSTGRESQL = [ATOMIC, FOR_UPDATE, *OPTIMISTIC, *SERIALIZABLE]
+ON_POSTGRESQL = [ATOMIC, FOR_UPDATE, VERSIONED_FOR_UPDATE, *OPTIMISTIC, *SERIALIZABLE]
 ON_SQLITE = [ATOMIC, Way("version column, full jitter", checked, {"retry": JITTER}), Way("no version", plain)]
 
 
@@ -151,7 +158,7 @@ HEADER = ["", "commits/s", "retries", "most", "p99 ms", "fair", f"over {BUDGET} 
 
 def run(engine: Engine, way: Way, rows: int, seconds: float, seed: int) -> Result:
     """Let all threads increment for a while, and check that nothing was lost."""
-    model = Checked if way.body is checked else Plain
+    model = Checked if way.body in (checked, checked_for_update) else Plain
     with engine.begin() as connection:
         connection.execute(model.__table__.delete())  # type: ignore[attr-defined]
         start: dict[str, Any] = {"value": 0} | ({"version_id": 1} if model is Checked else {})
@@ -249,18 +256,16 @@ def verdicts(hot: dict[str, Result], many: dict[str, Result], lite: dict[str, Re
         told.append(f"{'met   ' if met else 'missed'} {what}: {value:.2f}, target {target:g}")
 
     if hot:
-        locking, jitter = hot["version column, lock_on_retry"], hot["version column, exponential, full jitter"]
-        for against in (hot["version column, no wait"], jitter, hot[FOR_UPDATE.name]):
-            name = next(name for name, result in hot.items() if result is against)
-            gain, target = locking.rate / against.rate, 1 if against is hot[FOR_UPDATE.name] else 2
-            say(f"hot row, lock_on_retry against {name}, at least", gain, target, gain >= target)
-        say("hot row, lock_on_retry, fairness, at least", locking.fair, 0.5, locking.fair >= 0.5)
+        locking = hot["version column, lock_on_retry"]
+        for way, target in (("version column, exponential, full jitter", 2), (VERSIONED_FOR_UPDATE.name, 0.9)):
+            gain = locking.rate / hot[way].rate
+            say(f"hot row, lock_on_retry against {way}, at least", gain, target, gain >= target)
+        say("hot row, lock_on_retry, fairness, at least", locking.fair, 0.7, locking.fair >= 0.7)
         most = max(locking.retries, default=0)
         say("hot row, lock_on_retry, retries of one unit, at most", most, 1, most <= 1)
         say(f"hot row, lock_on_retry, budgets of {BUDGET} used up", locking.over_budget, 0, not locking.over_budget)
-        best = max(result.rate for name, result in many.items() if name.startswith("version"))
-        share = best / many[FOR_UPDATE.name].rate
-        say("100 rows, version column against FOR UPDATE, at least", share, 0.95, share >= 0.95)
+        share = many["version column, lock_on_retry"].rate / many["version column, exponential, full jitter"].rate
+        say("100 rows, lock_on_retry against plain optimism, at least", share, 0.97, share >= 0.97)
     retries = sum(sum(result.retries) + result.locked for result in lite.values())
     say("SQLite writers, retries and errors of a lock", retries, 0, not retries)
     return told
@@ -291,7 +296,13 @@ def svg(results: dict[str, Result]) -> str:
     ]
     for number, (name, result) in enumerate(results.items()):
         y = number * high + 28
-        kind = "lock" if "lock_on_retry" in name else "atomic" if name in {ATOMIC.name, FOR_UPDATE.name} else "bar"
+        kind = (
+            "lock"
+            if "lock_on_retry" in name
+            else "atomic"
+            if name in {ATOMIC.name, FOR_UPDATE.name, VERSIONED_FOR_UPDATE.name}
+            else "bar"
+        )
         width = max(2, round(result.rate / most * wide))
         retries = sum(result.retries) / max(1, len(result.retries))
         lines += [

@@ -29,13 +29,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "sessionkit"
 # count as any other: what a type names, the file knows.
 ROOMS: dict[str, str] = {
     # private, at the bottom: they know nothing
-    "_twins": "",
+    "_bridge": "",
     "_sqlstate": "",
     "_loops": "",
     "_waiting": "",
     # what everybody may know
     "errors": "_sqlstate",
-    "_dialects": "_twins errors",
+    "_dialects": "_bridge errors",
     "isolation": "errors _dialects",
     "retry": "errors",
     "context": "errors",
@@ -58,7 +58,7 @@ ROOMS: dict[str, str] = {
     "_core": "",
     "_core.seams": "_dialects",
     "_core.savepoints": "",
-    "_core.connection": "_twins _core.seams _dialects commits context errors",
+    "_core.connection": "_bridge _core.seams _dialects commits context errors",
     "_core.hooks": "_core.connection _core.savepoints errors",
     "_core.commit": "_binds _core.connection _core.savepoints _dialects _waiting context errors",
     "_core.session": "_stale_reads _binds _core.connection _core.commit _core.seams _stale context errors",
@@ -71,7 +71,7 @@ ROOMS: dict[str, str] = {
     "_factory_info": "_core.features _dialects _plan errors isolation retry",
     "_attempts": "_loops _observers _waiting errors retry",
     "_decorate": "_arguments _attempts errors",
-    "scope": "_arguments _core.hooks _core.joined _core.session _core.unit _decorate _factory_info _mutex _observers _plan _twins context "
+    "scope": "_arguments _core.hooks _core.joined _core.session _core.unit _decorate _factory_info _mutex _observers _plan _bridge context "
     "errors isolation retry",
     "hooks": "_core.connection _core.hooks _core.savepoints _core.session context errors",
     "_methods": "_attempts _plan retry scope",
@@ -80,14 +80,14 @@ ROOMS: dict[str, str] = {
     # what works on a session that it is given; a conflict is found in any session, and ours finds some more
     "version": "_dialects _stale errors",
     "locks": "_core.session _dialects _lockable _mutex _stale_reads context errors",
-    "bulk": "_core.connection _dialects _twins errors version",
+    "bulk": "_core.connection _dialects _bridge errors version",
     "binding": "_core.features _factory_info commits context errors",
     "sqlite": "_dialects errors",
     # for tests: where an engine's connections are led instead
     "_database_copy": "_dialects context errors",
     # the one door for what stands on the public rooms, and what comes in by it; nothing else may import these
     "_spi": "_database_copy _core.connection _core.hooks _core.joined _core.savepoints _core.seams _core.session _core.unit _dialects "
-    "_factory_info _observers _plan _twins _waiting context isolation retry",
+    "_factory_info _observers _plan _bridge _waiting context isolation retry",
     "testing": "_spi errors",
     # the front hall: names only, each imported at its first use, so it may know every public room
     "__init__": "*",

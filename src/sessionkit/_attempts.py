@@ -1,4 +1,4 @@
-"""Attempts: running a unit again, for decorated functions and for ``with`` bodies. Two colours of one loop.
+"""Attempts: running a unit again, for decorated functions and for ``with`` bodies. One loop, sync and async.
 
 What is decided is decided in ``retry``; here is only who waits and who enters which scope.
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from ._loops import Place, drops_quietly, goes_back, warn_if_unknown
 from ._observers import observers, tell_retried
 from ._waiting import pause
-from .errors import ScopeError, add_note, set_outcome, told
+from .errors import ScopeError, add_note, describe, set_outcome
 from .retry import Attempt, Attempts, Retry, Run
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ class _Loop:
             return
         message = (
             "a loop over attempts() was left although its last attempt had failed and no other one has succeeded: nothing "
-            f"of it is committed, yet the code goes on; the error was {told(error)}; limit the attempts by "
+            f"of it is committed, yet the code goes on; the error was {describe(error)}; limit the attempts by "
             "attempts(retry=Retry(...)) and not by islice(), zip() or break"
         )
         logger.error(message, exc_info=error)

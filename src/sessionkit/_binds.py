@@ -1,4 +1,4 @@
-"""What a factory may be bound to: an engine of its own colour, or a connection. Checked where it is given."""
+"""What a factory may be bound to: an engine of its kind (sync or async), or a connection. Checked where it is given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import orm
 from sqlalchemy.engine import URL, Connection, Engine
 
-from .errors import ColourError, OptionError, ScopeError, SessionKitError
+from .errors import OptionError, ScopeError, SessionKitError, SyncAsyncMismatch
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -21,7 +21,7 @@ def check_binds(arguments: Mapping[str, Any], asynchronous: bool, where: str) ->
     """Check ``bind`` and ``binds`` of a factory's arguments. None is no mistake: ``configure()`` may come later.
 
     Raises:
-        ColourError: an engine or connection is async where a sync one belongs, or the other way round.
+        SyncAsyncMismatch: an engine or connection is async where a sync one belongs, or the other way round.
         OptionError: something is no engine and no connection.
     """
     bind, binds = arguments.get("bind"), arguments.get("binds")
@@ -48,10 +48,10 @@ def _mistake(bind: Any, asynchronous: bool) -> tuple[type[SessionKitError], str,
     of_asyncio = asyncio_part is not None and isinstance(bind, asyncio_part.AsyncEngine | asyncio_part.AsyncConnection)
     if of_asyncio:
         remedy = "make the factory by async_sessionmaker(), or pass an engine of create_engine()"
-        return None if asynchronous else (ColourError, f"{bind!r}, which is async,", remedy)
+        return None if asynchronous else (SyncAsyncMismatch, f"{bind!r}, which is async,", remedy)
     if asynchronous and isinstance(bind, Engine | Connection):
         return (
-            ColourError,
+            SyncAsyncMismatch,
             f"{bind!r}, which is sync,",
             "pass an engine of create_async_engine(), or make the factory by sessionmaker()",
         )

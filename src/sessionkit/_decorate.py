@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from ._arguments import bound, without_session
 from ._attempts import async_call, call
-from .errors import ColourError, ScopeError
+from .errors import ScopeError, SyncAsyncMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +84,7 @@ def form_of(fn: Callable[..., Any], asynchronous: bool, asked: str) -> Form:
     """Find out how `fn` takes its session.
 
     Raises:
-        ColourError: `fn` is async and the factory is not, or the other way round.
+        SyncAsyncMismatch: `fn` is async and the factory is not, or the other way round.
         ScopeError: `fn` is a generator function, a method in the first form, or takes no session.
     """
     name = _name(fn)
@@ -125,7 +125,7 @@ def _check(fn: Callable[..., Any], asynchronous: bool, does: str, hint: str, hin
     """Refuse what is no function, and a function that the scope would not surround.
 
     Raises:
-        ColourError: `fn` is async and the factory is not.
+        SyncAsyncMismatch: `fn` is async and the factory is not.
         ScopeError: `fn` is no function, a class, or a generator function.
     """
     name = _name(fn)
@@ -140,11 +140,11 @@ def _check(fn: Callable[..., Any], asynchronous: bool, does: str, hint: str, hin
             f"have ended before; open the scope inside it instead: `{with_} Session.scope() as session: ... yield ...`"
         )
     if inspect.iscoroutinefunction(fn) and not asynchronous:
-        raise ColourError(f"{name} is async, but its scope is of a sync factory; use an async_sessionmaker")
+        raise SyncAsyncMismatch(f"{name} is async, but its scope is of a sync factory; use an async_sessionmaker")
 
 
-def _not_async(fn: object) -> ColourError:
-    return ColourError(
+def _not_async(fn: object) -> SyncAsyncMismatch:
+    return SyncAsyncMismatch(
         f"{_name(fn)} is not async, but its scope is of an async factory; write `async def`, or use a sessionmaker"
     )
 
@@ -187,7 +187,7 @@ def run(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     """Call ``fn(session, *args, **kwargs)`` in a sync scope, again where its policy says so; return what it returns.
 
     Raises:
-        ColourError: `fn` is async.
+        SyncAsyncMismatch: `fn` is async.
         ScopeError: `fn` is no function, or a generator function.
     """
     _check(fn, False, "run() calls", _TAKES, _TAKES)
@@ -198,7 +198,7 @@ async def async_run(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], k
     """Await ``fn(session, *args, **kwargs)`` in an async scope, again where its policy says so; return its result.
 
     Raises:
-        ColourError: `fn` is not async.
+        SyncAsyncMismatch: `fn` is not async.
         ScopeError: `fn` is no function, or a generator function.
     """
     _check(fn, True, "run() calls", _TAKES, _TAKES)
@@ -250,7 +250,7 @@ def _settled(result: R, fn: Callable[..., Any]) -> R:
     if hasattr(result, "__await__"):
         if inspect.iscoroutine(result):
             result.close()
-        raise ColourError(
+        raise SyncAsyncMismatch(
             f"{_name(fn)!r} returned an awaitable, but its scope is sync and would be over before that runs; use an "
             "async_sessionmaker"
         )

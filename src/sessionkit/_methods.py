@@ -1,4 +1,4 @@
-"""`scope`, `run` and `attempts`, which every factory and every scoped session of sessionkit has. Two colours side by side."""
+"""`scope`, `run` and `attempts`, which every factory and every scoped session of sessionkit has. Sync and async side by side."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ScopeMethods(Generic[S]):
         options.
 
         Raises:
-            ColourError: `fn` is async.
+            SyncAsyncMismatch: `fn` is async.
             ScopeError: `fn` is no function, or a generator function.
         """
         scope: Any = session_scope(self)  # type: ignore[call-overload]
@@ -99,7 +99,7 @@ class AsyncScopeMethods(Generic[S]):
         The same as the sync factory's `run`, with an async function, or with a lambda that returns what can be awaited.
 
         Raises:
-            ColourError: `fn` is not async.
+            SyncAsyncMismatch: `fn` is not async.
             ScopeError: `fn` is no function, or a generator function.
         """
         scope: Any = session_scope(self)  # type: ignore[call-overload]

@@ -28,7 +28,7 @@ class Observation(Protocol):
 
 
 class Observer(Protocol):
-    """What looks on. Called in the context of who enters and leaves the scope, in both colours."""
+    """What looks on. Called in the context of the code that enters and leaves the scope, sync or async."""
 
     def entered(self, entry: Entry, /) -> Observation | None:
         """Take note of an entry, which is not ambient yet."""

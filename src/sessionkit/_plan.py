@@ -1,6 +1,6 @@
 """What a scope does when it is entered, decided before anything is done.
 
-Pure: a request and what already runs go in, a step or an error comes out. Both colours obey the same answer.
+Pure: a request and what already runs go in, a step or an error comes out. Sync and async scopes obey the same answer.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import _dialects
+from ._bridge import to_completion
 from ._core import seams
 from ._core.connection import ScopeConnection, connect, engine_that_begins
 from ._core.hooks import Hook, captures, refuse_awaitable
@@ -15,7 +16,6 @@ from ._dialects import Position, is_autocommit, root_of
 from ._factory_info import FactoryInfo
 from ._observers import Observation, Observer, observers, tell_retried
 from ._plan import ManualCommit, Options, Request
-from ._twins import to_completion
 from ._waiting import pause, skipping, sleep
 from .context import Entry, State, current_of, describe, factory_key, here, pop, sync_session_of, top
 from .isolation import NOTHING_ASKED, PRESET_FIELDS

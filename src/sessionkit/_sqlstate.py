@@ -127,7 +127,7 @@ KINDS = frozenset(
 _MYSQL_DRIVERS = frozenset({"pymysql", "MySQLdb", "mysql", "asyncmy", "aiomysql", "mariadb"})
 
 
-class Found(NamedTuple):
+class Code(NamedTuple):
     """A driver's code: as text, and what its table says of it."""
 
     code: str
@@ -139,16 +139,16 @@ def is_asyncpgs(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] == "asyncpg"
 
 
-def look_up(error: BaseException) -> Found | None:
+def look_up(error: BaseException) -> Code | None:
     """Return the code that an exception carries itself, or None if it carries none."""
     state: Any = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     if isinstance(state, str) and len(state) == 5:
-        return Found(state, SQLSTATE.get(state) or SQLSTATE_CLASS.get(state[:2], OTHER))
+        return Code(state, SQLSTATE.get(state) or SQLSTATE_CLASS.get(state[:2], OTHER))
     number: Any = getattr(error, "sqlite_errorcode", None)
     if isinstance(number, int):
         name = getattr(error, "sqlite_errorname", None)
-        return Found(name or str(number), SQLITE.get(number) or SQLITE.get(number & 0xFF, OTHER))
+        return Code(name or str(number), SQLITE.get(number) or SQLITE.get(number & 0xFF, OTHER))
     args = error.args
     if args and isinstance(args[0], int) and type(error).__module__.partition(".")[0] in _MYSQL_DRIVERS:
-        return Found(str(args[0]), MYSQL.get(args[0], OTHER))
+        return Code(str(args[0]), MYSQL.get(args[0], OTHER))
     return None

@@ -1,4 +1,4 @@
-"""Waiting, in the colour of who waits: for code that is written once and runs behind the greenlet bridge in async."""
+"""Waiting, for code that is written once: it sleeps in sync code, and awaits behind the greenlet bridge in async code."""
 
 from __future__ import annotations
 

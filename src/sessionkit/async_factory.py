@@ -66,7 +66,7 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
     Raises:
         OptionError: an option has a value that cannot be honoured; `bind`, or a value of `binds`, is no engine;
             ``autocommit=True`` was given.
-        ColourError: an engine is sync.
+        SyncAsyncMismatch: an engine is sync.
     """
 
     @overload

@@ -85,7 +85,7 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
     Raises:
         OptionError: an option has a value that cannot be honoured; `bind`, or a value of `binds`, is no engine;
             ``autocommit=True`` was given.
-        ColourError: an engine is async.
+        SyncAsyncMismatch: an engine is async.
     """
 
     @overload

@@ -28,7 +28,7 @@ from ._lockable import alone, certain, tables_of
 from ._mutex import mutex_key, seconds_of
 from ._stale_reads import LOCKING
 from .context import current_of, sync_session_of
-from .errors import ColourError, Holder, LockError, NotLocked, OptionError, classify
+from .errors import Holder, LockError, NotLocked, OptionError, SyncAsyncMismatch, classify
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -444,7 +444,9 @@ _INSTEAD = {"LIMIT": ", and say limit= to take()", "FOR UPDATE": ", and say mode
 def _sync_session(session: Any, where: str) -> Session:
     session = current_of(session)
     if not isinstance(session, Session) and hasattr(session, "sync_session"):
-        raise ColourError(f"{where} was given {session!r}, which is async; await async_{where.removesuffix('()')}()")
+        raise SyncAsyncMismatch(
+            f"{where} was given {session!r}, which is async; await async_{where.removesuffix('()')}()"
+        )
     return sync_session_of(session, where)
 
 
@@ -473,7 +475,7 @@ def _async(fn: Callable[..., Any]) -> Any:
     async def twin(session: Any, /, *args: Any, **kwargs: Any) -> Any:
         current = current_of(session)
         if not hasattr(current, "run_sync"):
-            raise ColourError(
+            raise SyncAsyncMismatch(
                 f"async_{fn.__name__}() was given {session!r}, which is no AsyncSession; call {fn.__name__}()"
             )
         return await current.run_sync(fn, *args, **kwargs)

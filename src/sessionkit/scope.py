@@ -13,6 +13,7 @@ from sqlalchemy import orm
 from sqlalchemy.util import greenlet_spawn
 
 from ._arguments import ask
+from ._bridge import to_completion
 from ._core import hooks
 from ._core.joined import Joined
 from ._core.session import ScopeAware, make_aware, unit_of
@@ -22,7 +23,6 @@ from ._factory_info import FactoryInfo
 from ._mutex import mutex_text
 from ._observers import observers, tell_entered, tell_left
 from ._plan import Options, Request, Step, plan, plan_passed
-from ._twins import to_completion
 from .context import (
     Entry,
     State,
@@ -37,7 +37,7 @@ from .context import (
     sync_session_of,
     top,
 )
-from .errors import ColourError, OptionError, ScopeError, set_outcome
+from .errors import OptionError, ScopeError, SyncAsyncMismatch, set_outcome
 from .isolation import NOTHING_ASKED
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class BaseScope(Generic[H]):
     def _plan_passed(self, session: object) -> tuple[Step, Unit | None, orm.Session]:
         sync_session = sync_session_of(session, "a decorated function")
         if isinstance(session, orm.Session) is self._info.asynchronous:
-            raise ColourError(f"{self!r} was given {session!r}; one of them is sync and the other async")
+            raise SyncAsyncMismatch(f"{self!r} was given {session!r}; one of them is sync and the other async")
         unit = unit_of(sync_session)
         return plan_passed(unit, self._request), unit, sync_session
 
@@ -252,7 +252,7 @@ class Scope(BaseScope[S]):
     if not TYPE_CHECKING:  # the type checkers refuse it by themselves
 
         async def __aenter__(self) -> NoReturn:
-            raise ColourError(
+            raise SyncAsyncMismatch(
                 "a sync factory's scope was entered with `async with`; write `with`, or use an async_sessionmaker"
             )
 
@@ -367,7 +367,7 @@ class AsyncScope(BaseScope[AS]):
     if not TYPE_CHECKING:  # the type checkers refuse it by themselves
 
         def __enter__(self) -> NoReturn:
-            raise ColourError(
+            raise SyncAsyncMismatch(
                 "an async factory's scope was entered with `with`; write `async with`, or use a sessionmaker"
             )
 

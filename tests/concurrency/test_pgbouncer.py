@@ -39,8 +39,8 @@ class Mine(Exception):
     pass
 
 
-def pooled(doors: Door, port: int) -> Any:
-    return doors.make_engine(pool_size=WORKERS, max_overflow=0, connect_args=connect_args(port, doors))
+def pooled(doors: Door, port: int, size: int = WORKERS) -> Any:
+    return doors.make_engine(pool_size=size, max_overflow=0, connect_args=connect_args(port, doors))
 
 
 async def server_connections(doors: Door, engine: Any) -> AsyncIterator[AsyncConnection]:
@@ -174,18 +174,14 @@ async def test_a_mutex_lets_in_one_of_two_hundred_clients_at_a_time_and_leaves_n
 ) -> None:
     """A lock of the session would stay on a server connection, which the next client gets."""
     await doors.write("INSERT INTO accounts (id, owner, balance) VALUES (1, 'ann', 0)")
-    factory = doors.factory(pooled(doors, pgbouncer_port))
+    factory = doors.factory(pooled(doors, pgbouncer_port, CLIENTS))
 
     async def client() -> None:
         async with doors.scope(factory, mutex=("counter", 1)) as session:
             balance = (await session.execute(text("SELECT balance FROM accounts"))).scalar_one()
             await session.execute(text("UPDATE accounts SET balance = :more").bindparams(more=balance + 1))
 
-    async def worker() -> None:
-        for _ in range(CLIENTS // WORKERS):
-            await client()
-
-    await doors.together(*[worker for _ in range(WORKERS)])
+    await doors.together(*[client for _ in range(CLIENTS)])
     assert await doors.scalar("SELECT balance FROM accounts") == CLIENTS
     left = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE locktype = 'advisory' AND datname = "
     assert await doors.scalar(f"{left}current_database()") == 0

@@ -147,6 +147,15 @@ async def test_a_level_that_a_replica_cannot_give_is_given_by_the_primary(site: 
     assert await site.reads_on(site.factory(), isolation="REPEATABLE READ") in site.cluster.replicas
 
 
+async def test_a_read_only_scope_with_a_mutex_holds_it_on_the_primary(site: Site) -> None:
+    factory = site.factory()
+    assert await site.reads_on(factory, mutex="report") is site.cluster.primary
+    async with site.doors.scope(factory, read_only=True, mutex="report"):
+        with pytest.raises(errors.NotLocked):
+            await in_another_context(site.doors, lambda: site.reads_on(factory, mutex="report", mutex_wait=False))
+    assert await site.reads_on(factory) in site.cluster.replicas
+
+
 async def test_a_scope_that_joins_reads_where_the_outer_one_writes(site: Site) -> None:
     factory = site.factory()
     async with site.doors.scope(factory) as session:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 
 from sessionkit import bulk
-from sessionkit.errors import BulkError, ColourError, OptionError, SessionKitError, VersionConflict
+from sessionkit.errors import BulkError, OptionError, SessionKitError, SyncAsyncMismatch, VersionConflict
 from tests.contract.bulk_models import Dog, Draft, Line, Note, Order, Token, create
 from tests.support.models import Account, Item, User
 
@@ -93,7 +93,7 @@ async def test_an_async_generator_in_a_sync_call_is_refused(doors: Door) -> None
         yield {"name": "n"}
 
     async with doors.scope() as session:
-        with pytest.raises(ColourError, match="async_ twin"):
+        with pytest.raises(SyncAsyncMismatch, match="async_ twin"):
             await doors.twin(bulk.insert, bulk.async_insert)(session, User, rows())
 
 

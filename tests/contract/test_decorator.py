@@ -329,9 +329,9 @@ async def test_the_wrong_colour_is_refused(doors: Door) -> None:
 
     wrong, right = (async_fn, sync_fn) if doors.colour == "sync" else (sync_fn, async_fn)
     for decorate in (doors.Session.scope, doors.Session.scope(), session_scope(doors.Session)):
-        with pytest.raises(errors.ColourError, match="async"):
+        with pytest.raises(errors.SyncAsyncMismatch, match="async"):
             decorate(wrong)
-        with pytest.raises(errors.ColourError):
+        with pytest.raises(errors.SyncAsyncMismatch):
             decorate(functools.partial(wrong))
         assert inspect.iscoroutinefunction(decorate(right)) is (doors.colour == "async")
 
@@ -346,7 +346,7 @@ async def test_a_function_that_returns_a_coroutine_after_all_is_refused_when_cal
     def hidden(*args: Any) -> Any:
         return body(*args)
 
-    with pytest.raises(errors.ColourError):
+    with pytest.raises(errors.SyncAsyncMismatch):
         result = doors.Session.scope(lambda session: hidden(session))()
         result.close()
 

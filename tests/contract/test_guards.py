@@ -248,11 +248,11 @@ async def test_what_is_no_factory_is_refused_and_told_what_to_pass(doors: Door) 
 async def test_a_scope_of_the_other_colour_says_which_keyword_to_write(doors: Door) -> None:
     scope: Any = doors.Session.scope()
     if doors.colour == "sync":
-        with pytest.raises(errors.ColourError, match="`with`"):
+        with pytest.raises(errors.SyncAsyncMismatch, match="`with`"):
             async with scope:
                 pytest.fail("entered")
     else:
-        with pytest.raises(errors.ColourError, match="`async with`"):
+        with pytest.raises(errors.SyncAsyncMismatch, match="`async with`"):
             with scope:
                 pytest.fail("entered")
     assert doors.checked_out() == 0

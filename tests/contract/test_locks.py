@@ -131,7 +131,7 @@ async def test_a_scoped_session_is_accepted(doors: Door) -> None:
 async def test_the_other_twin_is_named_where_the_session_is_of_the_other_kind(doors: Door) -> None:
     async with doors.scope() as session:
         raw = doors.raw(session)
-        with pytest.raises(errors.ColourError, match=r"async_take\(\)|call take\(\)"):
+        with pytest.raises(errors.SyncAsyncMismatch, match=r"async_take\(\)|call take\(\)"):
             if doors.colour == "async":
                 locks.take(raw, select(Account))
             else:

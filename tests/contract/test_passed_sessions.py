@@ -162,7 +162,7 @@ async def test_what_is_passed_must_be_a_session_of_the_colour(doors: Door) -> No
             await decorated("ann", session=wrong)
     if doors.colour == "async":
         async with doors.session() as mine:
-            with pytest.raises(errors.ColourError):
+            with pytest.raises(errors.SyncAsyncMismatch):
                 await decorated("ann", session=mine.sync_session)
 
 

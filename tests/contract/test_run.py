@@ -192,7 +192,7 @@ async def test_a_function_of_the_other_colour_is_refused_before_it_is_called(doo
 
     wrong = async_fn if doors.colour == "sync" else sync_fn
     for owner in (doors.Session, doors.Session.scope(), doors.scoped()):
-        with pytest.raises(errors.ColourError, match="async"):
+        with pytest.raises(errors.SyncAsyncMismatch, match="async"):
             await doors._called(owner.run)(wrong)
     assert called == []
 
@@ -206,7 +206,7 @@ async def test_a_lambda_that_is_of_the_other_colour_is_rolled_back(doors: Door) 
         session.add(User(name="ann"))
 
     wrong: Any = (lambda s: async_fn(s)) if doors.colour == "sync" else (lambda s: sync_fn(s))
-    with pytest.raises(errors.ColourError):
+    with pytest.raises(errors.SyncAsyncMismatch):
         await doors._called(doors.Session.run)(wrong)
     assert await names(doors) == []
 

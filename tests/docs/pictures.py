@@ -239,7 +239,7 @@ def outcomes() -> Picture:
     return picture
 
 
-def colours() -> Picture:
+def sync_and_async() -> Picture:
     picture = Picture(
         "One implementation for sync and async",
         "Two thin shells stand side by side: with Session.scope, and async with Session.scope. The sync one calls what is below directly, "
@@ -386,7 +386,7 @@ def readers() -> Picture:
 
 
 PICTURES = {
-    "colours": colours,
+    "sync-and-async": sync_and_async,
     "honest-commit": honest_commit,
     "lost-update": lost_update,
     "outcomes": outcomes,

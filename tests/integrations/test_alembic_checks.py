@@ -74,10 +74,10 @@ async def test_what_it_is_given_is_looked_at_first(make: Callable[..., Project],
     with pytest.raises(MigrationError, match="there is no such file"):
         await check(doors.engine, "nowhere/alembic.ini")
     if doors.colour == "async":
-        with pytest.raises(errors.ColourError, match="await async_assert_up_to_date"):
+        with pytest.raises(errors.SyncAsyncMismatch, match="await async_assert_up_to_date"):
             assert_up_to_date(other)
     else:
-        with pytest.raises(errors.ColourError, match=r"write `assert_up_to_date"):
+        with pytest.raises(errors.SyncAsyncMismatch, match=r"write `assert_up_to_date"):
             await async_assert_up_to_date(other)
         with pytest.raises(errors.OptionError, match="takes an engine or a connection"):
             assert_up_to_date("sqlite://")  # type: ignore[arg-type]

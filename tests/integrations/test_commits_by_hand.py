@@ -17,7 +17,7 @@ from werkzeug.test import Client
 
 from sessionkit import Retry, current_session, errors, on_commit, set_rollback_only
 from sessionkit.integrations import asgi, wsgi
-from sessionkit.integrations._web import Request, Rules, SyncTurn
+from sessionkit.integrations._web import RequestUnit, Rules, SyncTurn
 from sessionkit.integrations.fastapi import SessionDepends, install
 from sessionkit.integrations.flask import SessionKit
 from tests.contract.breaking import names
@@ -260,7 +260,7 @@ async def test_where_a_statement_or_the_commit_fails_such_an_exception_rolls_bac
 
 @pytest.mark.doors("postgresql-sync", "sqlite-sync")
 async def test_of_several_factories_what_has_committed_in_spite_of_it_is_not_run_again(doors: Door) -> None:
-    turn = SyncTurn(Request(Rules((), lambda status: False, None, frozenset()), "GET", "/", False))
+    turn = SyncTurn(RequestUnit(Rules((), lambda status: False, None, frozenset()), "GET", "/", False))
     keeps, rolls_back = doors.factory(no_rollback_for=Rejected), doors.factory()
     for factory in (rolls_back, keeps):
         scope: Any = turn.scope_of(factory, {})

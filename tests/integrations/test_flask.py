@@ -377,7 +377,7 @@ async def test_what_cannot_be_served_is_refused_at_once(doors: Door) -> None:
         SessionKit(app)
     with pytest.raises(errors.ScopeError, match="engine"):
         SessionKit(app, doors.engine)
-    with pytest.raises(errors.ColourError, match="WSGI is sync"):
+    with pytest.raises(errors.SyncAsyncMismatch, match="WSGI is sync"):
         SessionKit(app, async_sessionmaker())
     with pytest.raises(errors.OptionError, match="rollback_on"):
         SessionKit(app, doors.Session, rollback_on=500)  # type: ignore[arg-type]

@@ -187,13 +187,13 @@ async def test_an_async_before_retry_is_refused(doors: Door) -> None:
         raise StaleDataError("again")
 
     client = serve(doors, answering(work), retry=Retry(3, wait=0, before_retry=before_retry))
-    with pytest.raises(errors.ColourError, match="before_retry"):
+    with pytest.raises(errors.SyncAsyncMismatch, match="before_retry"):
         client()
 
 
 async def test_what_cannot_be_served_is_refused_at_once(doors: Door) -> None:
     app = answering(lambda: None)
-    with pytest.raises(errors.ColourError, match="WSGI is sync"):
+    with pytest.raises(errors.SyncAsyncMismatch, match="WSGI is sync"):
         SessionKitMiddleware(app, async_sessionmaker())
     with pytest.raises(errors.ScopeError, match="engine"):
         SessionKitMiddleware(app, doors.engine)

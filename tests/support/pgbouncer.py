@@ -122,7 +122,7 @@ unix_socket_dir =
 auth_type = any
 pool_mode = {mode}
 default_pool_size = {size}
-max_client_conn = 200
+max_client_conn = 250
 ignore_startup_parameters = extra_float_digits
 logfile = {folder / "log"}
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import CancelledError
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm.exc import StaleDataError
 
 from sessionkit import errors
-from sessionkit.integrations._web import Request, Rules, Turn, answer_to, on_error_status
+from sessionkit.integrations._web import RequestUnit, Rules, Turn, answer_to, on_error_status
 from sessionkit.retry import Retry
 
 
@@ -52,13 +53,14 @@ def test_an_error_has_the_status_that_http_has_for_it(error: Exception, status: 
     answer = answer_to(error, if_match=False)
     assert (None if answer is None else answer.status) == status
     if answer is not None:
+        assert answer.reason == HTTPStatus(answer.status).phrase
         assert answer.headers == ({"Retry-After": "1"} if status == 503 else {})
     with_precondition = answer_to(error, if_match=True)
     assert (None if with_precondition is None else with_precondition.status) == (412 if status == 409 else status)
 
 
-def request(method: str = "PUT", if_match: bool = False, retry: Retry | None = None) -> Request:
-    return Request(Rules((), on_error_status, retry, frozenset({"PUT"})), method, "/", if_match)
+def request(method: str = "PUT", if_match: bool = False, retry: Retry | None = None) -> RequestUnit:
+    return RequestUnit(Rules((), on_error_status, retry, frozenset({"PUT"})), method, "/", if_match)
 
 
 def rolled_back(error: Exception) -> Exception:
@@ -84,7 +86,7 @@ def test_a_request_is_run_again_as_often_as_its_policy_says() -> None:
         (request(retry=Retry(3)), StaleDataError("what became of it is not known")),
     ],
 )
-def test_a_request_is_not_run_again(asked: Request, error: Exception) -> None:
+def test_a_request_is_not_run_again(asked: RequestUnit, error: Exception) -> None:
     assert not asked.again(error)
 
 

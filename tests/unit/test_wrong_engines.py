@@ -24,8 +24,8 @@ ASYNC_ENGINE = create_async_engine("sqlite+aiosqlite://")
 URL = "postgresql://ann:geheim@db.example/shop"
 
 WRONG: list[tuple[Any, Any, type[Exception], str]] = [
-    (sessionmaker, ASYNC_ENGINE, errors.ColourError, "async_sessionmaker"),
-    (async_sessionmaker, ENGINE, errors.ColourError, "create_async_engine"),
+    (sessionmaker, ASYNC_ENGINE, errors.SyncAsyncMismatch, "async_sessionmaker"),
+    (async_sessionmaker, ENGINE, errors.SyncAsyncMismatch, "create_async_engine"),
     *(
         (maker, wrong, errors.OptionError, remedy)
         for maker, make in ((sessionmaker, "create_engine"), (async_sessionmaker, "create_async_engine"))

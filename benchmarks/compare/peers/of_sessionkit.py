@@ -119,10 +119,10 @@ class Sessionkit(OnSqlalchemy):
         return self.registry()
 
     def isolated_test(self, test: Callable[[], None]) -> None:
-        from sessionkit.integrations._kit.isolation import Isolation
+        from sessionkit.integrations._kit.isolation import KitIsolation
 
         # What the fixture `sessionkit_isolation` does around a test.
-        isolation = Isolation([self.Session])
+        isolation = KitIsolation([self.Session])
         isolation.begin()
         try:
             test()

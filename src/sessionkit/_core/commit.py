@@ -30,10 +30,10 @@ from ..errors import (
     UnexpectedRollback,
     add_note,
     classify,
+    describe,
     is_aftermath,
     is_lost,
     message_of,
-    told,
 )
 from .connection import Failure, ScopeConnection, failures_of
 from .savepoints import commit_in_order, connections, within
@@ -95,7 +95,7 @@ def swallowed(error: BaseException) -> str:
     """Say that something had failed, and what."""
     if isinstance(error, RollbackAsked):
         return message_of(error)
-    return f"something failed inside and was swallowed; the first error was {told(error)}"
+    return f"something failed inside and was swallowed; the first error was {describe(error)}"
 
 
 def _refuse(unit: Unit, why: str, error: BaseException | None) -> UnexpectedRollback:
@@ -207,7 +207,7 @@ def commit(unit: Unit, leaving: BaseException | None = None) -> None:
                 return
         if leaving is not None and isinstance(error, Exception):
             # The first error is the one to see, and `outcome_of` says of it how the unit ended.
-            add_note(leaving, f"besides, the scope could not be committed: {told(error)}")
+            add_note(leaving, f"besides, the scope could not be committed: {describe(error)}")
             logger.warning("%s was left by an exception that does not roll back, but it could not commit", unit)
             return
         raise
@@ -306,7 +306,7 @@ def _resolve(unit: Unit, error: Exception) -> None:
         verdict = _ask(unit, question)
     except Exception as failure:
         # What the caller must learn is that the outcome is unknown; why the question failed comes second.
-        error.add_note(f"besides, asking how it ended failed: {told(failure)}")
+        error.add_note(f"besides, asking how it ended failed: {describe(failure)}")
         logger.exception("asking how a COMMIT of %s ended failed", unit)
     if verdict is None:
         raise CommitOutcomeUnknown(

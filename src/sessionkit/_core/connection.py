@@ -20,9 +20,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from .. import _dialects
-from .._twins import uncut
+from .._bridge import uncut
 from ..context import State, forks, here
-from ..errors import ScopeError, UnexpectedRollback, classify, told
+from ..errors import ScopeError, UnexpectedRollback, classify, describe
 from . import seams
 
 if TYPE_CHECKING:
@@ -341,7 +341,7 @@ class ScopeConnection(Connection):
         if failure is not None and failure is not before:
             raise UnexpectedRollback(
                 f"nothing of {unit} was committed: a listener of the engine's commit event swallowed "
-                f"{told(failure.error)}"
+                f"{describe(failure.error)}"
             ) from failure.error
 
     def _rollback_impl(self) -> None:

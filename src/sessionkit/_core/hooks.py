@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import HookError, Outcome, ScopeError, set_outcome, told
+from ..errors import HookError, Outcome, ScopeError, describe, set_outcome
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
@@ -81,7 +81,7 @@ class HookRun:
         if first is not None:
             for error in errors:
                 logger.error("a hook failed; the data is %s", self.outcome, exc_info=error)
-                first.add_note(f"besides, a hook failed: {told(error)}")
+                first.add_note(f"besides, a hook failed: {describe(error)}")
             return
         # KeyboardInterrupt, CancelledError: these take precedence.
         urgent = next((error for error in errors if not isinstance(error, Exception)), None)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import UnboundExecutionError
 from .. import _dialects
 from .._plan import Step
 from ..context import ENDING, Entry, State
-from ..errors import ScopeError, UnexpectedRollback, told
+from ..errors import ScopeError, UnexpectedRollback, describe
 from .commit import RollbackAsked, first_failure, flush_error, swallowed
 from .connection import ScopeConnection, failures_of, follow, unfollow
 from .savepoints import connections
@@ -278,7 +278,7 @@ class Restriction:
                     if failure is not None:
                         raise UnexpectedRollback(
                             f"something failed inside a read-only scope in {self._unit} and was swallowed; the first "
-                            f"error was {told(failure.error)}"
+                            f"error was {describe(failure.error)}"
                         ) from failure.error
                 for connection, savepoint in self._held:
                     # Nothing is undone by its rollback: what was registered inside (a hook, say) stays.

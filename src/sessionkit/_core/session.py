@@ -16,7 +16,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from .._binds import refuse_unbound
 from ..context import OPEN, State, get_ident, get_running_loop, here
-from ..errors import ScopeError, UnexpectedRollback, told
+from ..errors import ScopeError, UnexpectedRollback, describe
 from . import seams
 from .commit import prepare
 from .connection import USER
@@ -220,7 +220,7 @@ class Savepoint(orm.SessionTransaction):
         super().__exit__(kind, error, traceback)
         if lost is not None:
             raise UnexpectedRollback(
-                f"a savepoint was rolled back: an error was swallowed inside its block: {told(lost)}"
+                f"a savepoint was rolled back: an error was swallowed inside its block: {describe(lost)}"
             ) from lost
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
-from .._twins import cut_once, to_completion
+from .._bridge import cut_once, to_completion
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine

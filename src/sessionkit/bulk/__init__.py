@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._twins import over_async
+from .._bridge import over_async
 from ..errors import BulkError
 from ._delete import delete
 from ._get import get

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _counted, _sifted
-from ._result import Outcome
+from ._result import PageResult
 
 if TYPE_CHECKING:
     from ._context import CallContext
@@ -20,7 +20,7 @@ LEAST = 4
 """Below so many rows, savepoints around each of them cost no more."""
 
 
-class Found(NamedTuple):
+class BadRows(NamedTuple):
     """The bad rows of a page.
 
     Attributes:
@@ -29,14 +29,14 @@ class Found(NamedTuple):
     """
 
     errors: dict[int, Exception]
-    outcome: Outcome | None
+    outcome: PageResult | None
 
 
 class _Undone(Exception):
     """The rows were only tried; what was written of them is to be undone."""
 
 
-def find(call: CallContext, page: Page) -> Found | None:
+def find(call: CallContext, page: Page) -> BadRows | None:
     """Find the bad rows of a page; None where the database has no way to tell them, or finds none."""
     way: Any = {"counted": _counted, "sifted": _sifted}.get(call.dialect.tells_bad_rows)
     if way is None or len(page) < LEAST or call.plan.table is None or not page.cells:
@@ -45,9 +45,9 @@ def find(call: CallContext, page: Page) -> Found | None:
     if search is None:
         return None
     errors: dict[int, Exception] = {}
-    outcome: Outcome | None = None
+    outcome: PageResult | None = None
 
-    def send() -> Outcome:
+    def send() -> PageResult:
         kept = search(errors)
         if kept is None or not call.collects:
             raise _Undone
@@ -58,4 +58,4 @@ def find(call: CallContext, page: Page) -> Found | None:
             outcome = call.attempt(send)
         except way.Unable:
             return None
-    return Found(errors, outcome) if errors or outcome is not None else None
+    return BadRows(errors, outcome) if errors or outcome is not None else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._defaults import row_by_row
 from ._page import Cell
-from ._plan import OMIT, Composite, Plan, Slot, Supply
+from ._plan import OMIT, Composite, MappingPlan, Slot, Supply
 from ._statements import tables_of
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Builder(NamedTuple):
 class _Code:
     """An expression for each cell, over ``r``, the row."""
 
-    def __init__(self, plan: Plan, uniform: bool, *, in_context: bool = False) -> None:
+    def __init__(self, plan: MappingPlan, uniform: bool, *, in_context: bool = False) -> None:
         self.plan = plan
         self.uniform = uniform
         self.names: dict[str, Any] = {"OMIT": OMIT, "M": _MISSING}
@@ -105,7 +105,7 @@ def replaces_none(slot: Slot) -> bool:
     return slot.supply.kind != "null" and not slot.keeps_none
 
 
-def insert_builder(plan: Plan, keys: frozenset[str], *, uniform: bool, render_nulls: bool) -> Builder:
+def insert_builder(plan: MappingPlan, keys: frozenset[str], *, uniform: bool, render_nulls: bool) -> Builder:
     """Return the builder of new rows.
 
     Args:
@@ -143,7 +143,7 @@ def insert_builder(plan: Plan, keys: frozenset[str], *, uniform: bool, render_nu
     return plan.remembered(("insert", keys, uniform, render_nulls), make)  # type: ignore[no-any-return]
 
 
-def update_builder(plan: Plan, keys: frozenset[str], *, check: bool) -> Builder:
+def update_builder(plan: MappingPlan, keys: frozenset[str], *, check: bool) -> Builder:
     """Return the builder of changed rows: each has all the `keys`, the primary key among them.
 
     Args:
@@ -176,7 +176,7 @@ def update_builder(plan: Plan, keys: frozenset[str], *, check: bool) -> Builder:
     return plan.remembered(("update", keys, check), make)  # type: ignore[no-any-return]
 
 
-def key_builder(plan: Plan, keys: frozenset[str]) -> Builder:
+def key_builder(plan: MappingPlan, keys: frozenset[str]) -> Builder:
     """Return the builder of rows that are to be found: by their key, and their version if they hold it."""
 
     def make() -> Builder:

@@ -8,12 +8,12 @@ from weakref import WeakKeyDictionary
 from sqlalchemy.engine import Connection
 
 from .. import _dialects
-from ..errors import BulkError, OptionError, VersionConflict, told
+from ..errors import BulkError, OptionError, VersionConflict, describe
 from ..version import Conflicts, server_now, telling_time
 from ._defaults import DefaultContext
 from ._faults import Delivery
 from ._progress import Bar
-from ._result import BulkResult, Ended, Outcome, Tally
+from ._result import BulkResult, Ended, PageResult, Tally
 from ._rows import Chunk, Rows, chunks, length_of
 from ._undo import start
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from ._context import Work
-    from ._options import Options
+    from ._options import BulkOptions
 
 CHUNK = 30_000  # of what is in memory anyway; each COPY costs as much as some hundred rows
 SHARES_FROM = 1_000  # rows: of fewer, a share says nothing
@@ -42,7 +42,7 @@ class Call:
     whatever happens here.
     """
 
-    def __init__(self, session: Session, work: Work, options: Options) -> None:
+    def __init__(self, session: Session, work: Work, options: BulkOptions) -> None:
         self.session = session
         self.work = work
         self.options = options
@@ -125,7 +125,7 @@ class Call:
         else:
             self._start.leave()
 
-    def attempt(self, send: Callable[[], Outcome]) -> Outcome:
+    def attempt(self, send: Callable[[], PageResult]) -> PageResult:
         """Send a page. If it fails, the database is as it was before.
 
         The first page needs no savepoint of its own: before it there is nothing to lose.
@@ -178,7 +178,7 @@ class Call:
         rejected = sorted(self.tally.result.rejected, key=lambda each: each.position)
         message = (
             f"{len(rejected)} of {self.tally.length} rows of bulk.{self.work.verb}({self.plan.name}) were rejected, and "
-            f"max_rejected={self.options.max_rejected!r} allows no more; the last one was row {position}: {told(error)}"
+            f"max_rejected={self.options.max_rejected!r} allows no more; the last one was row {position}: {describe(error)}"
         )
         too_many = BulkError(message, position=position, row=row, column=getattr(error, "column", None))
         too_many.rejected = rejected

@@ -9,7 +9,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from ..errors import BulkError, VersionConflict
 from ..version import Conflict, Conflicts
 from ._lookup import find
-from ._result import Fault, Mismatch
+from ._result import Mismatch, RowFault
 
 if TYPE_CHECKING:
     from ._context import CallContext
@@ -26,7 +26,7 @@ def compare(page: Page, count: int) -> None:
         raise Mismatch(count)
 
 
-def swallowed(call: CallContext, page: Page, count: int) -> StaleDataError:
+def rows_taken_out(call: CallContext, page: Page, count: int) -> StaleDataError:
     """Return the error for rows that were not matched, although all of them are there with the expected version."""
     return StaleDataError(
         f"of {len(page)} rows of {call.plan.name}, {count} were matched by bulk.{call.work.verb}(), and yet all of "
@@ -38,7 +38,7 @@ def judge(call: CallContext, page: Page) -> None:
     """Compare the rows of a page with those of the database, and lock them.
 
     Raises:
-        Fault: some are gone, or have another version.
+        RowFault: some are gone, or have another version.
     """
     plan = call.plan
     expects = page.places("expect")
@@ -57,7 +57,7 @@ def judge(call: CallContext, page: Page) -> None:
         elif expects and row[0] != page.values[place][expects[0]]:
             errors[place] = _conflict(call, page, place, key, row[0])
     if errors or ignored:
-        raise Fault(errors, ignored)
+        raise RowFault(errors, ignored)
 
 
 def _missing(call: CallContext, page: Page, place: int) -> BulkError:

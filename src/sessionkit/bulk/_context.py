@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from .._dialects import Bulk
     from ..errors import BulkError
     from ._defaults import DefaultContext
-    from ._options import Options
+    from ._options import BulkOptions
     from ._page import Page
-    from ._plan import Plan, Slot
-    from ._result import Outcome, Tally
+    from ._plan import MappingPlan, Slot
+    from ._result import PageResult, Tally
     from ._rows import Chunk, Shapes
 
 
@@ -25,8 +25,8 @@ class CallContext(Protocol):
 
     session: Session
     work: Work
-    options: Options
-    plan: Plan
+    options: BulkOptions
+    plan: MappingPlan
     connection: Connection
     dialect: Bulk
     tally: Tally
@@ -35,7 +35,7 @@ class CallContext(Protocol):
     collects: bool
     context: DefaultContext
 
-    def attempt(self, send: Callable[[], Outcome]) -> Outcome:
+    def attempt(self, send: Callable[[], PageResult]) -> PageResult:
         """Send a page. If it fails, the database is as it was before."""
         ...
 
@@ -56,7 +56,7 @@ class Work(Protocol):
     """What a verb wants done; a path knows how."""
 
     verb: str
-    plan: Plan
+    plan: MappingPlan
     shapes: Shapes
     wants_keys: bool
 
@@ -70,7 +70,7 @@ class Work(Protocol):
         ...
 
     def verify(self, call: CallContext, page: Page) -> None:
-        """Raise a `Fault` for the rows of a page that would not be found as expected. Writes nothing."""
+        """Raise a `RowFault` for the rows of a page that would not be found as expected. Writes nothing."""
 
     def finish(self, call: CallContext, tally: Tally) -> None:
         """Do what is left when all rows are written, still inside of what can be undone."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._made_keys import missing_keys, with_keys_made
 from ._packer import CopyData, Field, fields_of, row_packer
-from ._result import Outcome, Unfit
+from ._result import PageResult, Unfit
 from ._wire import as_stored, with_oid
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def refusal(call: CallContext, page: Page, method: str) -> str | None:
     return fields if isinstance(fields, str) else None
 
 
-def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
+def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], PageResult]:
     """Pack the first rows, and return what sends them and packs the others meanwhile."""
     order, pack = _packer(call, page)
     if call.work.wants_keys and not probe and missing_keys(call.plan, page):
@@ -34,14 +34,14 @@ def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) 
     return lambda: _send(call, page, order, data)
 
 
-def _send(call: CallContext, page: Page, order: list[int], data: CopyData) -> Outcome:
+def _send(call: CallContext, page: Page, order: list[int], data: CopyData) -> PageResult:
     columns = [page.cells[place].slot.column for place in order]
     assert call.plan.table is not None
     count = call.dialect.copy_in(call.connection, call.plan.table, columns, data)
-    return Outcome(inserted=count, keys=page.of_slots(call.plan.key) if call.work.wants_keys else None)
+    return PageResult(inserted=count, keys=page.of_slots(call.plan.key) if call.work.wants_keys else None)
 
 
-def _with_made_keys(call: CallContext, page: Page) -> Outcome:
+def _with_made_keys(call: CallContext, page: Page) -> PageResult:
     keyed = with_keys_made(call, page, always=True)
     if keyed is None:
         raise Unfit

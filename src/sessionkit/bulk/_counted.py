@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError, StatementError
 from .._core.connection import failures_of
 from ..errors import without_frames
 from . import _executemany
-from ._result import Outcome
+from ._result import PageResult
 from ._sqlalchemy import upsert_outcome
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ._context import CallContext
     from ._page import Page
 
-    Search = Callable[[dict[int, Exception]], Outcome | None]
+    Search = Callable[[dict[int, Exception]], PageResult | None]
 
 
 class Unable(Exception):
@@ -65,7 +65,7 @@ def prepare(call: CallContext, page: Page) -> Search | None:
     except Exception:  # noqa: BLE001 - a value that has no form of the driver's, as in `_faults`
         return None
 
-    def search(errors: dict[int, Exception]) -> Outcome | None:
+    def search(errors: dict[int, Exception]) -> PageResult | None:
         there: list[bool] = []
         counted = work.verb == "insert" or (work.verb == "upsert" and not work.is_conditional)
         if counted and work.verb == "upsert":
@@ -75,7 +75,7 @@ def prepare(call: CallContext, page: Page) -> Search | None:
             return None
         good = page.without(errors)
         if work.verb == "insert":
-            return Outcome(inserted=len(good))
+            return PageResult(inserted=len(good))
         return upsert_outcome(work, call, good, [old for i, old in enumerate(there) if i not in errors], len(good))
 
     return search

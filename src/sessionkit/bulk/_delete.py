@@ -9,7 +9,7 @@ from ._call import Call
 from ._keyed import KeyedWork
 from ._options import Missing, OnDuplicate, WriteOptions, checked, one_of
 from ._page import Cell, Page
-from ._plan import Plan, plan_for
+from ._plan import MappingPlan, plan_for
 from ._rows import Shapes
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class DeleteWork(KeyedWork):
 
     verb = "delete"
 
-    def __init__(self, plan: Plan, missing: Missing, on_duplicate: OnDuplicate) -> None:
+    def __init__(self, plan: MappingPlan, missing: Missing, on_duplicate: OnDuplicate) -> None:
         # Whichever of two equal keys stays, the row goes once.
         once: OnDuplicate = "error" if on_duplicate == "error" else "first"
         super().__init__(plan, Shapes(plan, keys=True), plan.key, missing, once)

@@ -13,7 +13,7 @@ from sqlalchemy import delete as sa_delete
 from ._made_keys import missing_keys, with_keys_made
 from ._page import Page
 from ._plan import OMIT
-from ._result import Outcome, Unfit
+from ._result import PageResult, Unfit
 from ._sqlalchemy import upsert_outcome
 from ._statements import delete_of, insert_of, parameter, parameter_name, update_of, written_places
 
@@ -36,7 +36,7 @@ def refusal(call: CallContext, page: Page, method: str) -> str | None:
     return None
 
 
-def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
+def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], PageResult]:
     """Bring the values into the driver's form, and return what sends them."""
     if call.work.wants_keys:
         rows = _adapt(call, page, range(len(page.cells)))
@@ -56,27 +56,27 @@ def statement_and_rows(call: CallContext, page: Page) -> tuple[str, list[tuple[A
     return sql, _adapt(call, page, places, constants)
 
 
-def _send(call: CallContext, page: Page, sql: str, rows: list[tuple[Any, ...]]) -> Outcome:
+def _send(call: CallContext, page: Page, sql: str, rows: list[tuple[Any, ...]]) -> PageResult:
     work: Any = call.work
     there: list[bool] = work.existing(call, page) if work.verb == "upsert" else []
     count = call.connection.exec_driver_sql(sql, rows).rowcount
     if work.verb == "insert":
-        return Outcome(inserted=count)
+        return PageResult(inserted=count)
     if work.verb == "upsert":
         return upsert_outcome(work, call, page, there, count)
     work.compare(call, page, count)
-    return Outcome(updated=count) if work.verb == "update" else Outcome(deleted=count)
+    return PageResult(updated=count) if work.verb == "update" else PageResult(deleted=count)
 
 
-def _delete_all(call: CallContext, page: Page, *conditions: ColumnElement[bool]) -> Outcome:
+def _delete_all(call: CallContext, page: Page, *conditions: ColumnElement[bool]) -> PageResult:
     """Delete by one list of keys, which is faster than a statement for each of them."""
     assert call.plan.table is not None
     count = call.connection.execute(sa_delete(call.plan.table).where(*conditions)).rowcount
     call.work.compare(call, page, count)  # type: ignore[attr-defined]
-    return Outcome(deleted=count)
+    return PageResult(deleted=count)
 
 
-def _with_reserved_keys(call: CallContext, page: Page, rows: list[tuple[Any, ...]]) -> Outcome:
+def _with_reserved_keys(call: CallContext, page: Page, rows: list[tuple[Any, ...]]) -> PageResult:
     """Insert rows whose keys are to be told: they are made here, while nobody else can write.
 
     Args:
@@ -98,7 +98,7 @@ def _with_reserved_keys(call: CallContext, page: Page, rows: list[tuple[Any, ...
     elif places != list(range(len(keyed.cells))):
         rows = list(map(itemgetter(*places), rows))  # more than one: otherwise they are in order
     count = call.connection.exec_driver_sql(sql, rows).rowcount
-    return Outcome(inserted=count, keys=keyed.of_slots(call.plan.key))
+    return PageResult(inserted=count, keys=keyed.of_slots(call.plan.key))
 
 
 def statement_of(call: CallContext, page: Page) -> tuple[str, list[int], dict[int, Any]]:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from ..errors import BulkError, OptionError, message_of
-from ._bad_rows import Found, find
-from ._conflicts import swallowed
+from ._bad_rows import BadRows, find
+from ._conflicts import rows_taken_out
 from ._identity import expire
 from ._made_keys import with_keys_made
 from ._paths import SQLALCHEMY, Path, choose
 from ._plan import OMIT
-from ._result import Again, Ended, Fault, Mismatch, Outcome, Unfit, Unpackable
+from ._result import Again, Ended, Mismatch, PageResult, RowFault, Unfit, Unpackable
 from ._statements import tables_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Delivery:
         self._divide(path, page, unfit)
         return None
 
-    def _send(self, path: Path, page: Page, send: Callable[[], Outcome]) -> Exception | None:
+    def _send(self, path: Path, page: Page, send: Callable[[], PageResult]) -> Exception | None:
         problem: Exception | None
         try:
             outcome = self._call.attempt(send)
@@ -94,7 +94,7 @@ class Delivery:
         if isinstance(problem, Mismatch):
             if not self._judge(page):
                 if page.places("expect"):
-                    raise swallowed(self._call, page, problem.count)
+                    raise rows_taken_out(self._call, page, problem.count)
                 page.uncounted = True
                 return self._send(path, page, send)
         elif isinstance(problem, Unfit):
@@ -173,7 +173,7 @@ class Delivery:
             self._by_sqlalchemy(page.part(first, first + 1))
             self._deliver_by(path, page.part(first + 1, len(page)))
 
-    def _take(self, path: Path, page: Page, found: Found) -> None:
+    def _take(self, path: Path, page: Page, found: BadRows) -> None:
         """Leave the bad rows of a page out, and see to the others."""
         for place, each in found.errors.items():
             self._call.refuse(error_of(self._call, page.part(place, place + 1), each))
@@ -204,14 +204,14 @@ class Delivery:
         """Find the rows of a page that are not there as expected; see to the others. Tell whether there were any."""
         try:
             self._call.work.verify(self._call, page)
-        except Fault as fault:
+        except RowFault as fault:
             found = fault
         else:
             return False
         self._sort_out(page, found)
         return True
 
-    def _sort_out(self, page: Page, fault: Fault) -> None:
+    def _sort_out(self, page: Page, fault: RowFault) -> None:
         for place, error in fault.errors.items():
             conflicts = getattr(error, "conflicts", None)
             if self._call.collects:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from ._plan import Plan
+    from ._plan import MappingPlan
 
 T = TypeVar("T")
 _CHUNK = 10_000
@@ -76,7 +76,7 @@ def get(
     return result
 
 
-def _identities(plan: Plan, shapes: Shapes, part: Chunk) -> list[tuple[Any, ...]]:
+def _identities(plan: MappingPlan, shapes: Shapes, part: Chunk) -> list[tuple[Any, ...]]:
     def refuse(error: BulkError) -> None:
         raise error
 
@@ -99,7 +99,7 @@ def _identity(obj: Any) -> tuple[Any, ...]:
     return instance_state(obj).key[1]  # type: ignore[index]  # it has been loaded
 
 
-def _objects(session: Session, plan: Plan, wanted: list[tuple[Any, ...]], options: Sequence[Any]) -> list[Any]:
+def _objects(session: Session, plan: MappingPlan, wanted: list[tuple[Any, ...]], options: Sequence[Any]) -> list[Any]:
     mapper = plan.mapper
     known: dict[tuple[Any, ...], Any] = {}
     held = session.identity_map

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from ._plan import Plan, Slot
+    from ._plan import MappingPlan, Slot
 
     Key = tuple[Any, ...]
 
 
-def expire(session: Session, plan: Plan, slots: Sequence[Slot], keys: Iterable[Key]) -> None:
+def expire(session: Session, plan: MappingPlan, slots: Sequence[Slot], keys: Iterable[Key]) -> None:
     """Expire the objects whose attributes `slots` have one of the values `keys`; in doubt, expire.
 
     What is changed in an object and not flushed yet stays.

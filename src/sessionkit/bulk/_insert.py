@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from ._build import insert_builder
 from ._call import Call
 from ._options import WriteOptions, checked
-from ._plan import Plan, plan_for
+from ._plan import MappingPlan, plan_for
 from ._read_back import read_back
 from ._reading import build, with_keys
 from ._rows import Shapes
@@ -28,7 +28,7 @@ class InsertWork:
 
     verb = "insert"
 
-    def __init__(self, plan: Plan, returning: Sequence[Any] | None, *, render_nulls: bool) -> None:
+    def __init__(self, plan: MappingPlan, returning: Sequence[Any] | None, *, render_nulls: bool) -> None:
         self.plan = plan
         self.finds_by = plan.key
         self.shapes = Shapes(plan)
@@ -87,7 +87,7 @@ def insert(
     Raises:
         BulkError: a row cannot be written; nothing was. It is also of the class that SQLAlchemy would have raised.
         OptionError: an option that cannot be honoured. Nothing was sent.
-        ColourError: an async iterable was given to a sync session.
+        SyncAsyncMismatch: an async iterable was given to a sync session.
 
     SQL: ``SAVEPOINT``; per chunk ``COPY ... FROM STDIN (FORMAT BINARY)`` on PostgreSQL (``INSERT ... SELECT FROM
     unnest(...)`` below 200 rows), one prepared ``INSERT`` for all rows on SQLite; ``RELEASE SAVEPOINT``.

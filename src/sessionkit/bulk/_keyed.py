@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ._build import Builder
     from ._context import CallContext
     from ._options import Missing, OnDuplicate
-    from ._plan import Plan, Slot
+    from ._plan import MappingPlan, Slot
     from ._result import Tally
     from ._rows import Chunk, Read, Shapes
 
@@ -39,7 +39,7 @@ class KeyedWork(ABC):
     missing: Missing
 
     def __init__(
-        self, plan: Plan, shapes: Shapes, finds_by: Sequence[Slot], missing: Missing, on_duplicate: OnDuplicate
+        self, plan: MappingPlan, shapes: Shapes, finds_by: Sequence[Slot], missing: Missing, on_duplicate: OnDuplicate
     ) -> None:
         self.plan = plan
         self.shapes = shapes

@@ -13,10 +13,10 @@ from ._page import Cell
 if TYPE_CHECKING:
     from ._context import CallContext
     from ._page import Page
-    from ._plan import Plan, Slot
+    from ._plan import MappingPlan, Slot
 
 
-def missing_keys(plan: Plan, page: Page) -> list[Slot]:
+def missing_keys(plan: MappingPlan, page: Page) -> list[Slot]:
     """Return the columns of the key that the rows leave to the server."""
     held = {cell.slot for cell in page.cells}
     return [slot for slot in plan.key if slot not in held]

@@ -43,7 +43,7 @@ class WriteOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class BulkOptions:
     """`WriteOptions`, every one of them with a value."""
 
     chunk: int | None
@@ -54,7 +54,7 @@ class Options:
     max_rejected: int | float | None
 
 
-def checked(options: WriteOptions, where: str) -> Options:
+def checked(options: WriteOptions, where: str) -> BulkOptions:
     """Return the options, every one of them with a value."""
     known = WriteOptions.__annotations__
     for name in options:
@@ -68,7 +68,7 @@ def checked(options: WriteOptions, where: str) -> Options:
     max_rejected = options.get("max_rejected")
     if max_rejected is not None:
         _check_limit(max_rejected, on_error)
-    return Options(
+    return BulkOptions(
         chunk=chunk,
         on_progress=options.get("on_progress"),
         progress=bool(options.get("progress")),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ._context import CallContext
     from ._page import Page
-    from ._result import Outcome
+    from ._result import PageResult
 
 
 class Path(NamedTuple):
@@ -36,7 +36,7 @@ class Path(NamedTuple):
         refusal: str | None = self.module.refusal(call, page, self.method)
         return refusal
 
-    def prepare(self, call: CallContext, page: Page, *, probe: bool = False) -> Callable[[], Outcome]:
+    def prepare(self, call: CallContext, page: Page, *, probe: bool = False) -> Callable[[], PageResult]:
         """Do all that needs no database, and return what does the rest.
 
         Args:
@@ -47,7 +47,7 @@ class Path(NamedTuple):
         Raises:
             Exception: whatever tells that a value cannot be expressed this way.
         """
-        send: Callable[[], Outcome] = self.module.prepare(call, page, self.method, probe=probe)
+        send: Callable[[], PageResult] = self.module.prepare(call, page, self.method, probe=probe)
         return send
 
 

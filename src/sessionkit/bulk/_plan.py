@@ -1,6 +1,6 @@
 """What a mapping promises about its columns: where a value comes from, under which name it is given.
 
-A `Plan` is made once for a mapper. A `Slot` is a column that can be written.
+A `MappingPlan` is made once for a mapper. A `Slot` is a column that can be written.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class _Omit(enum.Enum):
 OMIT: Final = _Omit.OMIT
 """In the place of a value: the column is left out of the statement, and the database fills it."""
 
-Kind = Literal["null", "constant", "call", "context", "database"]
+Source = Literal["null", "constant", "call", "context", "database"]
 """NULL; the same for all rows; what a function gives; what it gives when it has seen the row; the database's own."""
 
 
 class Supply(NamedTuple):
     """What a column gets where a row has no value for it."""
 
-    kind: Kind
+    kind: Source
     value: Any = None
 
 
@@ -88,7 +88,7 @@ class Composite(NamedTuple):
 
 
 @dataclass(slots=True)
-class Plan:
+class MappingPlan:
     """A mapper, as bulk needs it.
 
     Attributes:
@@ -178,10 +178,10 @@ class Plan:
         return found
 
 
-_plans: WeakKeyDictionary[Mapper[Any], Plan] = WeakKeyDictionary()
+_plans: WeakKeyDictionary[Mapper[Any], MappingPlan] = WeakKeyDictionary()
 
 
-def plan_for(entity: object) -> Plan:
+def plan_for(entity: object) -> MappingPlan:
     """Return the plan of a mapped class."""
     try:
         found: Any = inspect(entity)
@@ -202,7 +202,7 @@ def plan_for(entity: object) -> Plan:
     return plan
 
 
-def _make(mapper: Mapper[Any]) -> Plan:
+def _make(mapper: Mapper[Any]) -> MappingPlan:
     single: Any = mapper.persist_selectable
     table = cast(Any, single if isinstance(single, Table) and len(mapper.tables) == 1 else None)
     version = mapper.version_id_col
@@ -223,7 +223,7 @@ def _make(mapper: Mapper[Any]) -> Plan:
                 # The key of a joined table, under a name of its own.
                 aliases[other.key] = slot
                 del slots[other.key]
-    return Plan(
+    return MappingPlan(
         mapper=mapper,
         table=table,
         slots=slots,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BulkError, told
+from ..errors import BulkError, describe
 from ._page import Page
 from ._plan import OMIT
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ._build import Builder
     from ._context import CallContext
-    from ._plan import Plan, Slot
+    from ._plan import MappingPlan, Slot
     from ._rows import Chunk, Read
 
     Refuse = Callable[[BulkError], None]
@@ -38,7 +38,7 @@ def build(call: CallContext, builder: Builder, chunk: Chunk, read: Read) -> Page
                 values.append(builder.build([row], context)[0])
                 kept.append(place)
             except Exception as error:  # noqa: BLE001 - as above
-                call.refuse(_of(chunk, place, f"row {chunk.start + place}: {told(error)}", cause=error))
+                call.refuse(_of(chunk, place, f"row {chunk.start + place}: {describe(error)}", cause=error))
         places = kept
     positions: Sequence[int]
     given: list[Any]
@@ -61,7 +61,7 @@ def _of(chunk: Chunk, place: int, message: str, column: str | None = None, cause
 _LACKING = {type(None), type(OMIT)}
 
 
-def with_keys(page: Page, plan: Plan, slots: Iterable[Slot], what: str, refuse: Refuse) -> Page:
+def with_keys(page: Page, plan: MappingPlan, slots: Iterable[Slot], what: str, refuse: Refuse) -> Page:
     """Return the page without the rows that hold nothing in one of the `slots`; those go to `refuse`.
 
     Args:

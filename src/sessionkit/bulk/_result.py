@@ -65,7 +65,7 @@ class BulkResult:
 
 
 @dataclass(slots=True)
-class Outcome:
+class PageResult:
     """What became of a page.
 
     Attributes:
@@ -81,7 +81,7 @@ class Outcome:
     status: Sequence[Status] | None = None
 
     @classmethod
-    def of(cls, status: Sequence[Status], keys: Sequence[tuple[Any, ...] | None] | None, *, told: bool) -> Outcome:
+    def of(cls, status: Sequence[Status], keys: Sequence[tuple[Any, ...] | None] | None, *, told: bool) -> PageResult:
         """Return the outcome of a page of which every row is known; `told`: it is asked for."""
         return cls(
             inserted=status.count("inserted"),
@@ -92,7 +92,7 @@ class Outcome:
         )
 
     @classmethod
-    def merged(cls, parts: Sequence[tuple[Sequence[int], Outcome]]) -> Outcome:
+    def merged(cls, parts: Sequence[tuple[Sequence[int], PageResult]]) -> PageResult:
         """Return the outcome of a page of which parts were sent apart: (places in the page, outcome)."""
         whole = cls()
         keys: dict[int, tuple[Any, ...] | None] = {}
@@ -128,7 +128,7 @@ class Tally:
         self._methods: dict[str, None] = {}
         self._instead: dict[int, int] = {}
 
-    def add(self, page: Page, outcome: Outcome, method: str) -> None:
+    def add(self, page: Page, outcome: PageResult, method: str) -> None:
         result = self.result
         result.inserted += outcome.inserted
         result.updated += outcome.updated
@@ -188,7 +188,7 @@ class Tally:
         return result
 
 
-class Fault(Exception):
+class RowFault(Exception):
     """Some rows of a page cannot be written, and these are they; what the page had written is to be undone.
 
     Args:

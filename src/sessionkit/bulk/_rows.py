@@ -18,14 +18,14 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import PassiveFlag
 from sqlalchemy.util import await_only
 
-from ..errors import BulkError, ColourError, OptionError
+from ..errors import BulkError, OptionError, SyncAsyncMismatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from sqlalchemy.orm import InstanceState
 
-    from ._plan import Plan
+    from ._plan import MappingPlan
 
 
 class Read(NamedTuple):
@@ -65,7 +65,7 @@ def chunks(rows: Rows, size: int, *, asynchronous: bool) -> Iterator[Chunk]:
     """Pull the input chunk by chunk, so that no more than one of them is in memory.
 
     Raises:
-        ColourError: an async iterable outside of the async twin.
+        SyncAsyncMismatch: an async iterable outside of the async twin.
         OptionError: not iterable, or a single row in the place of the rows.
     """
     asked = cast(object, rows)
@@ -78,7 +78,9 @@ def chunks(rows: Rows, size: int, *, asynchronous: bool) -> Iterator[Chunk]:
         pull = lambda: list(islice(iterator, size))  # noqa: E731
     elif isinstance(asked, AsyncIterable):
         if not asynchronous:
-            raise ColourError("an async iterable was given to a sync session; use the async_ twin with an AsyncSession")
+            raise SyncAsyncMismatch(
+                "an async iterable was given to a sync session; use the async_ twin with an AsyncSession"
+            )
         iterator_ = aiter(cast(Any, asked))
         # One switch into the event loop for each chunk, and not for each row.
         pull = lambda: await_only(_pull(iterator_, size))  # noqa: E731
@@ -114,7 +116,7 @@ class Shapes:
         keys: a row may also be a bare key, a tuple where that has several columns.
     """
 
-    def __init__(self, plan: Plan, *, changes_only: bool = False, keys: bool = False) -> None:
+    def __init__(self, plan: MappingPlan, *, changes_only: bool = False, keys: bool = False) -> None:
         self._plan = plan
         self._keys = tuple(slot.label for slot in plan.key) if keys else ()
         self._changes_only = changes_only

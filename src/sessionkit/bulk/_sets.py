@@ -16,7 +16,7 @@ from .._core.connection import has_two_phases
 from ._made_keys import missing_keys, with_keys_made
 from ._packer import CopyData, Field, column_packer, fields_of, row_packer
 from ._plan import OMIT
-from ._result import Outcome, Unfit
+from ._result import PageResult, Unfit
 from ._sqlalchemy import upsert_outcome, written
 from ._statements import delete_of, insert_of, parameter_name, update_of
 
@@ -68,7 +68,7 @@ def refusal(call: CallContext, page: Page, method: str) -> str | None:
     return None
 
 
-def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
+def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], PageResult]:
     """Pack the values, and return what sends them."""
     fields = _fields(call, page)
     assert not isinstance(fields, str), fields
@@ -86,7 +86,7 @@ def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) 
     return lambda: _send(call, page, fields, lambda: _unnested(page, fields), parameters, "unnest")
 
 
-def _with_made_keys(call: CallContext, page: Page, method: str) -> Outcome:
+def _with_made_keys(call: CallContext, page: Page, method: str) -> PageResult:
     keyed = with_keys_made(call, page)
     if keyed is None or isinstance(_fields(call, keyed), str):
         raise Unfit
@@ -115,7 +115,7 @@ def _array_of(place: int, field: Field) -> ColumnElement[Any]:
     return cast(bindparam(parameter_name(place), type_=type_), type_)
 
 
-def _through_table(call: CallContext, page: Page, fields: list[Field], order: list[int], data: CopyData) -> Outcome:
+def _through_table(call: CallContext, page: Page, fields: list[Field], order: list[int], data: CopyData) -> PageResult:
     name = call.temporary_name
     columns = ", ".join(f"c{place} {field.sql}" for place, field in enumerate(fields))
     execute = call.connection.exec_driver_sql
@@ -152,7 +152,7 @@ def _send(
     source: Callable[[], FromClause],
     parameters: dict[str, Any],
     kind: str,
-) -> Outcome:
+) -> PageResult:
     work: Any = call.work
     verb = work.verb
     if verb == "upsert":
@@ -161,10 +161,10 @@ def _send(
     statement = call.plan.remembered(key, lambda: _statement(call, page, fields, source(), kind))
     if verb == "insert":
         count = written(call, statement, parameters)
-        return Outcome(inserted=count, keys=page.of_slots(call.plan.key) if work.wants_keys else None)
+        return PageResult(inserted=count, keys=page.of_slots(call.plan.key) if work.wants_keys else None)
     count = call.connection.execute(statement, parameters).rowcount
     work.compare(call, page, count)
-    return Outcome(updated=count) if verb == "update" else Outcome(deleted=count)
+    return PageResult(updated=count) if verb == "update" else PageResult(deleted=count)
 
 
 def _statement(call: CallContext, page: Page, fields: list[Field], source: FromClause, kind: str) -> Any:
@@ -203,7 +203,7 @@ def _upsert(
     values: list[ColumnElement[Any]],
     parameters: dict[str, Any],
     every: ColumnElement[bool] | None,
-) -> Outcome:
+) -> PageResult:
     work: Any = call.work
     statement = work.statement(call, page, values, every)
     is_new: ColumnElement[bool] | None = work.is_new(call)
@@ -215,12 +215,12 @@ def _upsert(
     rows = statement.returning(is_new.label("is_new")).cte("written")
     counted = select(func.count(), func.count().filter(rows.c.is_new)).select_from(rows)
     count, new = work.executed(call, counted, parameters).one()
-    return Outcome(inserted=new, updated=count - new, unchanged=len(page) - count)
+    return PageResult(inserted=new, updated=count - new, unchanged=len(page) - count)
 
 
 def _upsert_telling_rows(
     call: CallContext, page: Page, statement: Any, parameters: dict[str, Any], is_new: ColumnElement[bool] | None
-) -> Outcome:
+) -> PageResult:
     """Send an upsert, and find out what became of each row by the key that it was found by."""
     work: Any = call.work
     places: list[int] = work.where(page)

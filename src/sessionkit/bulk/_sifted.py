@@ -12,7 +12,7 @@ from .._core.connection import has_two_phases
 from . import _executemany
 from ._packer import CopyData, fields_of, row_packer
 from ._plan import OMIT
-from ._result import Outcome, Unpackable
+from ._result import PageResult, Unpackable
 from ._sets import typed_columns
 from ._statements import delete_of, insert_of, parameter_name, update_of, written_places
 from ._wire import wires
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ._packer import Field
     from ._page import Page
 
-    Search = Callable[[dict[int, Exception]], Outcome | None]
+    Search = Callable[[dict[int, Exception]], PageResult | None]
 
 
 class Unable(Exception):
@@ -71,7 +71,7 @@ def prepare(call: CallContext, page: Page) -> Search | None:
     except Exception:  # noqa: BLE001 - a value, or a condition of the user's, that has no form but a parameter's
         return None
 
-    def search(errors: dict[int, Exception]) -> Outcome | None:
+    def search(errors: dict[int, Exception]) -> PageResult | None:
         sifted = _sift(call, sieve, name, columns, order, data, script)
         sql = _executemany.statement_of(call, page)[0] if sifted.refused else ""
         for told in sifted.refused:
@@ -82,8 +82,8 @@ def prepare(call: CallContext, page: Page) -> Search | None:
         _keep(call, sieve, name, columns)
         good = len(page) - len(errors)
         if not counts:
-            return Outcome(inserted=sifted.written)
-        return Outcome(inserted=sifted.new, updated=sifted.written - sifted.new, unchanged=good - sifted.written)
+            return PageResult(inserted=sifted.written)
+        return PageResult(inserted=sifted.new, updated=sifted.written - sifted.new, unchanged=good - sifted.written)
 
     return search
 

@@ -9,7 +9,7 @@ from sqlalchemy import ClauseElement, insert, literal_column
 
 from ._made_keys import missing_keys, with_keys_made
 from ._page import Cell
-from ._result import Outcome, Unfit
+from ._result import PageResult, Unfit
 from ._statements import column_in, delete_of, insert_of, parameter, parameter_name, tables_of, update_of
 
 if TYPE_CHECKING:
@@ -27,20 +27,20 @@ def refusal(call: CallContext, page: Page, method: str) -> str | None:
     return None
 
 
-def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], Outcome]:
+def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], PageResult]:
     """Return what sends the page. Values are processed as they are sent."""
     send = {"insert": _insert, "update": _update, "upsert": _upsert, "delete": _delete}[call.work.verb]
     return lambda: _sent(send, call, page)
 
 
-def _sent(send: Callable[[CallContext, Page], Outcome], call: CallContext, page: Page) -> Outcome:
+def _sent(send: Callable[[CallContext, Page], PageResult], call: CallContext, page: Page) -> PageResult:
     """Send rows that hold SQL expressions one by one: they are a part of the statement, and each one makes another."""
     alone = [place for place, row in enumerate(page.values) if any(map(_is_sql, row))]
     if not alone or len(page) == 1:
         return send(call, page)
     outcomes = [(place,) for place in alone]
     rest = tuple(place for place in range(len(page)) if place not in set(alone))
-    return Outcome.merged([(places, send(call, page.only(places))) for places in (rest, *outcomes) if places])
+    return PageResult.merged([(places, send(call, page.only(places))) for places in (rest, *outcomes) if places])
 
 
 def _is_sql(value: object) -> bool:
@@ -60,7 +60,7 @@ def _parameters(
     return written, [{key: value for key, value in rows[0].items() if not _is_sql(value)}]
 
 
-def _insert(call: CallContext, page: Page) -> Outcome:
+def _insert(call: CallContext, page: Page) -> PageResult:
     plan = call.plan
     if plan.table is None:
         return _insert_into_several(call, page)
@@ -69,14 +69,14 @@ def _insert(call: CallContext, page: Page) -> Outcome:
     if expressions:
         statement = statement.values(expressions)
     if not call.work.wants_keys:
-        return Outcome(inserted=_count_inserted(call, statement, rows))
+        return PageResult(inserted=_count_inserted(call, statement, rows))
     if not missing_keys(plan, page):
-        return Outcome(inserted=_count_inserted(call, statement, rows), keys=page.of_slots(plan.key))
+        return PageResult(inserted=_count_inserted(call, statement, rows), keys=page.of_slots(plan.key))
     keyed = with_keys_made(call, page) if len(rows) > 1 else None
     if keyed is not None:
         return _insert(call, keyed)
     keys = _inserted_keys(call, statement, rows)
-    return Outcome(inserted=len(keys) - keys.count(None), keys=keys)
+    return PageResult(inserted=len(keys) - keys.count(None), keys=keys)
 
 
 def _inserted_keys(call: CallContext, statement: Any, rows: list[dict[str, Any]]) -> list[tuple[Any, ...] | None]:
@@ -107,7 +107,7 @@ def written(call: CallContext, statement: Any, parameters: Any) -> int:
     return result.rowcount
 
 
-def _insert_into_several(call: CallContext, page: Page) -> Outcome:
+def _insert_into_several(call: CallContext, page: Page) -> PageResult:
     """Insert into one table after the other: the first one makes the key, if the rows do not hold it."""
     plan = call.plan
     first, *others = tables_of(plan)
@@ -121,7 +121,7 @@ def _insert_into_several(call: CallContext, page: Page) -> Outcome:
         page = page.with_cells([Cell("set", slot) for slot in plan.key], keys)
     for table in others:
         _insert_parts(call, page, table)
-    return Outcome(inserted=len(page), keys=keys)
+    return PageResult(inserted=len(page), keys=keys)
 
 
 def _insert_parts(call: CallContext, page: Page, table: Table, returning: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -137,7 +137,7 @@ def _insert_parts(call: CallContext, page: Page, table: Table, returning: Sequen
     return [tuple(row) for row in call.connection.execute(statement, rows)]
 
 
-def _update(call: CallContext, page: Page) -> Outcome:
+def _update(call: CallContext, page: Page) -> PageResult:
     value = _value(page)
     count = 0
     for table in tables_of(call.plan):
@@ -145,10 +145,10 @@ def _update(call: CallContext, page: Page) -> Outcome:
         if statement is not None:
             count = _count(call, statement, page)
             call.work.compare(call, page, count)  # type: ignore[attr-defined]
-    return Outcome(updated=count)
+    return PageResult(updated=count)
 
 
-def _delete(call: CallContext, page: Page) -> Outcome:
+def _delete(call: CallContext, page: Page) -> PageResult:
     value = _value(page)
     count = 0
     for table in call.plan.below:
@@ -156,10 +156,10 @@ def _delete(call: CallContext, page: Page) -> Outcome:
     for table in reversed(tables_of(call.plan)):
         count = _count(call, delete_of(call.plan, page, value, table), page)
         call.work.compare(call, page, count)  # type: ignore[attr-defined]
-    return Outcome(deleted=count)
+    return PageResult(deleted=count)
 
 
-def _upsert(call: CallContext, page: Page) -> Outcome:
+def _upsert(call: CallContext, page: Page) -> PageResult:
     work: Any = call.work
     statement = work.statement(call, page)
     expressions, rows = _parameters(page, range(len(page.cells)), [cell.slot.column for cell in page.cells])
@@ -185,7 +185,7 @@ def _upsert(call: CallContext, page: Page) -> Outcome:
 
 def _upsert_one_by_one(
     call: CallContext, page: Page, statement: Any, rows: list[dict[str, Any]], is_new: ColumnElement[bool] | None
-) -> Outcome:
+) -> PageResult:
     """Send each row by itself: it is new, or the key that comes back is that of the row which was there."""
     work: Any = call.work
     keys = [slot.column for slot in call.plan.key]
@@ -202,14 +202,14 @@ def _upsert_one_by_one(
         if key is None and work.returning:
             key = work.found(call, page, place)
         found.append(key)
-    return Outcome.of(status, found if work.returning else None, told=work.status)
+    return PageResult.of(status, found if work.returning else None, told=work.status)
 
 
 def _times(status: Status, count: int) -> list[Status]:
     return [status] * count
 
 
-def upsert_outcome(work: Any, call: CallContext, page: Page, there: list[bool], count: int) -> Outcome:
+def upsert_outcome(work: Any, call: CallContext, page: Page, there: list[bool], count: int) -> PageResult:
     """Return what became of the rows of an upsert, from which were there before and how many were written in all."""
     updates = work.updates(page)
     inserted = there.count(False)
@@ -219,7 +219,7 @@ def upsert_outcome(work: Any, call: CallContext, page: Page, there: list[bool], 
             raise Unfit
         after = work.existing(call, page)
         inserted = sum(now and not before for now, before in zip(after, there, strict=True))
-        outcome = Outcome(inserted=inserted, updated=count - inserted, unchanged=len(page) - count)
+        outcome = PageResult(inserted=inserted, updated=count - inserted, unchanged=len(page) - count)
         outcome.keys = work.keys_of(call, page)
         return outcome
     written: Status = "updated" if updates else "unchanged"

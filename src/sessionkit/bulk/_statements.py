@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
 
     from ._page import Cell, Page
-    from ._plan import Plan
+    from ._plan import MappingPlan
 
     Value = Callable[[int], ColumnElement[Any]]
 
@@ -29,12 +29,12 @@ def parameter(page: Page) -> Value:
     return lambda place: bindparam(parameter_name(place), type_=page.cells[place].slot.column.type)
 
 
-def column_in(plan: Plan, cell: Cell, table: Table) -> Any:
+def column_in(plan: MappingPlan, cell: Cell, table: Table) -> Any:
     """Return the column of a cell in one of the mapper's tables; None if that table has none for it."""
     return plan.columns.get((cell.slot, table))
 
 
-def matches(plan: Plan, page: Page, value: Value, table: Table) -> list[ColumnElement[bool]]:
+def matches(plan: MappingPlan, page: Page, value: Value, table: Table) -> list[ColumnElement[bool]]:
     """Return the conditions that find the row of each tuple in a table."""
     conditions: list[ColumnElement[bool]] = []
     for place in page.places("key", "expect"):
@@ -50,7 +50,7 @@ def matches(plan: Plan, page: Page, value: Value, table: Table) -> list[ColumnEl
     return conditions
 
 
-def update_of(plan: Plan, page: Page, value: Value, table: Table) -> Any:
+def update_of(plan: MappingPlan, page: Page, value: Value, table: Table) -> Any:
     """Return the UPDATE of one table; None where it has nothing to write."""
     assignments: dict[Any, Any] = {}
     changes = False
@@ -69,7 +69,7 @@ def update_of(plan: Plan, page: Page, value: Value, table: Table) -> Any:
     return update(table).where(*matches(plan, page, value, table)).values(assignments)
 
 
-def delete_of(plan: Plan, page: Page, value: Value, table: Table) -> Any:
+def delete_of(plan: MappingPlan, page: Page, value: Value, table: Table) -> Any:
     """Return the DELETE from one table."""
     return delete(table).where(*matches(plan, page, value, table))
 
@@ -110,7 +110,7 @@ def insert_of(
     return statement.from_select([page.cells[place].slot.column for place in written], query)
 
 
-def tables_of(plan: Plan) -> Sequence[Table]:
+def tables_of(plan: MappingPlan) -> Sequence[Table]:
     """Return the tables of a mapper, those that others point to first."""
     if plan.table is not None:
         return (plan.table,)

@@ -8,7 +8,7 @@ from sqlalchemy import Select, tuple_
 
 from ..errors import OptionError
 from ._options import checked
-from ._plan import Plan, plan_for
+from ._plan import MappingPlan, plan_for
 from ._progress import Bar
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _is_one_entity(statement: Select[Any]) -> bool:
     )
 
 
-def _plan_of(statement: Select[Any]) -> Plan:
+def _plan_of(statement: Select[Any]) -> MappingPlan:
     entities = {d.get("entity") for d in statement.column_descriptions}
     entity = next(iter(entities)) if len(entities) == 1 else None
     of_its_own = {

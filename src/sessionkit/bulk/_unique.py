@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.engine import Dialect
 
-    from ._plan import Plan, Slot
+    from ._plan import MappingPlan, Slot
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +61,7 @@ def _name(thing: Any) -> str | None:
     return None if thing.name is None or not str(thing.name) else str(thing.name)
 
 
-def chosen(plan: Plan, table: Table, match: Iterable[Any] | str, dialect: Dialect) -> tuple[list[Slot], Any]:
+def chosen(plan: MappingPlan, table: Table, match: Iterable[Any] | str, dialect: Dialect) -> tuple[list[Slot], Any]:
     """Return the columns that `match` names, and the condition of their index.
 
     Raises:
@@ -95,7 +95,7 @@ def _is_constraint(key: UniqueKey, table: Table) -> bool:
     return all(_name(index) != key.name for index in table.indexes)
 
 
-def inferred(plan: Plan, table: Table, held: Collection[Slot], dialect: Dialect) -> tuple[list[Slot], Any]:
+def inferred(plan: MappingPlan, table: Table, held: Collection[Slot], dialect: Dialect) -> tuple[list[Slot], Any]:
     """Return the one unique key whose columns the rows hold.
 
     Raises:
@@ -112,7 +112,7 @@ def inferred(plan: Plan, table: Table, held: Collection[Slot], dialect: Dialect)
     return _only(plan, table, possible)
 
 
-def _only(plan: Plan, table: Table, keys: list[UniqueKey]) -> tuple[list[Slot], Any]:
+def _only(plan: MappingPlan, table: Table, keys: list[UniqueKey]) -> tuple[list[Slot], Any]:
     """Return the columns and the condition of the one key that is meant, of several over the same columns."""
     usable = [key for key in keys if key.unusable is None]
     if not usable:
@@ -130,6 +130,6 @@ def _only(plan: Plan, table: Table, keys: list[UniqueKey]) -> tuple[list[Slot], 
     return [slots[column] for column in table.columns if column in key.columns], key.where
 
 
-def _names(plan: Plan, columns: Collection[Any]) -> str:
+def _names(plan: MappingPlan, columns: Collection[Any]) -> str:
     labels = {slot.column: slot.label for slot in (*plan.slots.values(), *plan.unmapped)}
     return ", ".join(sorted(str(labels.get(column, column.name)) for column in columns))

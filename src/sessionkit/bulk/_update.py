@@ -10,8 +10,8 @@ from ._call import Call
 from ._keyed import KeyedWork
 from ._lookup import find
 from ._options import Missing, OnDuplicate, WriteOptions, checked, one_of
-from ._plan import Plan, plan_for
-from ._result import Outcome
+from ._plan import MappingPlan, plan_for
+from ._result import PageResult
 from ._rows import Shapes
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class UpdateWork(KeyedWork):
 
     verb = "update"
 
-    def __init__(self, plan: Plan, missing: Missing, on_duplicate: OnDuplicate, check: bool | None) -> None:
+    def __init__(self, plan: MappingPlan, missing: Missing, on_duplicate: OnDuplicate, check: bool | None) -> None:
         super().__init__(plan, Shapes(plan, changes_only=True), plan.key, missing, on_duplicate)
         if check and plan.version is None:
             raise OptionError(
@@ -50,7 +50,7 @@ class UpdateWork(KeyedWork):
     def finished(self, call: CallContext, page: Page) -> Page:
         plan = self.plan
         if not page.places("expect", "set"):
-            call.tally.add(page, Outcome(unchanged=len(page)), "")
+            call.tally.add(page, PageResult(unchanged=len(page)), "")
             return page.only(())
         if page.places("expect"):
             call.tally.result.checked = True

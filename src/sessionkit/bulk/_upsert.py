@@ -16,10 +16,10 @@ from ._keyed import KeyedWork
 from ._lookup import find, holding
 from ._options import OnDuplicate, WriteOptions, checked, one_of
 from ._page import Cell
-from ._plan import Plan, plan_for
+from ._plan import MappingPlan, plan_for
 from ._read_back import read_back
 from ._reading import group
-from ._result import Again, Outcome
+from ._result import Again, PageResult
 from ._rows import Read, Shapes
 from ._statements import insert_of
 from ._unique import chosen, inferred
@@ -43,7 +43,7 @@ Where = Any  # a condition, or a function of the new row that gives one
 class Excluded:
     """The row that could not be inserted, by attribute: what PostgreSQL and SQLite call EXCLUDED."""
 
-    def __init__(self, plan: Plan, columns: Any) -> None:
+    def __init__(self, plan: MappingPlan, columns: Any) -> None:
         self._plan = plan
         self._columns = columns
 
@@ -61,7 +61,7 @@ class UpsertWork(KeyedWork):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: MappingPlan,
         *,
         match: Sequence[Any] | str | None,
         update: Sequence[Any] | None,
@@ -222,7 +222,7 @@ class UpsertWork(KeyedWork):
         return statement.on_conflict_do_update(**index, set_=assignments, where=where)
 
     @staticmethod
-    def _next_version(plan: Plan) -> Any:
+    def _next_version(plan: MappingPlan) -> Any:
         assert plan.version is not None
         if plan.bump is None:
             raise OptionError(
@@ -273,9 +273,9 @@ class UpsertWork(KeyedWork):
 
     def outcome(
         self, call: CallContext, page: Page, status: Sequence[Status], known: dict[Any, Any] | None = None
-    ) -> Outcome:
+    ) -> PageResult:
         """Return what became of a page of which every row is known; for `known` see `keys_of`."""
-        return Outcome.of(status, self.keys_of(call, page, known), told=self.status)
+        return PageResult.of(status, self.keys_of(call, page, known), told=self.status)
 
     def verify(self, call: CallContext, page: Page) -> None:
         """Nothing is expected: no version is compared."""

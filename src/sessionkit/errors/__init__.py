@@ -6,7 +6,7 @@
     ├── ScopeError                  a scope was asked for something it must not do
     │   ├── NoCurrentSession        there is no scope here (LookupError)
     │   ├── ConcurrentUse           two threads or tasks inside one session at once
-    │   ├── ColourError             an async factory in `with`, a sync one in `async with` (TypeError)
+    │   ├── SyncAsyncMismatch             an async factory in `with`, a sync one in `async with` (TypeError)
     │   ├── CommitTokenError        the value is no commit token, or one of another cluster (ValueError)
     │   └── NoReader                no reader could serve a read-only scope
     ├── OptionError                 an option has a value that cannot be honoured here
@@ -31,6 +31,7 @@ A driver's error is never wrapped: it reaches the caller as SQLAlchemy raised it
 ``error.args[0]`` is the message alone.
 """
 
+import warnings
 from types import FunctionType
 
 # `X as X`: for the package's other rooms, and not for users.
@@ -38,8 +39,8 @@ from ._base import DOCUMENTATION as DOCUMENTATION
 from ._base import SessionKitError
 from ._base import add_note as add_note
 from ._base import address_of as address_of
+from ._base import describe as describe
 from ._base import message_of as message_of
-from ._base import told as told
 from ._bulk import BulkError
 from ._bulk import without_frames as without_frames
 from ._classify import KINDS as KINDS
@@ -67,13 +68,13 @@ from ._runtime import (
     VersionConflict,
 )
 from ._usage import (
-    ColourError,
     ConcurrentUse,
     ManualCommit,
     NoCurrentSession,
     OptionError,
     ScopeError,
     StaleRead,
+    SyncAsyncMismatch,
     UnknownOptionError,
     VersionError,
 )
@@ -81,7 +82,6 @@ from ._usage import (
 __all__ = [
     "BulkError",
     "Classification",
-    "ColourError",
     "CommitOutcomeUnknown",
     "CommitTokenError",
     "ConcurrentUse",
@@ -99,6 +99,7 @@ __all__ = [
     "ScopeError",
     "SessionKitError",
     "StaleRead",
+    "SyncAsyncMismatch",
     "UnexpectedRollback",
     "UnknownOptionError",
     "VersionConflict",
@@ -111,3 +112,15 @@ __all__ = [
 for _name in __all__:
     if isinstance(_value := globals()[_name], type | FunctionType):
         _value.__module__ = __name__
+
+
+def __getattr__(name: str) -> object:
+    if name == "ColourError":
+        # The name until 0.1; it goes with the next release.
+        warnings.warn(
+            "sessionkit.errors.ColourError is called SyncAsyncMismatch now; the old name will be removed",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return SyncAsyncMismatch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

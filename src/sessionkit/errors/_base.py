@@ -57,7 +57,7 @@ def message_of(error: BaseException) -> str:
     return text.removesuffix(_more(error)).removesuffix("\n") if isinstance(error, SessionKitError) else text
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Return an exception as a traceback's last line has it, for a message that quotes it."""
     return f"{type(error).__name__}: {message_of(error)}"
 

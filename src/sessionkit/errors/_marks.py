@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Literal
 
-from ._base import told
+from ._base import describe
 
 Outcome = Literal["committed", "rolled back", "unknown"]
 """How a transaction ended, as far as the client can know."""
@@ -65,7 +65,7 @@ _FIRST = "_sessionkit_first"
 def set_first(error: BaseException, first: BaseException) -> None:
     """Have an error that is the aftermath of another tell so."""
     error.__dict__[_FIRST] = first
-    error.add_note(f"the first error in its transaction was {told(first)}")
+    error.add_note(f"the first error in its transaction was {describe(first)}")
 
 
 def first_of(error: BaseException) -> BaseException:

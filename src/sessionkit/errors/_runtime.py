@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm.exc import StaleDataError
 
-from ._base import SessionKitError, told
+from ._base import SessionKitError, describe
 from ._usage import ScopeError, VersionError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class HookError(SessionKitError):
         self.outcome = outcome
         count = "a hook" if len(self.errors) == 1 else f"{len(self.errors)} hooks"
         first = self.errors[0]
-        super().__init__(f"the data is {outcome}, but {count} failed afterwards; the first error was {told(first)}")
+        super().__init__(f"the data is {outcome}, but {count} failed afterwards; the first error was {describe(first)}")
         self.__cause__ = first
 
 

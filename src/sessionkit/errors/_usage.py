@@ -22,7 +22,7 @@ class ConcurrentUse(ScopeError):
     """Two threads or two tasks were inside one session at the same moment."""
 
 
-class ColourError(ScopeError, TypeError):
+class SyncAsyncMismatch(ScopeError, TypeError):
     """An async factory was used in sync code, or a sync one in async code."""
 
 

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from .._spi import Entry, factory_key, here, pause, to_completion, top
 from ..scope import AsyncScope
-from ._web import Request, Turn, triple
+from ._web import RequestUnit, Turn, triple
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -63,7 +63,7 @@ def _places() -> asyncio.Semaphore | None:
 class AsyncTurn(Turn):
     """A turn of a request that is served by a task, with sync and async sessions."""
 
-    def __init__(self, request: Request, connection: Connection) -> None:
+    def __init__(self, request: RequestUnit, connection: Connection) -> None:
         super().__init__(request)
         self.connection = connection
         self._plain: dict[object, Entry] = {}

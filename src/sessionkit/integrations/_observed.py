@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .._spi import Entry, Run
 
 __all__ = [
-    "Kind",
+    "EntryKind",
     "RequestName",
     "conflicts_in",
     "error_type",
@@ -23,7 +23,7 @@ __all__ = [
     "run_of",
 ]
 
-Kind = Literal["unit", "join", "savepoint", "passed"]
+EntryKind = Literal["unit", "join", "savepoint", "passed"]
 """An entry begins a transaction, joins one, sets a savepoint in one, or runs on a session that was passed in."""
 
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
@@ -58,7 +58,7 @@ def group_of(name: str | None) -> str | None:
     return name.group if isinstance(name, RequestName) else name
 
 
-def kind_of(entry: Entry) -> Kind:
+def kind_of(entry: Entry) -> EntryKind:
     """Return what the entry does to the database."""
     if entry.opened:
         return "unit"

@@ -26,7 +26,7 @@ from .._spi import (
     unit_of,
 )
 from .._spi import Request as ScopeOptions
-from ..errors import ColourError, HookError, MalformedETag, OptionError, classify, first_of, outcome_of
+from ..errors import HookError, MalformedETag, OptionError, SyncAsyncMismatch, classify, first_of, outcome_of
 from ..hooks import set_rollback_only
 from ..retry import Attempt, Retry
 from ..scope import AsyncScope, session_scope
@@ -145,7 +145,7 @@ def rules(
 
     Raises:
         ScopeError: what was given as a factory is none.
-        ColourError: it is async, and the framework is not.
+        SyncAsyncMismatch: it is async, and the framework is not.
         OptionError: another option has a value that cannot be honoured.
     """
     options: Options = {}
@@ -156,7 +156,9 @@ def rules(
     ScopeOptions().but(options, where)
     for factory in factories:
         if isinstance(session_scope(factory), AsyncScope) and not asynchronous:
-            raise ColourError(f"{where} got the async factory {factory!r}, but WSGI is sync; give it a sessionmaker")
+            raise SyncAsyncMismatch(
+                f"{where} got the async factory {factory!r}, but WSGI is sync; give it a sessionmaker"
+            )
     given: object = rollback_on
     if not callable(given):
         raise OptionError(
@@ -182,7 +184,7 @@ def rules(
 # -- one request, which may take several turns ----------------------------------------------------------------------
 
 
-class Request:
+class RequestUnit:
     """One request: what its scopes are called, and whether it is run again after a failure."""
 
     def __init__(self, given: Rules, method: str, path: str, if_match: bool) -> None:
@@ -253,7 +255,7 @@ class Request:
 class Turn:
     """One run of a request: its scopes, the last one opened first to end, and what keeps them from committing."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: RequestUnit) -> None:
         self.request = request
         self.over = False  # its scopes have ended
         self.error: BaseException | None = None  # what was raised in it, whoever has handled it since
@@ -382,7 +384,7 @@ class SyncTurn(Turn):
         if inspect.isawaitable(result):
             if inspect.iscoroutine(result):
                 result.close()
-            raise ColourError(
+            raise SyncAsyncMismatch(
                 "before_retry is async, but WSGI is sync and cannot await it; give retry= a plain function"
             )
         time.sleep(pause(seconds))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..retry import Retry
 from ._async_turn import AsyncTurn
-from ._web import IDEMPOTENT, LONGEST_BODY, Answer, Request, RollbackOn, Rules, on_error_status, rules
+from ._web import IDEMPOTENT, LONGEST_BODY, Answer, RequestUnit, RollbackOn, Rules, on_error_status, rules
 
 if TYPE_CHECKING:
     from .._spi import ManualCommit
@@ -117,10 +117,10 @@ class SessionKitMiddleware:
             scope.update(_copied(before))
 
 
-def request_of(given: Rules, scope: Connection) -> Request:
+def request_of(given: Rules, scope: Connection) -> RequestUnit:
     """Return the request that a connection is of."""
     names = {bytes(name).lower() for name, _ in scope.get("headers", ())}
-    return Request(given, str(scope["method"]), str(scope["path"]), b"if-match" in names)
+    return RequestUnit(given, str(scope["method"]), str(scope["path"]), b"if-match" in names)
 
 
 def _copied(scope: Connection) -> Connection:
@@ -133,7 +133,7 @@ def _copied(scope: Connection) -> Connection:
 class _Body:
     """The body of a request, kept while the request may be run again."""
 
-    def __init__(self, receive: Receive, request: Request) -> None:
+    def __init__(self, receive: Receive, request: RequestUnit) -> None:
         self._receive = receive
         self._request = request
         self._kept: list[Message] = []

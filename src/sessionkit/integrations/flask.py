@@ -30,7 +30,7 @@ from ._web import (
     IDEMPOTENT,
     RETRY_AFTER,
     Answer,
-    Request,
+    RequestUnit,
     RollbackOn,
     Rules,
     SyncTurn,
@@ -80,7 +80,7 @@ class SessionKit:
             in `session_scope`; default: what the factory says.
 
     Raises:
-        ScopeError, ColourError, OptionError: an argument is not of its kind.
+        ScopeError, SyncAsyncMismatch, OptionError: an argument is not of its kind.
 
     SQL: ``BEGIN`` with the first statement, and ``COMMIT`` or ``ROLLBACK``. A request that uses no session sends
     nothing and takes no connection.
@@ -257,7 +257,7 @@ def _turn() -> SyncTurn:
     return _NO_TURN if turn is None else turn
 
 
-_NO_TURN = SyncTurn(Request(Rules((), on_error_status, None, IDEMPOTENT), "", "", False))
+_NO_TURN = SyncTurn(RequestUnit(Rules((), on_error_status, None, IDEMPOTENT), "", "", False))
 _NO_TURN.over = True
 
 

@@ -25,7 +25,7 @@ from ._kit.statements import Statements
 
 if TYPE_CHECKING:
     from ..testing import Races
-    from ._kit.isolation import Isolation
+    from ._kit.isolation import KitIsolation
 
 __all__ = [
     "AssertStatements",
@@ -70,7 +70,7 @@ class IsolatedTest(Protocol):
         ...
 
     async def async_start_over(self) -> None:
-        """Take back what the test has committed so far. For engines of both colours."""
+        """Take back what the test has committed so far. For sync and async engines."""
         ...
 
 
@@ -180,7 +180,7 @@ def sessionkit_factories() -> Iterable[object]:
     """The factories of the application: the project overrides this fixture.
 
     Returns:
-        Factories (``sessionmaker``, ``async_sessionmaker``, scoped sessions), or engines, of both colours.
+        Factories (``sessionmaker``, ``async_sessionmaker``, scoped sessions), or engines, sync or async.
     """
     pytest.fail(
         "a fixture of sessionkit was asked for, but it does not know the application's factories; define a fixture "
@@ -203,11 +203,13 @@ def sessionkit_isolation(
     A session, connection or transaction that the test leaves open fails it, with the place where it was opened; so does
     a violated constraint that was deferred.
     """
-    from ._kit.isolation import Isolation
+    from ._kit.isolation import KitIsolation
 
     node, isolation, refused = request.node, None, ""
     try:
-        isolation = Isolation(sessionkit_factories, _mode(node), name=node.nodeid, release=_is_crowded(request.session))
+        isolation = KitIsolation(
+            sessionkit_factories, _mode(node), name=node.nodeid, release=_is_crowded(request.session)
+        )
         isolation.begin()
     except OptionError as error:
         refused = str(error)
@@ -222,7 +224,7 @@ def sessionkit_isolation(
 
 
 @pytest.fixture
-def capture_on_commit(sessionkit_isolation: Isolation) -> CaptureOnCommit:
+def capture_on_commit(sessionkit_isolation: KitIsolation) -> CaptureOnCommit:
     """Look at the hooks that are due after a commit.
 
     ``with capture_on_commit() as hooks:`` collects them and holds them back, so that the test may call them;
@@ -234,7 +236,7 @@ def capture_on_commit(sessionkit_isolation: Isolation) -> CaptureOnCommit:
 
 
 @pytest.fixture
-def statement_count(sessionkit_isolation: Isolation) -> StatementCount:
+def statement_count(sessionkit_isolation: KitIsolation) -> StatementCount:
     """Collect the statements that a block sends: it is entered ``as sent``, a list whose ``str()`` numbers them.
 
     BEGIN, COMMIT, ROLLBACK and savepoints are not among them, so that the number is the same in both modes.
@@ -243,13 +245,13 @@ def statement_count(sessionkit_isolation: Isolation) -> StatementCount:
 
 
 @pytest.fixture
-def assert_statements(sessionkit_isolation: Isolation) -> AssertStatements:
+def assert_statements(sessionkit_isolation: KitIsolation) -> AssertStatements:
     """Fail where a block sends another number of statements than was given, and show them."""
     return sessionkit_isolation.assert_statements
 
 
 @pytest.fixture
-def fail_commit_with(sessionkit_isolation: Isolation) -> FailCommitWith:
+def fail_commit_with(sessionkit_isolation: KitIsolation) -> FailCommitWith:
     """Have COMMITs fail: ``fail_commit_with("40001", times=1)``.
 
     With an SQLSTATE, or on SQLite with the name of an error such as ``"SQLITE_BUSY"``. Nothing of the unit is committed.
@@ -258,7 +260,7 @@ def fail_commit_with(sessionkit_isolation: Isolation) -> FailCommitWith:
 
 
 @pytest.fixture
-def lose_connection_during_commit(sessionkit_isolation: Isolation) -> LoseConnectionDuringCommit:
+def lose_connection_during_commit(sessionkit_isolation: KitIsolation) -> LoseConnectionDuringCommit:
     """Have the answer to the next COMMIT be lost: ``lose_connection_during_commit(committed=False)``.
 
     With ``committed=True`` the database has committed. The scope cannot tell which: it raises ``CommitOutcomeUnknown``,

@@ -20,7 +20,7 @@ from ._web import (
     IDEMPOTENT,
     LONGEST_BODY,
     Answer,
-    Request,
+    RequestUnit,
     RollbackOn,
     SyncTurn,
     on_error_status,
@@ -65,7 +65,7 @@ class SessionKitMiddleware:
             in `session_scope`; default: what the factory says.
 
     Raises:
-        ScopeError, ColourError, OptionError: an argument is not of its kind.
+        ScopeError, SyncAsyncMismatch, OptionError: an argument is not of its kind.
 
     SQL: ``BEGIN`` with the first statement, and ``COMMIT`` or ``ROLLBACK``. A request that uses no session sends
     nothing and takes no connection.
@@ -110,9 +110,9 @@ class SessionKitMiddleware:
             replay.rewind()
 
 
-def request_of(given: Any, environ: WSGIEnvironment) -> Request:
+def request_of(given: Any, environ: WSGIEnvironment) -> RequestUnit:
     """Return the request that an environment describes."""
-    return Request(
+    return RequestUnit(
         given, environ.get("REQUEST_METHOD", "GET"), environ.get("PATH_INFO", ""), "HTTP_IF_MATCH" in environ
     )
 

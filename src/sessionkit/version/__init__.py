@@ -19,8 +19,8 @@ on their objects in any SQLAlchemy session, sync or async: none of them opens, c
 ``_arming``        adds the session events, once the first versioned class is mapped
 =================  ====================================================================================
 
-`kind_of`, `kind_of_column`, `was_taken_over`, `Kind`, `server_now` and `telling_time` are for the package's own rooms (bulk,
-Alembic), and not for users.
+`kind_of`, `kind_of_column`, `was_taken_over`, `VersionKind`, `server_now` and `telling_time` are for the package's own rooms
+(bulk, Alembic), and not for users.
 """
 
 from .._stale import StaleAware as VersionAware
@@ -32,7 +32,7 @@ from ._classes import was_taken_over as was_taken_over
 from ._conflict import Conflicts
 from ._etag import etag, expect_etag
 from ._functions import bump_version, expect_version, update_versioned, version_of
-from ._kinds import Kind as Kind
+from ._kinds import VersionKind as VersionKind
 from ._kinds import server_now as server_now
 from ._kinds import telling_time as telling_time
 from ._rows import kind_of as kind_of

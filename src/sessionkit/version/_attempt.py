@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper
     from sqlalchemy.orm.attributes import History
 
-running: ContextVar[Attempt | None] = ContextVar("sessionkit_version_attempt", default=None)
+running: ContextVar[FlushWatch | None] = ContextVar("sessionkit_version_attempt", default=None)
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ Stale: TypeAlias = "tuple[Row, Any, bool | None]"
 Versions: TypeAlias = "dict[tuple[Mapper[Any], Identity], Any]"
 
 
-class Attempt:
+class FlushWatch:
     """The rows of one flush or bulk statement."""
 
     def __init__(self, connection: Callable[[], Connection] | None = None) -> None:
@@ -111,9 +111,9 @@ class Attempt:
         # first of them is written.
         if len(self.rows) == 2:
             for row in self.rows.values():
-                watch(row.connection)
+                watch_flushes(row.connection)
         elif len(self.rows) > 2:
-            watch(connection)
+            watch_flushes(connection)
 
     def add(self, row: Row) -> None:
         """Remember a row."""
@@ -221,7 +221,7 @@ def _versions(rows: Iterable[Row]) -> Versions | None:
     return found
 
 
-def watch(connection: Connection) -> None:
+def watch_flushes(connection: Connection) -> None:
     """Have the statements of a connection tell the attempt that runs how many rows they matched."""
     if not event.contains(connection, "after_execute", _after_execute):
         event.listen(connection, "after_execute", _after_execute)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, declared_attr, mapped_column
 from sqlalchemy.orm.attributes import instance_state
 
 from ..errors import VersionError
-from ._kinds import COUNT, MOMENT, UUID4, XMIN, Kind, Moment, Xmin, first_moment, later_moment
+from ._kinds import COUNT, MOMENT, UUID4, XMIN, Moment, VersionKind, Xmin, first_moment, later_moment
 from ._rows import OURS, name_of
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ _MARK = "sessionkit_version"
 _TAKEN_OVER = "sessionkit_version_taken_over"
 
 
-def kind_of_column(column: Column[Any]) -> Kind | None:
+def kind_of_column(column: Column[Any]) -> VersionKind | None:
     """Return the kind of version that a column holds, if it is a version column of ours."""
-    kind: Kind | None = column.info.get(_MARK)
+    kind: VersionKind | None = column.info.get(_MARK)
     return kind
 
 
@@ -40,7 +40,7 @@ class Base:
     those must come from dataclasses; see test_every_shape_of_class_is_versioned_and_finds_a_lost_update.
     """
 
-    __version_kind__: ClassVar[Kind]
+    __version_kind__: ClassVar[VersionKind]
     __version_column__: ClassVar[str]
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import undefer
 from sqlalchemy.orm.attributes import instance_state
 
 from ..errors import Conflict, Identity, Policy, VersionConflict, VersionError, row_name
-from ._kinds import Kind
+from ._kinds import VersionKind
 from ._rows import is_any_of, kind_of
 from ._write import bump
 
@@ -194,7 +194,7 @@ def _key(entity: type[Any]) -> list[InstrumentedAttribute[Any]]:
     return [getattr(entity, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
 
 
-def _kind(entity: type[Any]) -> Kind:
+def _kind(entity: type[Any]) -> VersionKind:
     kind = kind_of(inspect(entity))
     if kind is None:
         # A bulk call finds conflicts of such a class too.

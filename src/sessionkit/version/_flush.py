@@ -8,7 +8,7 @@ Each session has them, ours or not. The order in which things run in a flush::
     │                          picture but after_flush does not happen
     ├─ UOWTransaction.execute  _Flush.execute
     │   ├─ roots()             the parents of what changes (`_parents`) join the flush, to get a new version
-    │   ├─ Attempt             is there for the mapper events and for the clock, until execute ends
+    │   ├─ FlushWatch             is there for the mapper events and for the clock, until execute ends
     │   ├─ SQLAlchemy's execute; for each class
     │   │   ├─ before_insert, before_update, before_delete    `_write`: which version goes into the WHERE, which is the
     │   │   │                                                 next; the attempt expects the row
@@ -34,7 +34,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.orm.unitofwork import UOWTransaction
 
 from ..errors import Conflict, VersionConflict, VersionError
-from ._attempt import Attempt, Row, Stale, running, watch
+from ._attempt import FlushWatch, Row, Stale, running, watch_flushes
 from ._conflict import Conflicts
 from ._kinds import clock
 from ._notes import add_writes, known_notes
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Result
     from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session
 
-    from ._kinds import Kind
+    from ._kinds import VersionKind
 
 
 class _Flush(UOWTransaction):
@@ -68,7 +68,7 @@ class _Flush(UOWTransaction):
         for root in roots(session, states):
             bump(instance_state(root))
             self.register_object(instance_state(root))
-        attempt = Attempt()
+        attempt = FlushWatch()
         with _running(attempt):
             try:
                 super().execute()
@@ -126,12 +126,12 @@ def bulk(session: Session, groups: Mapping[Mapper[Any], Sequence[Mapping[str, An
         VersionConflict: rows did not match.
     """
     first = next(iter(groups), None)
-    attempt = Attempt(lambda: session.connection(bind_arguments={"mapper": first}))
+    attempt = FlushWatch(lambda: session.connection(bind_arguments={"mapper": first}))
     for mapper, rows in groups.items():
         kind = kind_of(mapper)
         if kind is not None and rows:
             connection = session.connection(bind_arguments={"mapper": mapper})
-            watch(connection)
+            watch_flushes(connection)
             for row in _checkable(mapper, kind, rows, connection):
                 attempt.add(row)
     with _running(attempt):
@@ -152,7 +152,7 @@ def bulk(session: Session, groups: Mapping[Mapper[Any], Sequence[Mapping[str, An
 
 
 def _checkable(
-    mapper: Mapper[Any], kind: Kind, rows: Sequence[Mapping[str, Any]], connection: Connection
+    mapper: Mapper[Any], kind: VersionKind, rows: Sequence[Mapping[str, Any]], connection: Connection
 ) -> Iterator[Row]:
     if kind.following is None:
         raise VersionError(
@@ -176,7 +176,7 @@ def _checkable(
 
 def conflict_of(session: Session, rows: Sequence[tuple[Mapper[Any], tuple[Any, ...], Any]]) -> VersionConflict | None:
     """Return the conflict of rows (mapper, identity, expected version) with what the database has now, if there is."""
-    attempt = Attempt()
+    attempt = FlushWatch()
     for mapper, identity, expected in rows:
         attempt.add(Row(mapper, identity, expected, session.connection(bind_arguments={"mapper": mapper}), values={}))
     stale = attempt.stale()
@@ -184,7 +184,7 @@ def conflict_of(session: Session, rows: Sequence[tuple[Mapper[Any], tuple[Any, .
 
 
 @contextmanager
-def _running(attempt: Attempt) -> Generator[None, None, None]:
+def _running(attempt: FlushWatch) -> Generator[None, None, None]:
     token, asking = running.set(attempt), clock.set(attempt.now)
     try:
         yield
@@ -199,7 +199,7 @@ def _states(flush: Any) -> dict[InstanceState[Any], tuple[bool, bool]]:
     return states
 
 
-def _expect_remaining(attempt: Attempt, flush: Any) -> None:
+def _expect_remaining(attempt: FlushWatch, flush: Any) -> None:
     """Add what the flush had not come to when it stopped."""
     for state, (deleted, only_listed) in _states(flush).items():
         kind = kind_of(state.mapper)

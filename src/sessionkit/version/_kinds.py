@@ -44,7 +44,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class VersionKind:
     """One kind of version.
 
     Attributes:
@@ -104,7 +104,9 @@ def _count(text: str) -> int:
     return int(text)
 
 
-COUNT = Kind("Versioned", "version_id", int, _next_count, lambda column: column + 1, _count, ordered=True, backfill="1")
+COUNT = VersionKind(
+    "Versioned", "version_id", int, _next_count, lambda column: column + 1, _count, ordered=True, backfill="1"
+)
 
 
 # The time
@@ -203,7 +205,7 @@ def _said(compiler: SQLCompiler, word: str) -> str:
     return sql
 
 
-MOMENT = Kind(
+MOMENT = VersionKind(
     "TimestampVersioned",
     "updated_at",
     datetime,
@@ -217,7 +219,7 @@ MOMENT = Kind(
 
 # The UUID
 
-UUID4 = Kind(
+UUID4 = VersionKind(
     "UUIDVersioned",
     "version_id",
     UUID,
@@ -270,4 +272,4 @@ class Xmin(TypeDecorator[int]):
         return None if value is None else int(value)
 
 
-XMIN = Kind("XminVersioned", "version_id", int, None, None, _count, ordered=False, backfill="")
+XMIN = VersionKind("XminVersioned", "version_id", int, None, None, _count, ordered=False, backfill="")

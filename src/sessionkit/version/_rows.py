@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm.attributes import History, InstrumentedAttribute
 
-    from ._kinds import Kind
+    from ._kinds import VersionKind
 
 PARENTS = "__version_parents__"
 
@@ -27,7 +27,7 @@ class _Token:
 OURS: Any = _Token()
 
 
-def kind_of(mapper: Mapper[Any]) -> Kind | None:
+def kind_of(mapper: Mapper[Any]) -> VersionKind | None:
     """Return the kind of version that a mapped class has from us; None if it has none."""
     return getattr(mapper.class_, "__version_kind__", None)
 
@@ -37,7 +37,7 @@ def parents_declared(mapper: Mapper[Any]) -> Any:
     return getattr(mapper.class_, PARENTS, ())
 
 
-def versioned(obj: object) -> tuple[InstanceState[Any], Kind]:
+def versioned(obj: object) -> tuple[InstanceState[Any], VersionKind]:
     """Return the state of a versioned object, and of what kind its version is.
 
     Raises:
@@ -54,7 +54,7 @@ def versioned(obj: object) -> tuple[InstanceState[Any], Kind]:
     return state, kind
 
 
-def stored(obj: object, what: str) -> tuple[InstanceState[Any], Kind]:
+def stored(obj: object, what: str) -> tuple[InstanceState[Any], VersionKind]:
     """Do as `versioned`, and refuse an object that has no row in the database.
 
     Raises:
@@ -74,7 +74,7 @@ def name_of(state: InstanceState[Any]) -> str:
     return row_name(state.mapper.class_, state.identity)
 
 
-def version_read(state: InstanceState[Any], kind: Kind) -> Any:
+def version_read(state: InstanceState[Any], kind: VersionKind) -> Any:
     """Return the version with which a row was read, whatever was assigned to the attribute since."""
     history = attributes.get_history(state.obj(), kind.attribute, PassiveFlag.PASSIVE_OFF)
     read = history.deleted or history.unchanged

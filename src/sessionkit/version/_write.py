@@ -9,7 +9,7 @@ from sqlalchemy.orm import object_session
 from sqlalchemy.orm.attributes import flag_dirty, flag_modified, instance_state, set_attribute, set_committed_value
 
 from ..errors import VersionError
-from ._attempt import Attempt, Row, running
+from ._attempt import FlushWatch, Row, running
 from ._classes import Base
 from ._notes import known_notes, notes_of
 from ._rows import OURS, changes, name_of, version_read
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction
 
-    from ._kinds import Kind
+    from ._kinds import VersionKind
 
 _BUMP = "sessionkit_version_bump"
 _EXPECTED = "sessionkit_version_expected"
@@ -37,7 +37,7 @@ def expect(state: InstanceState[Any], version: Any) -> None:
     flag_dirty(state.obj())
 
 
-def _running(connection: Connection) -> Attempt | None:
+def _running(connection: Connection) -> FlushWatch | None:
     """Return the attempt that runs, told the server whose clock it is to ask."""
     attempt = running.get()
     if attempt is not None:
@@ -154,7 +154,7 @@ def _after_write(mapper: Mapper[Any], connection: Connection, target: Base) -> N
         notes_of(state.session).add_version(state.session, state, version)
 
 
-def _expected_in_where(state: InstanceState[Any], kind: Kind, connection: Connection) -> Any:
+def _expected_in_where(state: InstanceState[Any], kind: VersionKind, connection: Connection) -> Any:
     """Return the version that a DELETE is to compare, and have it compared."""
     version = _version(state, kind, connection)
     if not _matches_expectation(state, version):
@@ -176,7 +176,7 @@ def require_rowcount(connection: Connection, what: str) -> None:
         )
 
 
-def _version(state: InstanceState[Any], kind: Kind, connection: Connection) -> Any:
+def _version(state: InstanceState[Any], kind: VersionKind, connection: Connection) -> Any:
     """Return the version with which the row was read, checked to be of use.
 
     Raises:

@@ -14,7 +14,7 @@ from sqlalchemy.util import await_only
 
 from ... import _dialects, commits
 from ..._schemas import translate
-from ...errors import OptionError, ScopeError, SessionKitError, told
+from ...errors import OptionError, ScopeError, SessionKitError, describe
 from ...isolation import Preset
 from .. import seams
 from ..connection import ONE, WITH_COMMIT, ScopeConnection, connect
@@ -86,7 +86,7 @@ class VerifiedByMarker(_Verified):
                 raise
             except Exception as error:
                 # asyncpg's own errors come unwrapped while it connects; the next try may find the server back.
-                raise ConnectionError(f"the connection for asking could not be used: {told(error)}") from error
+                raise ConnectionError(f"the connection for asking could not be used: {describe(error)}") from error
 
         unit.question = ask
         if (

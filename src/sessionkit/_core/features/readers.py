@@ -273,7 +273,8 @@ def readers_of(given: dict[str, Any], bind: Any, before: Readers | None, where: 
     for engine in (bind, *settings.readers):
         if type(engine) is not type(bind) or not isinstance(getattr(engine, "sync_engine", engine), Engine):
             raise OptionError(
-                f"{engine!r} was given to {where} among a primary and its readers; they are engines of one colour"
+                f"{engine!r} was given to {where} among a primary and its readers; "
+                "give it engines that are all sync or all async"
             )
         replication_of(getattr(engine, "sync_engine", engine))
     for name in ("read_your_writes", "allow_writable_readers"):

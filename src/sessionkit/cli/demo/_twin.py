@@ -45,7 +45,7 @@ def async_twin(stage: Stage) -> str:
     ran = stage.play(in_a_loop)
     stage.expect(ran.error is None, f"it raised {ran.error!r}")
     stage.expect_balances(ann=100, bob=45, safe=20)
-    return "one name in both colours: an async factory makes async scopes"
+    return "one name for both: an async factory makes async scopes"
 
 
 def _async_url(engine: Engine) -> URL:

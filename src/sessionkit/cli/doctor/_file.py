@@ -20,7 +20,7 @@ from sessionkit._spi import _dialects
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine
 
-__all__ = ["Header", "Reading", "header", "path_of", "reading"]
+__all__ = ["FileReading", "Header", "header", "path_of", "reading"]
 
 _MAGIC = b"SQLite format 3\0"
 
@@ -58,7 +58,7 @@ def header(path: Path) -> Header | None:
     return Header(start[18:20] == b"\2\2", False) if start.startswith(_MAGIC) else None
 
 
-class Reading:
+class FileReading:
     """Has an engine open its file for reading.
 
     Attributes:
@@ -96,7 +96,7 @@ class Reading:
         return sqlite3.SQLITE_OK
 
 
-def reading(engine: Engine) -> Reading | None:
+def reading(engine: Engine) -> FileReading | None:
     """Return how an engine's file is read; None: it has none."""
     path = path_of(engine.url) if _dialects.of(engine) is _dialects.of_name("sqlite") else None
-    return None if path is None else Reading(path)
+    return None if path is None else FileReading(path)

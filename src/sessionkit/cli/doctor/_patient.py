@@ -59,7 +59,7 @@ class Patient:
 
     Attributes:
         asked: as it was named on the command line, without a password.
-        engine: the sync engine that is asked, in both colours.
+        engine: the sync engine that is asked; of an async engine, its `sync_engine`.
         own: it is the application's, not made from a URL.
         limits: of the examination.
         reading: how its SQLite file is opened; None: it has none.
@@ -69,7 +69,7 @@ class Patient:
     engine: Engine
     own: bool
     limits: Limits
-    reading: _file.Reading | None
+    reading: _file.FileReading | None
 
     @property
     def entry(self) -> _dialects.Dialect:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ..._spi import ScopeConnection
 
-__all__ = ["Fault", "Faults", "database_error"]
+__all__ = ["Faults", "InjectedFault", "database_error"]
 
 
 def database_error(connection: Connection, code: str | None, message: str) -> DBAPIError:
@@ -33,7 +33,7 @@ def database_error(connection: Connection, code: str | None, message: str) -> DB
     return wrapped
 
 
-class Fault(NamedTuple):
+class InjectedFault(NamedTuple):
     """What is to happen at one COMMIT.
 
     Attributes:
@@ -49,7 +49,7 @@ class Faults:
     """The faults that are still to come, in order: each meets one COMMIT."""
 
     def __init__(self) -> None:
-        self.waiting: list[Fault] = []
+        self.waiting: list[InjectedFault] = []
 
     def at_commit(self, connection: ScopeConnection, savepoint: str | None) -> None:
         """Do what is due where a COMMIT is sent, or the RELEASE of `savepoint` that stands for it.

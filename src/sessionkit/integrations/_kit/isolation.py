@@ -12,7 +12,7 @@ from ..._spi import FactoryInfo, _dialects, answer_by_overrides, engines_of, fac
 from ...errors import OptionError
 from .._place import place
 from .event_loops import EventLoops
-from .faults import Fault, Faults
+from .faults import Faults, InjectedFault
 from .own_database import OwnDatabase
 from .plain_factories import is_plain, led
 from .shared_connection import Problem, SharedConnection
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Engine
 
-__all__ = ["Isolation"]
+__all__ = ["KitIsolation"]
 
 MODES = ("rollback", "template")
 
@@ -32,7 +32,7 @@ _isolated: dict[Engine, str] = {}
 """The engines that a test is working with at this moment, and its name."""
 
 
-class Isolation:
+class KitIsolation:
     """One test and its engines.
 
     Args:
@@ -166,7 +166,7 @@ class Isolation:
         self._renew()
 
     async def async_start_over(self) -> None:
-        """Take back what the test has committed so far. For engines of both colours."""
+        """Take back what the test has committed so far. For sync and async engines."""
         await self._loops.end_here()
         self._renew()
 
@@ -216,11 +216,11 @@ class Isolation:
             raise refused[0]
         if isinstance(times, bool) or times < 1:
             raise OptionError(f"times={times!r} was given to fail_commit_with(); it is a number of COMMITs, 1 or more")
-        self._faults.waiting += [Fault(code)] * times
+        self._faults.waiting += [InjectedFault(code)] * times
 
     def lose_connection_during_commit(self, *, committed: bool = False) -> None:
         """Have the answer to the next COMMIT be lost."""
-        self._faults.waiting.append(Fault(None, committed))
+        self._faults.waiting.append(InjectedFault(None, committed))
 
     def statements(self) -> AbstractContextManager[Statements]:
         """Collect the statements that are sent."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Engine
 
-    from ._servers import Server, Turn
+    from ._servers import MigrationTurn, Server
 
 log = logging.getLogger("alembic.sessionkit")
 
@@ -75,7 +75,7 @@ class Command(Protocol):
         ...
 
 
-def migrate_on(engine: Engine, care: Care, turn: Turn | None, command: Command) -> None:
+def migrate_on(engine: Engine, care: Care, turn: MigrationTurn | None, command: Command) -> None:
     """Run a command on an engine's database.
 
     Args:
@@ -126,7 +126,7 @@ def migrate_on(engine: Engine, care: Care, turn: Turn | None, command: Command) 
             sleep(attempt.delay or 0.0, engine.dialect.is_async)
 
 
-def migrate_within(connection: Connection, care: Care, turn: Turn | None, command: Command) -> None:
+def migrate_within(connection: Connection, care: Care, turn: MigrationTurn | None, command: Command) -> None:
     """Run a command on a connection that somebody has handed over, in the transaction that it is in, if it is in one.
 
     It is not tried again: what the transaction has done before would be lost.
@@ -175,7 +175,7 @@ def _limited(connection: Connection, server: Server, care: Care) -> Generator[No
 
 
 @contextmanager
-def _locked(engine: Engine, server: Server, turn: Turn) -> Generator[Callable[..., None]]:
+def _locked(engine: Engine, server: Server, turn: MigrationTurn) -> Generator[Callable[..., None]]:
     """Hold the lock in a transaction of its own; what is handed out raises where it is lost."""
     with _connected(engine, server) as holder:
         server.lock(holder, turn)
@@ -196,7 +196,7 @@ def _locked(engine: Engine, server: Server, turn: Turn) -> Generator[Callable[..
 
 @contextmanager
 def _prepared(
-    connection: Connection, server: Server, care: Care, turn: Turn, options: dict[str, Any]
+    connection: Connection, server: Server, care: Care, turn: MigrationTurn, options: dict[str, Any]
 ) -> Generator[None]:
     """Have each transaction of a connection begin as it should, and leave the connection as it was."""
     limit = care.limit(server)

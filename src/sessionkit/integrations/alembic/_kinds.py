@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.types import TypeEngine
 
-    from ...version import Kind
+    from ...version import VersionKind
 
 KindName = Literal["count", "timestamp", "uuid"]
 
@@ -39,7 +39,7 @@ class ColumnKind:
     """
 
     name: KindName
-    kind: Kind
+    kind: VersionKind
     type: TypeEngine[Any]
     initial: Callable[[], str]
     initial_on: Mapping[str, Callable[[], str]]

@@ -28,7 +28,7 @@ _POLL = 0.2  # seconds between two looks at a lock that somebody else has
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class MigrationTurn:
     """What makes one deployment wait for the other.
 
     Attributes:
@@ -42,7 +42,7 @@ class Turn:
     log: Callable[[str], None]
 
 
-def _no_lock(connection: Connection, turn: Turn) -> None:
+def _no_lock(connection: Connection, turn: MigrationTurn) -> None:
     raise AssertionError("a dialect without locks was asked for one")
 
 
@@ -85,8 +85,8 @@ class Server:
     locks: bool = False
     level: str | None = None
     whole: bool = False
-    lock: Callable[[Connection, Turn], None] = _no_lock
-    begin: Callable[[Connection, Turn], None] | None = None
+    lock: Callable[[Connection, MigrationTurn], None] = _no_lock
+    begin: Callable[[Connection, MigrationTurn], None] | None = None
     before: Callable[[Connection], Any] = _nothing
     check: Callable[[Connection, Any], None] = _nothing
     ended: Callable[[Connection], None] = _nothing
@@ -133,7 +133,7 @@ def _who(connection: Connection, query: Any, **values: Any) -> list[Blocker]:
     ]
 
 
-def _lock_postgresql(connection: Connection, turn: Turn) -> None:
+def _lock_postgresql(connection: Connection, turn: MigrationTurn) -> None:
     # The lock is held by a transaction that does nothing else, so no timeout may end it.
     patient = text(
         "SELECT set_config(name, '0', true) FROM pg_settings "
@@ -170,7 +170,7 @@ def _pid_postgresql(connection: Connection) -> int:
 # SQLite
 
 
-def _begin_sqlite(connection: Connection, turn: Turn) -> None:
+def _begin_sqlite(connection: Connection, turn: MigrationTurn) -> None:
     # The driver begins no transaction before DDL, and a deferred one would let two upgrades read the same revision.
     driver: Any = connection.connection.driver_connection
     if driver.in_transaction:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection, Engine
 
-from ...errors import ColourError, OptionError
+from ...errors import OptionError, SyncAsyncMismatch
 from ._errors import MigrationError, NotUpToDate
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def assert_up_to_date(
         SELECT version_num FROM alembic_version
     """
     if hasattr(engine, "sync_engine"):
-        raise ColourError(f"assert_up_to_date() was given {engine!r}; write `await async_assert_up_to_date(engine)`")
+        raise SyncAsyncMismatch(
+            f"assert_up_to_date() was given {engine!r}; write `await async_assert_up_to_date(engine)`"
+        )
     if not isinstance(engine, Engine | Connection):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise OptionError(f"assert_up_to_date() takes an engine or a connection, not {engine!r}")
     expected = _expected(config)
@@ -63,7 +65,7 @@ async def async_assert_up_to_date(
 ) -> None:
     """Do the same as `assert_up_to_date` with an ``AsyncEngine`` or ``AsyncConnection``."""
     if not hasattr(engine, "sync_engine"):
-        raise ColourError(f"async_assert_up_to_date() was given {engine!r}; write `assert_up_to_date(engine)`")
+        raise SyncAsyncMismatch(f"async_assert_up_to_date() was given {engine!r}; write `assert_up_to_date(engine)`")
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     expected = _expected(config)

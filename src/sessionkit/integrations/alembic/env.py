@@ -16,7 +16,7 @@ from ...retry import Retry, as_retry
 from ._binds import Bind, binds_of, chosen
 from ._database import Care, migrate_on, migrate_within, with_locks
 from ._errors import MigrationError
-from ._servers import Turn
+from ._servers import MigrationTurn
 
 if TYPE_CHECKING:
     from alembic.runtime.environment import EnvironmentContext
@@ -253,9 +253,9 @@ def _changes_something(context: EnvironmentContext) -> bool:
     return True
 
 
-def _turn(configure: dict[str, Any], care: Care) -> Turn:
+def _turn(configure: dict[str, Any], care: Care) -> MigrationTurn:
     key = f"{configure.get('version_table_schema') or ''}.{configure.get('version_table', 'alembic_version')}"
-    return Turn(key, care.lock_wait, log.info)
+    return MigrationTurn(key, care.lock_wait, log.info)
 
 
 def _in_a_loop(engine: AsyncEngine, work: Callable[[Any], None]) -> None:

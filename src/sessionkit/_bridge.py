@@ -1,4 +1,4 @@
-"""The bridge between the colours."""
+"""The bridge between sync and async code."""
 
 from __future__ import annotations
 
