@@ -190,6 +190,9 @@ class Raced(ABC):
     def lent(self, driver_connection: Any, unit: Any) -> int | None:
         """Take note that a unit has a connection, or None that it has given it back. Return what `waiting` knows it by."""
 
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
+        """Set the copy up, before the connections of the units are made."""
+
     @abstractmethod
     def remember(self) -> None:
         """Keep what is in the database."""

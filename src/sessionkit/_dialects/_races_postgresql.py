@@ -160,13 +160,15 @@ class RacedPostgresql(Raced):
 
     # -- what is in it ----------------------------------------------------------------------------------------------
 
-    def remember(self) -> None:
+    def prepare(self) -> None:
         # It is a copy: nobody needs it after a power failure, and a deadlock should not take a second to be found.
         name = self.ask("SELECT quote_ident(current_database())")[1][0][0]
         self.ask(f"ALTER DATABASE {name} SET synchronous_commit = off")
         self._is_superuser = self.ask("SELECT current_setting('is_superuser')")[1][0][0] == "on"
         if self._is_superuser:
             self.ask(f"ALTER DATABASE {name} SET deadlock_timeout = '1ms'")
+
+    def remember(self) -> None:
         self.level = str(self.ask("SELECT current_setting('default_transaction_isolation')")[1][0][0]).upper()
         self._read_catalogue()
         self.ask(f'DROP SCHEMA IF EXISTS "{_SCHEMA}" CASCADE')

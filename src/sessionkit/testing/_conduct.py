@@ -24,7 +24,7 @@ from ._schedule import freeze
 from ._unit import BLOCKED, BUSY, DONE, PARKED, RUNNING, LoopThread, Ticket, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from .._spi import _dialects
     from ._stage import Stage
@@ -371,11 +371,14 @@ def _set(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
 
 def _stack(unit: Unit) -> str:
     """Return where a unit is, without what is ours."""
-    frames: Sequence[traceback.FrameSummary] = []
+    frames: list[traceback.FrameSummary] = []
     if unit.task is not None:
-        frames = [summary for frame in unit.task.get_stack() for summary in traceback.extract_stack(frame, limit=1)]
+        awaited: Any = unit.task.get_coro()
+        while (frame := getattr(awaited, "cr_frame", None)) is not None:
+            frames += traceback.extract_stack(frame, limit=1)
+            awaited = awaited.cr_await
     elif unit.thread is not None and unit.thread.ident is not None:
         frame = sys._current_frames().get(unit.thread.ident)
-        frames = [] if frame is None else traceback.extract_stack(frame)
+        frames += [] if frame is None else traceback.extract_stack(frame)
     theirs = [each for each in frames if each.filename not in (__file__, threading.__file__, contextvars.__file__)]
     return "".join(traceback.format_list(theirs)) or "an unknown place"

@@ -9,6 +9,7 @@ Aronis, Jonsson, Sagonas: "Optimal dynamic partial order reduction", POPL 2014).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -213,26 +214,27 @@ def races_with(later: int, before: Sequence[int], taken: Sequence[Taken], depend
 def orders_like(taken: Sequence[Taken], dependent: Dependent) -> int:
     """Return how many orders of the same steps differ from this one in nothing that matters, itself included."""
     before = happened_before(taken, dependent)
-    mine: dict[int, list[int]] = {}
+    lines: dict[int, list[int]] = {}
     for index, step in enumerate(taken):
-        mine.setdefault(step.unit, []).append(index)
-    lines = list(mine.values())
-    done: dict[tuple[int, ...], int] = {tuple(len(line) for line in lines): 1}
+        lines.setdefault(step.unit, []).append(index)
+    if prod(len(line) + 1 for line in lines.values()) > COUNTED:
+        return 1
+    # How far each unit has come, in how many ways it can have come there, and which steps are done then.
+    ways: dict[tuple[int, ...], tuple[int, int]] = {tuple(0 for _ in lines): (1, 0)}
+    for _ in taken:
+        further: dict[tuple[int, ...], tuple[int, int]] = {}
+        for at, (count, done) in ways.items():
+            for number, line in enumerate(lines.values()):
+                if at[number] < len(line) and not before[line[at[number]]] & ~done:
+                    place = (*at[:number], at[number] + 1, *at[number + 1 :])
+                    there = further.get(place, (0, 0))[0]
+                    further[place] = (there + count, done | 1 << line[at[number]])
+        ways = further
+    return sum(count for count, _ in ways.values())
 
-    def count(at: tuple[int, ...]) -> int:
-        if at not in done:
-            so_far = 0
-            for line, position in zip(lines, at, strict=True):
-                for index in line[:position]:
-                    so_far |= 1 << index
-            done[at] = sum(
-                count((*at[:number], position + 1, *at[number + 1 :]))
-                for number, (line, position) in enumerate(zip(lines, at, strict=True))
-                if position < len(line) and not before[line[position]] & ~so_far
-            )
-        return done[at]
 
-    return count(tuple(0 for _ in lines))
+COUNTED = 100_000
+"""Where units have more places than this together, their orders are not counted."""
 
 
 class Sample:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column
 
 from .._spi import FactoryInfo, engines_of, factory_key, skipping
-from ..errors import OptionError, classify, first_of, outcome_of
+from ..errors import CommitOutcomeUnknown, OptionError, classify, first_of, outcome_of
 from ._conduct import Conductor
 from ._explore import Diverged, Explorer, Sample, orders_like
 from ._result import Races
@@ -115,6 +115,10 @@ def races(
     )
 
 
+RESTARTS = 3
+"""How often the exploration begins again where units do not do the same each time."""
+
+
 class _Runner:
     """Runs schedules and keeps what came of them."""
 
@@ -143,6 +147,7 @@ class _Runner:
         self._check = check
         self._wants = wants
         self._ran: list[_Ran] = []
+        self._orders: set[tuple[int, ...]] = set()
         self._serially: dict[tuple[int, ...], _Ran] = {}
         self.unstable: set[str] = set()
         self.pruned = 0
@@ -154,33 +159,37 @@ class _Runner:
     def explore(self, max_schedules: int, max_seconds: float, seed: int) -> None:
         """Run all orders that matter; where they are too many, a half of the budget is for a sample."""
         began = time.monotonic()
+        # What an application does at its first call only (it fills its caches) is done by then.
+        self._run_serially(tuple(self._units))
+        for _ in range(RESTARTS):
+            try:
+                self.complete = self._explore(max_schedules, max_seconds, began)
+                break
+            except Diverged:  # the units do something else than before: what was planned does not fit them
+                self.pruned = 0
+        if not self.complete:
+            self._sample(max_schedules, began + max_seconds, seed)
+
+    def _explore(self, max_schedules: int, max_seconds: float, began: float) -> bool:
+        """Return whether all orders were run that matter."""
         explorer = Explorer(self._dependent)
         while True:
             explorer.begin()
-            try:
-                played = self._play(self._units, explorer)
-            except Diverged:
-                break
+            played = self._play(self._units, explorer)
             if not explorer.redundant:
                 self._keep(played)
                 self.pruned += orders_like(played.taken, self._dependent) - 1
             if not explorer.finish():
-                self.complete = True
-                return
+                return True
             if 2 * len(self._ran) >= max_schedules or 2 * (time.monotonic() - began) >= max_seconds:
-                break
-        self._sample(max_schedules, began + max_seconds, seed)
+                return False
 
     def _sample(self, max_schedules: int, ends: float, seed: int) -> None:
         dice = random.Random(seed)  # noqa: S311 - the same lots each time are what it is for
-        seen = {each.played.order for each in self._ran}
         for _ in range(2 * max_schedules):  # where few orders are left, most of those that are drawn were had
             if len(self._ran) >= max_schedules or time.monotonic() >= ends:
                 return
-            played = self._play(self._units, Sample(dice, self._lengths))
-            if played.order not in seen:
-                seen.add(played.order)
-                self._keep(played)
+            self._keep(self._play(self._units, Sample(dice, self._lengths)))
 
     def replay(self, order: Sequence[int], seed: str) -> None:
         """Run the order of a seed."""
@@ -208,7 +217,10 @@ class _Runner:
         return played
 
     def _keep(self, played: Played) -> None:
-        ran = _Ran(played, tuple(map(_outcome, played.units)), self._end_state())
+        if played.order in self._orders:
+            return
+        self._orders.add(played.order)
+        ran = _Ran(played, _outcomes(played), self._end_state())
         self._ran.append(ran)
         if self._check is not None:
             ran.error = self._failure(self._schedule(ran))
@@ -261,7 +273,7 @@ class _Runner:
             runs = []
             for _ in range(2):
                 played = self._play(units, _Given(order, strict=False))
-                runs.append(_Ran(played, tuple(map(_outcome, played.units)), self._end_state()))
+                runs.append(_Ran(played, _outcomes(played), self._end_state()))
             self._serially[order] = runs[0]
             self._find_unstable(*runs)
         return self._serially[order]
@@ -359,15 +371,20 @@ class _Given:
         """Do nothing: the order is given."""
 
 
-def _outcome(unit: Unit) -> Outcome:
+def _outcomes(played: Played) -> tuple[Outcome, ...]:
+    return tuple(Outcome(unit.value, unit.error, _is_refused(unit, played)) for unit in played.units)
+
+
+def _is_refused(unit: Unit, played: Played) -> bool:
+    """Tell whether the database has refused a unit, which is rolled back and could be run again."""
     error = unit.error
-    refused = (
-        isinstance(error, Exception)
-        and not unit.given_up
-        and outcome_of(error) == "rolled back"
-        and classify(first_of(error)).retryable
-    )
-    return Outcome(unit.value, error, refused)
+    if not isinstance(error, Exception) or unit.given_up or not classify(first_of(error)).retryable:
+        return False
+    if isinstance(error, CommitOutcomeUnknown) or outcome_of(error) == "committed":
+        return False
+    # A session without a scope marks its errors with nothing: what was sent last tells.
+    ends = [move for number, move in played.moves if number == unit.number and move.effect.ends]
+    return outcome_of(error) == "rolled back" or not ends or ends[-1].statement != "COMMIT" or bool(ends[-1].error)
 
 
 def _returned(number: int) -> str:
@@ -399,8 +416,8 @@ def _name(unit: Any) -> str:
     name = getattr(unit, "__name__", None)
     if name is None:
         name = getattr(getattr(unit, "func", None), "__name__", repr(unit))
-    if name == "<lambda>" and unit.__code__.co_names:
-        name = unit.__code__.co_names[-1]
+    if name == "<lambda>":
+        name = [name, *unit.__code__.co_freevars[:1], *unit.__code__.co_names][-1]
     return str(name)
 
 

@@ -58,6 +58,8 @@ class Stage:
         try:
             for engine in self._engines:
                 self._open(engine)
+            for place in self._places:
+                place.raced.prepare()
             self._warm_up()
             for place in self._places:
                 place.raced.remember()
@@ -173,6 +175,7 @@ class Stage:
             place.ask.close()
             place.copy.renew()
             place.ask.url, place.raced.path = place.copy.url, str(place.copy.url.database)
+            place.raced.prepare()
             place.raced.remember()
 
     def _renew_connections(self) -> None:
