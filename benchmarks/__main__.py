@@ -1,4 +1,4 @@
-"""Run benchmarks: `python -m benchmarks [NAME] [arguments]`; without a name all but the comparison, which needs the peers.
+"""Run benchmarks: `python -m benchmarks [NAME] [arguments]`; without a name, all but the comparison, which needs the peers.
 
 python -m benchmarks scopes --only async
 python -m benchmarks compare --write

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmarks._measure import Report
 
     Measured = Callable[[URL | None, str, int], Iterator[Report]]
-    """Measures the tables whose title contains a text, in so many rounds."""
+    """Measures the tables whose title contains a text, in this many rounds."""
 
 
 def run(
@@ -33,20 +33,22 @@ def run(
     """Do what the command line asks, and return the exit status.
 
     Args:
-        name: of the file of results.
-        about: what `--help` says first.
-        measured: see there.
+        name: the name of the results file.
+        about: the first line of `--help`.
+        measured: see `Measured`.
         pages: makes the pages from the results.
-        drivers: whose versions are told.
-        rounds: how many there are by default.
+        drivers: the packages whose versions are shown.
+        rounds: the default number of rounds.
     """
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
-    parser.add_argument("--url", type=make_url, help="a PostgreSQL to measure on as well")
+    parser.add_argument("--url", type=make_url, help="a PostgreSQL server to measure on too")
     parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the tables whose title contains it")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the tables whose title contains this")
     parser.add_argument("--strict", action="store_true", help="exit status 1 if a target is missed")
-    parser.add_argument("--write", action="store_true", help="measure all, and write the page; starts a PostgreSQL")
-    parser.add_argument("--render", action="store_true", help="write the page from the last results")
+    parser.add_argument(
+        "--write", action="store_true", help="measure everything and write the pages; starts a PostgreSQL server"
+    )
+    parser.add_argument("--render", action="store_true", help="write the pages from the kept results")
     options = parser.parse_args()
     if options.write:
         _results.save(name, _all(measured, options.url, options.rounds, drivers))

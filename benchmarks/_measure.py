@@ -1,18 +1,18 @@
-"""Measure alternatives beside each other: interleaved rounds in one process, the minimum of each, ratios.
+"""Compare alternatives: interleaved rounds in one process, the minimum of each, ratios.
 
-A shared machine makes every single time too long, never too short. So each case is run in many short rounds, the cases
-take turns within a round (in another order each time, so that nobody always follows the same neighbour), and the
-shortest time counts. What is compared is a ratio of two minima of the same run; times of different runs are not.
+A shared machine makes a time too long, never too short. So each case runs in many short rounds. Within a round the cases take
+turns, in a new order each time, so that no case always follows the same neighbour. The shortest time counts. Compare the ratio of
+two minima of one run, never times of different runs.
 
-CPU time is the process's, all threads: an async driver that works in a thread of its own is counted. The server's is
-not, it shows in the wall time only.
+CPU time is that of the process, all threads, so it includes an async driver that works in its own thread. The server's time shows
+in the wall time only.
 
     from benchmarks._measure import Case, Report, measure, repeat
 
     timings = measure([Case("ours", repeat(ours)), Case("theirs", repeat(theirs))])
     print(Report("One row", timings, reference="theirs").markdown())
 
-A case that needs a fresh table gives `before=`, which is not measured, and usually `number=1`.
+A case that needs a fresh table passes `before=`, which is not measured, and usually `number=1`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What was measured for one case: seconds for doing it once, one figure for each round."""
+    """The timings of one case: seconds for doing it once, one figure per round."""
 
     name: str
     cpus: tuple[float, ...]
@@ -71,7 +71,7 @@ class Timing:
         return min(self.walls)
 
     def beside(self, reference: Timing) -> float:
-        """Return how many times the reference's CPU time it takes: the ratio within a round, of which the median counts.
+        """Return its CPU time as a multiple of the reference's: the median of the ratios within a round.
 
         On a machine that is never quiet this is steadier than the ratio of two best rounds: what runs beside a round slows
         all cases of it down alike.
@@ -85,7 +85,7 @@ class Timing:
 
 
 def repeat(once: Callable[[], object]) -> Callable[[int], None]:
-    """Return the run of a case from a function that does it once."""
+    """Make the run of a case from a function that does it once."""
 
     def run(number: int) -> None:
         for _ in range(number):
@@ -95,7 +95,7 @@ def repeat(once: Callable[[], object]) -> Callable[[int], None]:
 
 
 def repeat_async(once: Callable[[], Coroutine[object, object, object]], runner: Runner) -> Callable[[int], None]:
-    """Return the run of a case from a coroutine function: the loop is entered once for each round."""
+    """Make the run of a case from a coroutine function. It enters the loop once per round."""
 
     async def many(number: int) -> None:
         for _ in range(number):
@@ -156,7 +156,7 @@ def _turn(case: Case, number: int) -> tuple[float, float]:
 
 
 def _fitting(case: Case, seconds: float) -> int:
-    """Find the number that lasts about `seconds`, when the case is warm.
+    """Find the number of repetitions that takes about `seconds` once the case is warm.
 
     By CPU time, and the best of three: on a busy machine the clock would find numbers so small that what a turn costs before
     it is warm is most of it. A case that only waits is measured by the clock.
@@ -193,7 +193,7 @@ class Report:
         return float(getattr(self.timings[name], by) / getattr(self.timings[self.reference], by))
 
     def missed(self) -> list[str]:
-        """Name what misses its target."""
+        """Return the names of the cases that miss their targets."""
         return [name for name, target in (self.targets or {}).items() if round(self.ratio(name), 2) > target]
 
     def rows(self) -> list[Sequence[str]]:
@@ -230,7 +230,7 @@ class Report:
 
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time that another process has used, such as a backend of the server."""
-    # Linux tells nanoseconds here, and hundredths of a second in all other places.
+    # Linux has nanoseconds here, and hundredths of a second everywhere else.
     told = Path(f"/proc/{pid}/schedstat")
     if told.exists():
         return int(told.read_text().split()[0]) / 1e9
@@ -240,7 +240,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def conditions(*modules: str) -> str:
-    """Say on what the figures were measured: versions, and the class of machine."""
+    """Describe the conditions of the figures: versions, and the class of machine."""
     from importlib.metadata import version
 
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""

@@ -1,4 +1,4 @@
-"""Bars as SVG, for light and dark pages, with a text for those who do not see them."""
+"""Bars as SVG, for light and dark pages, with a text for readers who cannot see them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _LEFT, _WIDE, _HIGH = 290, 330, 24
 
 
 class Bar(NamedTuple):
-    """A line of a group: what it is called, how long it is, what stands beside it."""
+    """One bar of a group: its name, its length, and the text next to it."""
 
     name: str
     value: float
-    told: str
+    label: str
     ours: bool
 
 
 def bars(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
-    """Draw groups of bars; within a group the longest one takes the whole width."""
-    told = ". ".join(f"{head}: {'; '.join(f'{bar.name} {bar.told}' for bar in group)}" for head, group in groups)
+    """Draw groups of bars; the longest bar of a group takes the whole width."""
+    text = ". ".join(f"{head}: {'; '.join(f'{bar.name} {bar.label}' for bar in group)}" for head, group in groups)
     height = sum(len(group) * _HIGH + 40 for _, group in groups) + 8
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDE + 150} {height}" role="img">',
         f"  <title>{escape(title)}</title>",
-        f"  <desc>{escape(told)}.</desc>",
+        f"  <desc>{escape(text)}.</desc>",
         f"  <style>{_STYLE}\n  </style>",
     ]
     y = 0
@@ -49,7 +49,7 @@ def bars(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
             lines += [
                 f'  <text x="{_LEFT - 10}" y="{y + 15}" text-anchor="end">{escape(bar.name.strip())}</text>',
                 f'  <rect x="{_LEFT}" y="{y + 3}" width="{width}" height="{_HIGH - 7}" rx="2" class="{kind}"/>',
-                f'  <text x="{_LEFT + width + 8}" y="{y + 15}" class="value">{escape(bar.told)}</text>',
+                f'  <text x="{_LEFT + width + 8}" y="{y + 15}" class="value">{escape(bar.label)}</text>',
             ]
             y += _HIGH
         y += 10

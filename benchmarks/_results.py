@@ -1,7 +1,7 @@
-"""Results in files, and the pages made from them: a table or a plot can be made again, and a page cannot drift away.
+"""Results in files, and the pages made from them, so that a table or a plot can be made again and no page drifts away.
 
-A benchmark that is run with `--write` leaves its figures in `benchmarks/results/NAME.json`, and its tables between the
-markers `<!-- begin: KEY -->` and `<!-- end: KEY -->` of its page. `--check` tells whether the page still shows them.
+With `--write` a benchmark writes its figures to `benchmarks/results/NAME.json`, and its tables between the markers
+`<!-- begin: KEY -->` and `<!-- end: KEY -->` of its pages. `--check` checks that the pages still show them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "benchmarks" / "README.md"
 
 
 def save(name: str, results: dict[str, Any]) -> None:
@@ -27,7 +28,7 @@ def save(name: str, results: dict[str, Any]) -> None:
 
 
 def of_reports(reports: list[Report], conditions: str) -> dict[str, Any]:
-    """Return what is kept of tables: of each case the best round, in seconds, and the median of the rounds' ratios."""
+    """Return what to keep: for each case the best round, in seconds, and the median of the rounds' ratios."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "conditions": conditions,
@@ -47,13 +48,13 @@ def of_reports(reports: list[Report], conditions: str) -> dict[str, Any]:
 
 
 def load(name: str) -> dict[str, Any]:
-    """Read the results of a benchmark that was run before."""
+    """Read the kept results of a benchmark."""
     results: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return results
 
 
 def filled(page: str, parts: dict[str, str]) -> str:
-    """Return a page with the parts between its markers replaced; a marker that is not there is an error."""
+    """Return a page with the parts between its markers replaced; a missing marker is an error."""
     for key, part in parts.items():
         begin, end = f"<!-- begin: {key} -->", f"<!-- end: {key} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
@@ -64,12 +65,12 @@ def filled(page: str, parts: dict[str, str]) -> str:
 
 
 def differing(files: dict[Path, str]) -> list[Path]:
-    """Return the files whose text is not what the results give."""
+    """Return the files whose text differs from what the results give."""
     return [file for file, text in files.items() if not file.exists() or file.read_text(encoding="utf-8") != text]
 
 
 def write_or_check(files: dict[Path, str], *, check: bool) -> int:
-    """Write what the results give, or tell which files differ; return an exit status."""
+    """Write what the results give, or print which files differ; return an exit status."""
     different = differing(files)
     for file in different:
         if check:

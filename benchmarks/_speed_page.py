@@ -1,29 +1,35 @@
-"""docs/explanation/speed.md and its plot, and the presets of docs/explanation/isolation.md, from the results of a run."""
+"""From results to docs/explanation/speed.md and its plot, the tables of benchmarks/README.md, and the presets of isolation.md."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from benchmarks._plot import Bar, bars
-from benchmarks._results import ROOT, filled, table
+from benchmarks._results import README, ROOT, filled, table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-# Of each table of a run: the figures of each case, by name.
+# For each table of a run: the figures of its cases, by name.
 Tables = dict[str, dict[str, dict[str, float]]]
 
 SPEED = ROOT / "docs" / "explanation" / "speed.md"
 SPEED_PLOT = ROOT / "docs" / "explanation" / "speed.svg"
 ISOLATION = ROOT / "docs" / "explanation" / "isolation.md"
 
-# Heading, the table with the cases themselves, and the one with those inside of another scope.
+# Heading, the table of the cases, and the table of those inside another scope.
 SYNC = {
     "SQLite, empty": ("SQLite in memory, empty", "SQLite in memory, inside a scope, empty"),
     "SQLite, one SELECT": ("SQLite in memory, one SELECT", "SQLite in memory, inside a scope, one SELECT"),
     "PostgreSQL, empty": ("PostgreSQL, empty", ""),
     "PostgreSQL, one SELECT": ("PostgreSQL, one SELECT", "PostgreSQL, inside a scope, one SELECT"),
+}
+SHORT = {
+    "SQLite in memory": ("SQLite in memory, empty", "SQLite in memory, one SELECT"),
+    "SQLite in memory, aiosqlite": ("SQLite in memory, async, empty", "SQLite in memory, async, one SELECT"),
+    "PostgreSQL, psycopg": ("PostgreSQL, empty", "PostgreSQL, one SELECT"),
+    "PostgreSQL, asyncpg": ("PostgreSQL, async, empty", "PostgreSQL, async, one SELECT"),
 }
 ASYNC = {
     "aiosqlite, empty": ("SQLite in memory, async, empty", "SQLite in memory, async, inside a scope, empty"),
@@ -31,17 +37,17 @@ ASYNC = {
     "asyncpg, empty": ("PostgreSQL, async, empty", "PostgreSQL, async, inside a scope, empty"),
     "asyncpg, one SELECT": ("PostgreSQL, async, one SELECT", ""),
 }
-# How the page calls a case.
+# How the pages call a case.
 CALLED = {
     "sessionmaker.begin()": "`sessionmaker.begin()`",
     "async_sessionmaker.begin()": "`async_sessionmaker.begin()`",
     "with Session(e) as s, s.begin()": "`with Session(engine) as s, s.begin()`",
     "async with AsyncSession(e) as s, s.begin()": "`async with AsyncSession(engine) as s, s.begin()`",
-    "hand-written recipe": "the hand-written recipe",
+    "hand-written recipe": "a hand-written `session_scope()`",
     "scoped_session, commit, remove (SQLAlchemy)": "SQLAlchemy's `scoped_session`, commit, remove",
     "scoped_session, commit, remove (sessionkit)": "sessionkit's `scoped_session`, commit, remove",
     "Session.scope()": "**`Session.scope()`**",
-    "a scope that was kept": "a scope that was kept",
+    "a scope that was kept": "a scope object that is used again",
     "@Session.scope, first argument": "`@Session.scope`",
     "session_scope(a plain sessionmaker)": "`session_scope(a plain sessionmaker)`",
     "session_scope(a plain async_sessionmaker)": "`session_scope(a plain async_sessionmaker)`",
@@ -61,7 +67,7 @@ REFERENCES = ("sessionmaker.begin()", "async_sessionmaker.begin()")
 
 
 def ratio(figures: Mapping[str, Mapping[str, float]], name: str) -> float:
-    """Return what a case costs beside the reference of its table."""
+    """Return what a case costs, as a multiple of the reference of its table."""
     return figures[name]["ratio"]
 
 
@@ -78,6 +84,14 @@ def ratios(tables: Tables, columns: dict[str, tuple[str, str]]) -> str:
     return table(rows, right=True)
 
 
+def short(tables: Tables) -> str:
+    """Return the table of `Session.scope()` alone."""
+    rows = [["", "empty", "one SELECT"]]
+    for database, titles in SHORT.items():
+        rows.append([database, *(f"{ratio(tables[title], 'Session.scope()'):.2f}" for title in titles)])
+    return table(rows, right=True)
+
+
 def targets(tables: Tables, wanted: dict[str, dict[str, float]]) -> str:
     rows = [["", "target", "measured"]]
     for title, names in wanted.items():
@@ -89,7 +103,7 @@ def targets(tables: Tables, wanted: dict[str, dict[str, float]]) -> str:
 
 
 def speed(results: dict[str, Any]) -> dict[Path, str]:
-    """Return the page and the plot of `python -m benchmarks scopes`."""
+    """Return the pages and the plot of `python -m benchmarks scopes`."""
     tables: Tables = results["tables"]
     lite = tables["SQLite in memory, one SELECT"]
     begin, scope = (lite[name]["cpu"] * 1e6 for name in ("sessionmaker.begin()", "Session.scope()"))
@@ -102,14 +116,18 @@ def speed(results: dict[str, Any]) -> dict[Path, str]:
     )
     parts = {
         "conditions": f"{results['conditions']}.",
-        "sync": ratios(tables, SYNC),
-        "async": ratios(tables, ASYNC),
+        "short": short(tables),
         "microseconds": (
-            f"In this run `sessionmaker.begin()` with one SELECT on SQLite cost {begin:.0f} microseconds, a scope {scope:.0f}."
-            f" Against an engine with SQLAlchemy's own recipe for a real `BEGIN` a scope with one SELECT costs {real:.2f} times"
-            f" as much in sync code, and {async_real:.2f} times in async code."
+            "In microseconds: with one SELECT on SQLite"
+            f" `sessionmaker.begin()` cost {begin:.0f} in this run, and a scope {scope:.0f}."
+            " If the reference gets a real `BEGIN` too, by SQLAlchemy's own recipe,"
+            f" a scope with one SELECT costs {real:.2f} times as much in sync code and {async_real:.2f} times in async code."
         ),
-        "targets": targets(tables, results["targets"]),
+    }
+    details = {
+        "scopes: sync": ratios(tables, SYNC),
+        "scopes: async": ratios(tables, ASYNC),
+        "scopes: targets": targets(tables, results["targets"]),
     }
     groups = []
     for heading, (title, _) in {**SYNC, **ASYNC}.items():
@@ -117,16 +135,20 @@ def speed(results: dict[str, Any]) -> dict[Path, str]:
         shown = [name for name in figures if name in CALLED and "kept" not in name]
         groups.append(
             (
-                f"{heading}, CPU beside {next(one for one in REFERENCES if one in figures)}",
+                f"{heading}, CPU as a multiple of {next(one for one in REFERENCES if one in figures)}",
                 [Bar(name, ratio(figures, name), f"{ratio(figures, name):.2f}", name in OURS) for name in shown],
             )
         )
-    plot = bars("What a unit of work costs in the client, the less the better", groups)
-    return {SPEED: filled(SPEED.read_text(encoding="utf-8"), parts), SPEED_PLOT: plot}
+    plot = bars("What a unit of work costs in the client: less is better", groups)
+    return {
+        SPEED: filled(SPEED.read_text(encoding="utf-8"), parts),
+        README: filled(README.read_text(encoding="utf-8"), details),
+        SPEED_PLOT: plot,
+    }
 
 
 def presets(results: dict[str, Any]) -> dict[Path, str]:
-    """Return the page that tells what presets cost, of `python -m benchmarks presets`."""
+    """Return the page with the cost of presets, of `python -m benchmarks presets`."""
     tables: Tables = results["tables"]
     names = list(next(iter(tables.values())))
     rows = [["", *tables]]
@@ -136,5 +158,5 @@ def presets(results: dict[str, Any]) -> dict[Path, str]:
             for figures in tables.values()
         ]
         rows.append([name, *cells])
-    told = f"{table(rows, right=True)}\n\n{results['conditions']}."
-    return {ISOLATION: filled(ISOLATION.read_text(encoding="utf-8"), {"presets": told})}
+    shown = f"{table(rows, right=True)}\n\n{results['conditions']}."
+    return {ISOLATION: filled(ISOLATION.read_text(encoding="utf-8"), {"presets": shown})}

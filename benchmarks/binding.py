@@ -1,4 +1,4 @@
-"""What routing to readers, read-your-writes and two phases cost.
+"""The cost of routing to readers, of read-your-writes and of two phases.
 
     python -m benchmarks.binding --url postgresql+psycopg://... [--rounds 40] [--strict]
 
@@ -28,7 +28,7 @@ NOTED = Table("sessionkit_benchmark", MetaData(), Column("n", Integer))
 
 
 def routing(url: URL) -> list[Case]:
-    """A read-only scope with one SELECT: on the primary, and on a reader that is known to be past the token."""
+    """A read-only scope with one SELECT: on the primary, and on a reader that has already passed the token."""
     plain = sessionkit.sessionmaker(create_engine(url), read_only=True)
 
     def routed(**kw: Any) -> Any:
@@ -57,7 +57,7 @@ def routing(url: URL) -> list[Case]:
 
 
 def writing(url: URL) -> list[Case]:
-    """A scope with one INSERT: the place of its commit is asked for where there are readers."""
+    """A scope with one INSERT. If there are readers, it asks for the position of its commit."""
 
     def body(factory: Any) -> Callable[[], None]:
         def once() -> None:

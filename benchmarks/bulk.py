@@ -1,11 +1,11 @@
-"""Bulk, beside the raw driver and SQLAlchemy's own ways, on the same table and in the same run.
+"""Bulk, compared with the raw driver and with SQLAlchemy's own ways, on the same table in the same run.
 
     python -m benchmarks.bulk --url postgresql+psycopg://postgres@127.0.0.1/postgres [--rows 10000] [--only insert]
 
-`--url` may come several times; `--svg FILE` draws the inserts.
+`--url` may be given several times; `--svg FILE` draws the inserts.
 
-Compared is the CPU time of the client and of the server's backends together (the server has to be on this machine), and
-the wall time; of each the shortest round. The commit is in it. Every case ends with the same rows in the table.
+It compares the CPU time of the client and the server's backends together (the server must be on this machine), and the wall
+time: the shortest round of each, with the commit. Every case ends with the same rows in the table.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Item(Base):
 
 
 class Unversioned(Base):
-    """The same table, so that SQLAlchemy's bulk update may use one executemany."""
+    """The same table, mapped so that SQLAlchemy's bulk update can use one executemany."""
 
     __table__ = Item.__table__
 
@@ -91,7 +91,7 @@ def mixed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if v is not None and (i % 3 or k != "version")} for i, row in enumerate(rows)]
 
 
-# The floor: what one would write by hand for this table.
+# The floor: what you would write by hand for this table.
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
@@ -397,7 +397,7 @@ def upserts(bench: Bench, count: int) -> None:
 
 
 def bad_rows(bench: Bench, count: int) -> None:
-    """What a row costs that a CHECK refuses: the first case is the clean load."""
+    """The cost of rows that a CHECK refuses. The first case is the clean load."""
     clean = [{"id": i + 1, **row} for i, row in enumerate(rows_of(count))]
 
     def with_bad(every: int) -> list[dict[str, Any]]:
@@ -448,7 +448,7 @@ def reads(bench: Bench, count: int) -> None:
 
 
 def memory(bench: Bench, count: int) -> None:
-    """How much the process grows by a generator of rows going in, and by all of them coming out."""
+    """How much the process grows when a generator of rows goes in, and when all of them come out."""
     bench.fill([])
     process = psutil.Process()
     with Session(bench.engine) as session:
@@ -506,7 +506,7 @@ def main() -> int:
         ]
         given.svg.write_text(
             bars(
-                f"{wanted}: CPU time of client and server for each row, the less the better",
+                f"{wanted}: CPU time of client and server for each row, less is better",
                 [(f"{head}, microseconds of CPU for each", group) for head, group in groups if head.endswith(wanted)],
             ),
             encoding="utf-8",

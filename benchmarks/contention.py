@@ -1,7 +1,7 @@
-"""Throughput where everybody wants the same rows: `python -m benchmarks.contention --url postgresql+psycopg://...`.
+"""Throughput of several threads that want the same rows: `python -m benchmarks.contention --url postgresql+psycopg://...`.
 
-Eight threads read a number, add one and write it back, each way of doing it in turn and in several rounds, in an order
-that changes; the best round of each counts. Without `--url` only SQLite is measured. `--svg FILE` draws the hot row.
+Eight threads read a number, add one and write it back. The ways of doing it take turns in several rounds, in an order that
+changes, and the best round of each counts. Without `--url` it measures only SQLite. `--svg FILE` draws the hot row.
 
     commits/s   of all threads together
     retries     attempts beyond the first, per commit
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 THREADS = 8
-ATTEMPTS = 1000  # nobody is to give up here; how many would have, with fewer, is counted
+ATTEMPTS = 1000  # no unit gives up here; how many would have with BUDGET attempts is counted
 BUDGET = 10
 
 
@@ -105,7 +105,7 @@ class Way:
 
 ATOMIC = Way("atomic UPDATE", atomic)
 FOR_UPDATE = Way("SELECT FOR UPDATE", for_update)
-# The same mapping as the optimistic ways have: its UPDATE carries the version, which costs about a seventh by itself.
+# The same mapping as that of the optimistic ways: its UPDATE includes the version, which alone costs about a seventh.
 VERSIONED_FOR_UPDATE = Way("SELECT FOR UPDATE, version column", checked_for_update)
 OPTIMISTIC = [Way(f"version column, {name}", checked, {"retry": retry}) for name, retry in POLICIES.items()]
 SERIALIZABLE = [
@@ -118,7 +118,7 @@ ON_SQLITE = [ATOMIC, Way("version column, full jitter", checked, {"retry": JITTE
 
 @dataclass
 class Result:
-    """What one round of one way came to."""
+    """The result of one round of one way."""
 
     commits: list[int] = field(default_factory=list)  # of each thread
     retries: list[int] = field(default_factory=list)  # of each commit
@@ -226,7 +226,7 @@ def run(engine: Engine, way: Way, rows: int, seconds: float, seed: int) -> Resul
 
 
 def warm(increment: Callable[[int], Any]) -> None:
-    """Have a connection made and the statement compiled before the clock runs."""
+    """Make the connection and compile the statement before the clock runs."""
     increment(0)
 
 
@@ -249,11 +249,11 @@ def table(title: str, results: dict[str, Result]) -> str:
 
 
 def verdicts(hot: dict[str, Result], many: dict[str, Result], lite: dict[str, Result]) -> list[str]:
-    """Say which of the targets are met."""
-    told = []
+    """Return a line for each target: met, or missed."""
+    lines = []
 
     def say(what: str, value: float, target: float, met: bool) -> None:
-        told.append(f"{'met   ' if met else 'missed'} {what}: {value:.2f}, target {target:g}")
+        lines.append(f"{'met   ' if met else 'missed'} {what}: {value:.2f}, target {target:g}")
 
     if hot:
         locking = hot["version column, lock_on_retry"]
@@ -268,7 +268,7 @@ def verdicts(hot: dict[str, Result], many: dict[str, Result], lite: dict[str, Re
         say("100 rows, lock_on_retry against plain optimism, at least", share, 0.97, share >= 0.97)
     retries = sum(sum(result.retries) + result.locked for result in lite.values())
     say("SQLite writers, retries and errors of a lock", retries, 0, not retries)
-    return told
+    return lines
 
 
 # The picture
@@ -286,11 +286,11 @@ _STYLE = """
 def svg(results: dict[str, Result]) -> str:
     """Draw commits per second as bars, for light and dark pages."""
     most, left, wide, high = max(result.rate for result in results.values()), 260, 380, 24
-    told = "; ".join(f"{name} {result.rate:.0f}" for name, result in results.items())
+    text = "; ".join(f"{name} {result.rate:.0f}" for name, result in results.items())
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + wide + 130} {len(results) * high + 34}" role="img">',
         "  <title>Commits per second, eight threads and one row</title>",
-        f"  <desc>{told}.</desc>",
+        f"  <desc>{text}.</desc>",
         f"  <style>{_STYLE}\n  </style>",
         f'  <text x="{left}" y="18" class="value">commits per second; in brackets: retries per commit</text>',
     ]
@@ -354,11 +354,11 @@ def main() -> int:
     options, _ = parser.parse_known_args()
     print(conditions("psycopg"), "\n")
     hot, many = on_postgresql(options.url, options) if options.url is not None else ({}, {})
-    told = verdicts(hot, many, on_sqlite(options))
-    print("\n".join(told))
+    lines = verdicts(hot, many, on_sqlite(options))
+    print("\n".join(lines))
     if options.svg is not None and hot:
         options.svg.write_text(svg(hot), encoding="utf-8")
-    return 1 if options.strict and any(line.startswith("missed") for line in told) else 0
+    return 1 if options.strict and any(line.startswith("missed") for line in lines) else 0
 
 
 if __name__ == "__main__":

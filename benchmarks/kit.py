@@ -1,11 +1,11 @@
-"""What keeping tests apart costs, in the modes of the test kit and by hand.
+"""The cost of isolating tests, in the modes of the test kit and by hand.
 
     python -m benchmarks.kit [--url postgresql+psycopg://...] [--tests 1000] [--rounds 3] [--only TEXT]
 
-Each row is a real run of pytest over so many small tests (two units that write, one that reads), in a process of its
-own, from the first test to the last; the rows take turns, and the shortest run of each counts. CPU time is pytest's; a
-server's is in the wall time only. On an SQLite file; on PostgreSQL as well where `--url` names a database, in which ten
-tables are made.
+Each row is a real run of pytest over many small tests (two units that write, one that reads), in a new process, from the
+first test to the last. The rows take turns, and the shortest run of each counts. CPU time is that of pytest; the server's time
+is in the wall time only. It runs on a SQLite file, and on PostgreSQL too if `--url` names a database, in which it creates ten
+tables.
 """
 
 from __future__ import annotations

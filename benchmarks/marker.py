@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Slow:
-    """A proxy that passes everything on a moment later."""
+    """A proxy that delays everything a little."""
 
     def __init__(self, host: str, port: int, seconds: float) -> None:
         self._server = (host, port)
@@ -63,7 +63,7 @@ class Slow:
 
 
 def cases(url: Any) -> list[Case]:
-    """One factory, and so one connection, for each case: how a driver commits belongs to the engine."""
+    """One factory, and so one connection, per case, because the engine determines how a driver commits."""
 
     def unit(**options: Any) -> Callable[[], None]:
         Session = sessionmaker(create_engine(url), **options)

@@ -1,4 +1,4 @@
-"""What a preset costs: the same scope with and without it, one SELECT inside.
+"""The cost of a preset: the same scope with and without it, with one SELECT inside.
 
     python -m benchmarks.presets [--url postgresql+psycopg://...] [--rounds 200] [--only TEXT] [--strict]
 
@@ -42,7 +42,7 @@ PRESETS: dict[str, Preset | None] = {
     "two timeouts": Preset(**TIMEOUTS),  # type: ignore[arg-type]
     "SERIALIZABLE, two timeouts": SERIALIZABLE.replace(**TIMEOUTS),
 }
-# In wall time: what goes into BEGIN costs no round trip, all timeouts together cost one.
+# Wall time: options that go into BEGIN cost no round trip, all timeouts together cost one.
 TARGETS = {
     "SERIALIZABLE": 1.25,
     "READ_ONLY": 1.25,

@@ -1,12 +1,11 @@
-"""What a scope costs, beside what one would write without it.
+"""The cost of a scope, compared with what you would write without it.
 
     python -m benchmarks.scopes [--url postgresql+psycopg://...] [--rounds 200] [--only TEXT]
     python -m benchmarks.scopes --write
 
-On SQLite in memory, sync and async; on PostgreSQL as well where `--url` names one. Ours and theirs have engines of
-their own: what a scope adds to its engine must not slow the reference down.
-Exit status 1 if a target is missed and --strict is given. With --write the figures go to benchmarks/results/scopes.json,
-and from there into docs/explanation/speed.md and its plot.
+It runs on SQLite in memory, sync and async, and on PostgreSQL too if `--url` names a server. sessionkit and the reference have
+separate engines. With --strict the exit status is 1 if a target is missed. With --write the figures go to
+benchmarks/results/scopes.json, and from there into docs/explanation/speed.md, its plot, and benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def async_recipe_of(factory: sa_asyncio.async_sessionmaker[sa_asyncio.AsyncSessi
     return session_scope
 
 
-# What the body does: nothing, or one SELECT. The same function for every case.
+# The body: nothing, or one SELECT. Every case uses the same function.
 
 
 def nothing(session: Any) -> None:
@@ -163,7 +162,7 @@ def sync_cases(make: MakeEngine, body: Any) -> list[Case]:
 
 
 def joining_cases(make: MakeEngine, body: Any) -> list[Case]:
-    """Scopes inside a scope. The outer one is opened for a round and is not measured."""
+    """Scopes inside a scope. The outer one is open for a round and is not measured."""
     ours = sessionkit.sessionmaker(make())
     plain = orm.sessionmaker(make())
     held: dict[str, Any] = {}
@@ -271,7 +270,7 @@ def async_cases(make: MakeAsyncEngine, body: Any, runner: asyncio.Runner) -> lis
 
 
 def async_joining_cases(make: MakeAsyncEngine, body: Any, runner: asyncio.Runner) -> list[Case]:
-    """A scope inside a scope: all of a round in one outer one, whose share is small."""
+    """A scope inside a scope: one outer scope per round, whose share is small."""
     plain = sa_asyncio.async_sessionmaker(make())
     ours = sessionkit.async_sessionmaker(make())
 
@@ -288,13 +287,13 @@ def async_joining_cases(make: MakeAsyncEngine, body: Any, runner: asyncio.Runner
 
     return [
         Case(ASYNC_BEGIN, repeat_async(begin, runner)),
-        # So many that the outer one, which is in the time, does not show.
+        # So many that the outer scope, which is included, does not show.
         Case("joining an outer scope", lambda number: runner.run(joins(number)), number=1000),
     ]
 
 
 def real_begin(engine: Engine) -> Engine:
-    """SQLAlchemy's documented recipe for a real BEGIN on SQLite, which a scope sends as well."""
+    """SQLAlchemy's documented recipe for a real BEGIN on SQLite, which a scope sends too."""
 
     @event.listens_for(engine, "connect")
     def connect(connection: Any, record: Any) -> None:
@@ -308,7 +307,7 @@ def real_begin(engine: Engine) -> Engine:
 
 
 def real_begin_cases() -> list[Case]:
-    """One SELECT where both sides begin for real: without it the scope does more than its reference."""
+    """One SELECT with a real BEGIN on both sides: otherwise the scope does more than the reference."""
     plain = orm.sessionmaker(real_begin(sqlite_engine()))
     ours = sessionkit.sessionmaker(sqlite_engine())
 

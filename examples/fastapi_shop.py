@@ -1,9 +1,9 @@
-"""A shop with FastAPI: products are edited with ETag and If-Match.
+"""A shop with FastAPI: clients edit products with ETag and If-Match.
 
-uvicorn --app-dir examples fastapi_shop:app, then open http://127.0.0.1:8000 in two tabs, and change the price in both.
+Run uvicorn --app-dir examples fastapi_shop:app, open http://127.0.0.1:8000 in two tabs, and change the price in both.
 """
 
-# Without `from __future__ import annotations`: FastAPI reads the annotations of endpoints that stand in a function.
+# No `from __future__ import annotations`: FastAPI reads the annotations of endpoints that are defined in a function.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -38,7 +38,7 @@ SYNC_DRIVERS = {"sqlite+aiosqlite": "sqlite", "postgresql+asyncpg": "postgresql+
 
 
 def create_app(url: str = "sqlite+aiosqlite:///shop.db") -> FastAPI:
-    """Make the application on a database."""
+    """Return the application for a database."""
     engine = create_async_engine(url)
     if engine.dialect.name == "sqlite":
         sqlite.configure(engine)
@@ -107,7 +107,7 @@ def create_app(url: str = "sqlite+aiosqlite:///shop.db") -> FastAPI:
 
 
 def __getattr__(name: str) -> FastAPI:
-    """Make `app` when a server asks for it, and no database when something else is imported."""
+    """Make `app` when a server asks for it; importing other names from here touches no database."""
     if name != "app":
         raise AttributeError(name)
     return create_app()

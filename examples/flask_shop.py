@@ -1,6 +1,6 @@
-"""A shop with Flask: products are edited with ETag and If-Match.
+"""A shop with Flask: clients edit products with ETag and If-Match.
 
-python examples/flask_shop.py, then open http://127.0.0.1:5000 in two tabs, and change the price in both.
+Run python examples/flask_shop.py, open http://127.0.0.1:5000 in two tabs, and change the price in both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sessionkit.integrations.flask import SessionKit
 
 
 def create_app(url: str = "sqlite:///shop.db") -> Flask:
-    """Make the application on a database."""
+    """Return the application for a database."""
     engine = create_engine(url)
     if engine.dialect.name == "sqlite":
         sqlite.configure(engine)
@@ -48,7 +48,7 @@ def create_app(url: str = "sqlite:///shop.db") -> Flask:
         found = kit.session.get(Product, product_id) or abort(404)
         expect_etag(found, request.headers.get("If-Match") or abort(428))
         found.name, found.cents = request.json["name"], request.json["cents"]
-        kit.session.flush()  # gives it its new version; the COMMIT comes when this function and all others are done
+        kit.session.flush()  # sets the new version; COMMIT follows after this view and the after_request functions
         return jsonify(found.as_json()), {"ETag": etag(found)}
 
     return app

@@ -1,4 +1,4 @@
-"""What both shops share: the products, and a page on which they are edited."""
+"""The part that both shops share: the products, and the page that edits them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Base(DeclarativeBase):
 
 
 class Product(Versioned, Base):
-    """Something for sale. Its version is what the ETag of its resource tells."""
+    """Something for sale. Its version is the ETag of its resource."""
 
     __tablename__ = "products"
 
@@ -35,7 +35,7 @@ class Product(Versioned, Base):
 
 
 def create_tables(engine: Engine) -> None:
-    """Make the tables, and put a product on the shelf if there is none."""
+    """Create the tables, and put a product on the shelf if it is empty."""
     Base.metadata.create_all(engine)
     with Session(engine) as session, session.begin():
         if session.scalar(select(Product.id).limit(1)) is None:

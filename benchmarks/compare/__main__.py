@@ -1,14 +1,14 @@
 """Compare sessionkit with its peers: `python -m benchmarks compare --write`.
 
-    --write      run everything, keep the results in benchmarks/results/compare.json, write them into docs/comparison.md;
-                 with --part behaviour, speed or units (what is small of the speed) only that
-    --only NAME  run one peer's behaviour, and print it; needs only this peer to be installed
-    --render     write the page from the results that are kept
-    --check      tell whether the page shows the results that are kept; exit status 1 if not
-    --url URL    a PostgreSQL server to work on, in a database of its own; without it one is started, as for the tests
+    --write      run everything, keep the results in benchmarks/results/compare.json, and write them into
+                 docs/comparison.md and docs/comparison-in-detail.md;
+                 with --part behaviour, speed or units (the small units of the speed) only that
+    --only NAME  run and print one peer's behaviour; only this peer must be installed
+    --render     write the pages from the kept results
+    --check      check that the pages show the kept results; exit status 1 if not
+    --url URL    a PostgreSQL server to work on, in a new database; without it one is started, as for the tests
 
-The peers are the dependency group `peers`. Everything takes less than three minutes on a machine
-that has nothing else to do.
+The peers are the dependency group `peers`. On an idle machine everything takes less than three minutes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NAME = "compare"
 
 
 def about(name: str) -> dict[str, Any]:
-    """Describe a peer: versions, what it says of its state, features whose names were found, databases."""
+    """Describe a peer: versions, its own word for its state, the features whose names were found, databases."""
     peer = peers.peer(name)
     versions = {package: metadata.version(package) for package in peer.packages}
     classifiers = metadata.metadata(peer.packages[0]).get_all("Classifier") or []
@@ -62,7 +62,7 @@ def about(name: str) -> dict[str, Any]:
 
 
 def _found(at: str) -> object:
-    """Import what a feature is; a name that is not there means that the table would not be true."""
+    """Import a feature. If its name does not exist, the table would be wrong."""
     module, _, path = at.partition(":")
     found: Any = import_module(module)
     for part in path.split("."):
@@ -71,11 +71,11 @@ def _found(at: str) -> object:
 
 
 def databases(name: str) -> str:
-    """Name the databases that a peer brings support for."""
+    """Name the databases that a peer supports."""
     if name == "sessionkit":
         from tests.support.doors import KINDS
 
-        # What its tests go through.
+        # The databases of its tests.
         return ", ".join(sorted({kind.backend for kind in KINDS}))
     if name == "Django":
         found = import_module("django.db.backends").__path__[0]
@@ -89,7 +89,7 @@ def databases(name: str) -> str:
 
 @contextmanager
 def stages(url: URL | None) -> Iterator[list[Stage]]:
-    """Give a SQLite file and a database on PostgreSQL."""
+    """Yield a SQLite file and a database on PostgreSQL."""
     with tempfile.TemporaryDirectory() as folder, stage.on_postgresql(url) as server:
         yield [stage.on_sqlite(Path(folder)), server]
 
@@ -101,7 +101,7 @@ def behaviour(name: str, url: URL | None) -> dict[str, Any]:
 
 
 def in_own_process(name: str, url: URL) -> dict[str, Any]:
-    """Run one peer's behaviour in a process of its own: what it patches or leaves open is not the next one's."""
+    """Run one peer's behaviour in a new process, so that what it patches or leaves open does not affect the next."""
     command = [sys.executable, "-m", "benchmarks.compare", "--only", name, "--json"]
     done = subprocess.run(
         [*command, "--url", url.render_as_string(hide_password=False)], stdout=subprocess.PIPE, check=True, timeout=90
@@ -117,7 +117,7 @@ def everything(options: argparse.Namespace) -> dict[str, Any]:
     def say(what: str) -> None:
         print(f"{time.monotonic() - begun:4.0f} s  {what}", flush=True)
 
-    # Of a part that is not run the last results stay.
+    # A part that does not run keeps its last results.
     results: dict[str, Any] = _results.load(NAME) if options.part else {}
     with stages(options.url) as places:
         version = places[1].rows("SHOW server_version")[0][0].split()[0]
@@ -158,8 +158,8 @@ def machine() -> str:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks compare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--write", action="store_true", help="run everything, and write results and page")
-    parser.add_argument("--render", action="store_true", help="write the page from the results that are kept")
-    parser.add_argument("--check", action="store_true", help="tell whether the page shows the results that are kept")
+    parser.add_argument("--render", action="store_true", help="write the pages from the kept results")
+    parser.add_argument("--check", action="store_true", help="check that the pages show the kept results")
     parser.add_argument("--only", choices=list(peers.MODULES), help="run the behaviour of one peer, and print it")
     parser.add_argument("--json", action="store_true", help="with --only: print one line of JSON")
     parser.add_argument("--url", type=make_url, help="a PostgreSQL server; without it one is started")
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         for backend, found in outcomes.items():
             for key, outcome in found.items():
-                print(f"{backend:10} {key:28} {outcome['told']}")
+                print(f"{backend:10} {key:28} {outcome['outcome']}")
         return 0
     if options.write:
         if missing := peers.absent():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from benchmarks.compare.questions import Question
     from benchmarks.compare.stage import Stage
 
-# An outcome, and where a feature is missing the page that shows it: {"told": ..., "page": ...}
+# An outcome; if a feature is missing, also the page of the documentation that shows it: {"outcome": ..., "page": ...}
 Outcome = dict[str, str]
 
 
@@ -24,11 +24,11 @@ def ask(stage: Stage, name: str, question: Question) -> Outcome:
     peer = peers.peer(name)(stage.url, serializable=question.serializable)
     try:
         with warnings.catch_warnings():
-            # A connection that is left to the garbage collector warns; here that is told by the outcome.
+            # A connection that is left to the garbage collector warns; here the outcome shows it.
             warnings.simplefilter("ignore")
-            return {"told": question.ask(stage, peer)}
+            return {"outcome": question.ask(stage, peer)}
     except Missing as missing:
-        return {"told": missing.what, "page": missing.page}
+        return {"outcome": missing.what, "page": missing.page}
     finally:
         peer.close()
         gc.collect()

@@ -1,4 +1,4 @@
-"""From results to the page: docs/comparison.md, and its plot. Everything between the markers comes from here."""
+"""From results to docs/comparison.md, docs/comparison-in-detail.md and the plot: all that is between the markers."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAGE = ROOT / "docs" / "comparison.md"
+DETAIL = ROOT / "docs" / "comparison-in-detail.md"
 PLOT = ROOT / "docs" / "comparison.svg"
 BACKENDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 OURS = "sessionkit"
 
 BULK_HEAD = (
-    "CPU time of client and server for each row, as a multiple of the driver by hand, which gives back no ids; in brackets"
-    " thousands of rows in a second of the clock:"
+    "CPU time of client and server per row, as a multiple of the driver used by hand, which returns no ids. In brackets:"
+    " thousands of rows per second on the clock."
 )
 FEATURES = {
     "unit": "a unit as a context manager",
     "decorator": "a unit as a decorator",
     "joins": "a unit inside a unit",
     "savepoint": "savepoints",
-    "retry": "a unit is run again",
-    "outcome": "was the commit made?",
+    "retry": "retrying a unit",
+    "outcome": "finding out whether a commit was made",
     "isolation": "isolation level",
     "read_only": "read-only",
     "timeout": "statement timeout",
@@ -42,27 +43,26 @@ FEATURES = {
 
 
 def files(results: dict[str, Any]) -> dict[Path, str]:
-    """Return what the results give: the text of the page, and of the plot."""
+    """Return the text of the two pages and of the plot, as the results give them."""
     parts = {
-        "conditions": conditions(results),
-        "features": features(results),
-        "behaviour": behaviour(results),
-        "speed": speed(results),
+        PAGE: {"features": features(results)},
+        DETAIL: {"conditions": conditions(results), "behaviour": behaviour(results), "speed": speed(results)},
     }
-    return {PAGE: filled(PAGE.read_text(encoding="utf-8"), parts), PLOT: plot(results)}
+    pages = {page: filled(page.read_text(encoding="utf-8"), of_page) for page, of_page in parts.items()}
+    return {**pages, PLOT: plot(results)}
 
 
 def conditions(results: dict[str, Any]) -> str:
     names = results["peers"]
-    rows = [["", "version", "its own word for its state", "with"]]
+    rows = [["", "version", "calls itself", "with"]]
     for name, about in names.items():
         first, *others = about["versions"].items()
         rows.append([name, first[1], about["status"], ", ".join(f"{package} {version}" for package, version in others)])
     return "\n\n".join([table(rows), f"Run on {results['date']}: {results['machine']}."])
 
 
-def _linked(told: str, page: str) -> str:
-    return f"[{told}]({page})" if page else told
+def _linked(text: str, page: str) -> str:
+    return f"[{text}]({page})" if page else text
 
 
 def features(results: dict[str, Any]) -> str:
@@ -88,7 +88,7 @@ def behaviour(results: dict[str, Any]) -> str:
             for name in results["peers"]:
                 cells = [results["outcomes"][backend][name][question.key] for backend in backends]
                 shown = f"**{name}**" if name == OURS else name
-                rows.append([shown, *(_linked(cell["told"], cell.get("page", "")) for cell in cells)])
+                rows.append([shown, *(_linked(cell["outcome"], cell.get("page", "")) for cell in cells)])
             lines += [f"#### {question.title}", question.staged, table(rows)]
     return "\n\n".join(lines)
 
@@ -117,7 +117,7 @@ def speed(results: dict[str, Any]) -> str:
         bulk.append([f"**{name}**" if name == OURS else name, *cells])
     return "\n\n".join(
         [
-            "CPU time of the client, as a multiple of `with sessionmaker.begin():`",
+            "CPU time of the client, as a multiple of `with sessionmaker.begin()`:",
             table(rows, right=True),
             BULK_HEAD,
             table(bulk, right=True),
@@ -158,4 +158,4 @@ def plot(results: dict[str, Any]) -> str:
                     ],
                 )
             )
-    return bars("What units and bulk writes cost with each peer, the less the better", groups)
+    return bars("What units and bulk writes cost with each peer: less is better", groups)

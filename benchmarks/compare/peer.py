@@ -1,4 +1,4 @@
-"""The vocabulary: what a question may ask of a peer, and what a peer may answer that it has not."""
+"""The vocabulary: what a question may ask of a peer, and how a peer says that it has no such feature."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Missing(Exception):
-    """A peer has no such thing: in a few words, and the page of its documentation that shows it."""
+    """A peer has no such feature: a few words, and the page of its documentation that shows it."""
 
     def __init__(self, what: str, page: str = "") -> None:
         super().__init__(what)
@@ -24,7 +24,7 @@ class Missing(Exception):
 
 
 class Row(Protocol):
-    """An object of the peer's, mapped to a row of `account`."""
+    """An object of the peer, mapped to a row of `account`."""
 
     id: Any
     balance: Any
@@ -34,13 +34,13 @@ class Work(Protocol):
     """What a body may do in a unit of work, in the peer's own words."""
 
     def add(self, number: int, name: str, balance: int = 0) -> None:
-        """Insert an account, now."""
+        """Insert an account immediately."""
 
     def get(self, number: int, *, versioned: bool = False) -> Row:
-        """Read an account as an object; `versioned`: of a model with the peer's own version column."""
+        """Read an account as an object. `versioned`: from a model with the peer's own version column."""
 
     def save(self, row: Row) -> None:
-        """Write an object that was changed, now."""
+        """Write a changed object immediately."""
 
     def total(self) -> int:
         """Sum up all balances."""
@@ -51,7 +51,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Feature:
-    """How a peer does it: a name that can be imported, what the table calls it, and its page in the documentation."""
+    """How a peer does it: an importable name, its text in the table, and its page in the documentation."""
 
     at: str
     called: str
@@ -59,7 +59,7 @@ class Feature:
 
 
 class Peer(ABC):
-    """One way of working with sessions, on one database. What a peer does not override it does not have.
+    """One way of working with sessions, on one database. A peer has only what it overrides.
 
     Args:
         url: the database, without a driver.
@@ -77,44 +77,44 @@ class Peer(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back all connections."""
+        """Return all connections."""
 
     @abstractmethod
     def unit(self) -> AbstractContextManager[Work]:
-        """A unit of work as the documentation begins and ends one; inside another one: what a function would do."""
+        """A unit of work as the documentation begins and ends it; inside another unit, what a function would do."""
 
     @abstractmethod
     def savepoint(self, work: Work) -> AbstractContextManager[Any]:
-        """Have a part of a unit that can fail alone."""
+        """Begin a part of a unit that can fail alone."""
 
     def context(self) -> AbstractContextManager[Any]:
-        """What surrounds a unit in a request or a thread, if the peer wants something to."""
+        """What surrounds a unit in a request or a thread, if the peer needs that."""
         from contextlib import nullcontext
 
         return nullcontext()
 
     def read_only(self) -> AbstractContextManager[Work]:
-        """Begin a unit that promises to write nothing."""
+        """Begin a read-only unit."""
         raise Missing("no option", self.docs)
 
     def limited(self, seconds: float) -> AbstractContextManager[Work]:
-        """Begin a unit whose statements may last so long."""
+        """Begin a unit that limits the time of its statements."""
         raise Missing("no option", self.docs)
 
     def retried(self, body: Callable[[Work], object]) -> object:
-        """Run a body as a unit that is run again where that helps."""
+        """Run a body as a unit, and again if that helps."""
         raise Missing("no retry", self.docs)
 
     def prepare_to_verify(self) -> None:
-        """Make in the database what `verified` needs."""
-        raise Missing("no such means", self.docs)
+        """Create what `verified` needs in the database."""
+        raise Missing("no such feature", self.docs)
 
     def verified(self, body: Callable[[Work], object]) -> object:
-        """Run a body as a unit that finds out whether its COMMIT came through."""
-        raise Missing("no such means", self.docs)
+        """Run a body as a unit that finds out whether its COMMIT was made."""
+        raise Missing("no such feature", self.docs)
 
     def after_commit(self, work: Work, hook: Callable[[], object]) -> None:
-        """Have a hook called after the commit."""
+        """Register a hook that runs after the commit."""
         raise Missing("no hooks", self.docs)
 
     @property
@@ -123,8 +123,8 @@ class Peer(ABC):
         return True
 
     def ambient(self) -> object:
-        """Return what tells one ambient session from another."""
-        raise Missing("no ambient session: it is handed over", self.docs)
+        """Return something that identifies the ambient session."""
+        raise Missing("no ambient session: you pass it on", self.docs)
 
     def isolated_test(self, test: Callable[[], None]) -> None:
         """Run a test whose commits do not stay."""
@@ -133,14 +133,14 @@ class Peer(ABC):
     # In async code
 
     def open_async(self) -> None:
-        """Make ready for async units, before there is an event loop."""
+        """Prepare for async units, before there is an event loop."""
         raise Missing("no async units", self.docs)
 
     def async_unit(self) -> AbstractAsyncContextManager[AsyncSession]:
         """Begin a unit of work in async code."""
         raise Missing("no async units", self.docs)
 
-    # For the speed. As plain as the documentation writes them.
+    # For the speed, as plain as in the documentation.
 
     @abstractmethod
     def empty(self) -> None:

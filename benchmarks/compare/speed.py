@@ -34,7 +34,7 @@ Figures = dict[str, dict[str, Any]]
 
 
 def units(stage: Stage, names: Sequence[str], rounds: int) -> dict[str, Figures]:
-    """Measure an empty unit and one that inserts a row: microseconds of CPU and on the clock, beside SQLAlchemy."""
+    """Measure an empty unit and one that inserts a row: microseconds of CPU and on the clock, compared with SQLAlchemy."""
     stage.reset()
     opened = {name: peers.peer(name)(stage.url) for name in names}
     codes = count(1)
@@ -66,7 +66,7 @@ def rows_of(number: int, first: int = 0) -> list[dict[str, Any]]:
 
 
 def bulk(stage: Stage, names: Sequence[str], number: int) -> dict[str, Figures]:
-    """Insert and upsert rows, ids in the order of the input; microseconds for each row, of CPU and on the clock."""
+    """Insert and upsert rows, with ids in the order of the input: microseconds per row, of CPU and on the clock."""
     opened = {name: peers.peer(name)(stage.url) for name in names}
     try:
         return {
@@ -94,7 +94,7 @@ def _each(stage: Stage, opened: dict[str, Peer], number: int, verb: str) -> Figu
 
 
 def _timed(stage: Stage, number: int, verb: str, work: Callable[[list[dict[str, Any]]], list[int] | None]) -> Any:
-    """Run it on empty tables, or on half of the rows for an upsert; twice, the better one counts."""
+    """Run it on empty tables, or for an upsert on half of the rows. Twice; the better run counts."""
     cpu = wall = float("inf")
     for _ in range(2):
         stage.reset()
@@ -106,7 +106,7 @@ def _timed(stage: Stage, number: int, verb: str, work: Callable[[list[dict[str, 
         ids = work(rows)
         wall = min(wall, time.perf_counter() - begun)
         client = time.process_time() - client
-        # A backend that was not there before has begun in the meantime.
+        # A backend that did not exist before has started in the meantime.
         server = sum(spent - backends.get(pid, 0.0) for pid, spent in _spent(stage).items())
         cpu = min(cpu, client + server)
         if ids is not None:
@@ -132,7 +132,7 @@ def _check(stage: Stage, rows: list[dict[str, Any]], ids: list[int]) -> None:
 
 
 def _by_hand(stage: Stage, rows: list[dict[str, Any]], verb: str) -> None:
-    """The fastest that one would write for this table with the driver alone. It gives back no ids."""
+    """The fastest code for this table with the driver alone. It returns no ids."""
     values = [(row["code"], row["name"], row["price"]) for row in rows]
     if stage.backend == "sqlite":
         with closing(sqlite3.connect(str(stage.url.database))) as file, file:

@@ -1,4 +1,4 @@
-"""The stage: two tables in a SQLite file or on PostgreSQL, and a look at what was committed that no peer has a hand in."""
+"""The stage: two tables in a SQLite file or on PostgreSQL, and a view of what is committed that no peer can influence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.support.faults import Struck
 
-# Its own in each process: several may work on one server at the same time.
+# A new one in each process, because several may work on one server at the same time.
 DATABASE = f"sessionkit_comparison_{os.getpid()}"
 TABLES = """
 DROP TABLE IF EXISTS entry;
@@ -49,7 +49,7 @@ class Stage:
         self.url = url
 
     def reset(self) -> None:
-        """Make the tables anew, empty."""
+        """Create the tables again, empty."""
         script = TABLES.format(serial="SERIAL" if self.backend == "postgresql" else "INTEGER")
         if self.backend == "sqlite":
             with closing(sqlite3.connect(str(self.url.database))) as file:
@@ -60,7 +60,7 @@ class Stage:
                 connection.execute(script)
 
     def throw_out(self) -> None:
-        """End what a peer has left in a transaction, so that the next question finds the tables free."""
+        """End the transactions that a peer has left open, so that the next question finds the tables free."""
         with self._postgresql() as connection:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -93,7 +93,7 @@ class Stage:
         return [balance for (balance,) in self.rows("SELECT balance FROM account ORDER BY id")]
 
     def open_transactions(self) -> int:
-        """Count what hangs in a transaction; on SQLite whether somebody holds the write lock."""
+        """Count open transactions; on SQLite, say whether one holds the write lock."""
         if self.backend == "sqlite":
             try:
                 self.write("UPDATE account SET balance = balance WHERE id = -1")
@@ -108,7 +108,7 @@ class Stage:
 
     @contextmanager
     def answer_of_commit_lost(self) -> Iterator[tuple[URL, Struck]]:
-        """Give an address of the database behind a proxy that loses the answer to the next COMMIT."""
+        """Yield an address of the database behind a proxy that loses the answer to the next COMMIT."""
         assert self.url.host is not None
         assert self.url.port is not None
         with FaultProxy(self.url.host, self.url.port) as proxy:
@@ -133,7 +133,7 @@ def on_sqlite(folder: Path) -> Stage:
 
 @contextmanager
 def on_postgresql(url: URL | None) -> Iterator[Stage]:
-    """Give a stage on a server that is there, or on one that is started for it, as the tests start theirs."""
+    """Yield a stage on a given server, or on one that it starts the way the tests do."""
     guard = None
     if url is None:
         guard = postgres.Guard()
@@ -155,7 +155,7 @@ def on_postgresql(url: URL | None) -> Iterator[Stage]:
 
 
 class Meeting:
-    """A place where two units wait for each other, once, and not for ever: a database may keep one of them out.
+    """A place where two units wait for each other once, with a limit, because a database may keep one of them out.
 
     A unit that is run again does not wait again.
     """
@@ -173,7 +173,7 @@ class Meeting:
 
 
 def together(*bodies: Callable[[], object]) -> list[Exception]:
-    """Run bodies in threads of their own; return what they raised."""
+    """Run each body in its own thread; return what they raised."""
     errors: list[Exception] = []
 
     def run(body: Callable[[], object]) -> None:
@@ -199,13 +199,13 @@ def raised_by(body: Callable[[], object]) -> Exception | None:
     return None
 
 
-def told(*errors: BaseException) -> str:
+def named(*errors: BaseException) -> str:
     """Name errors as the reader of a log sees them."""
-    return "told: " + ", ".join(dict.fromkeys(f"`{type(error).__name__}`{_code(error)}" for error in errors))
+    return ", ".join(dict.fromkeys(f"`{type(error).__name__}`{_code(error)}" for error in errors))
 
 
 def _code(error: BaseException) -> str:
-    """Return what the database says of the reason, where that says more than the name of the class."""
+    """Return the database's reason, if it says more than the name of the class."""
     seen: BaseException | None = error
     while seen is not None:
         if "database is locked" in str(seen):

@@ -1,4 +1,4 @@
-"""The shop of the tutorial, as it stands on its last page."""
+"""The finished shop of the tutorial."""
 
 from sqlalchemy import ForeignKey, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column

@@ -23,9 +23,9 @@ LONGEST = 40
 
 PHRASES = {
     # Each of these is grammatical, and each is what a translation says where an engineer says something shorter.
-    r"\bis none\b|\bare none\b": "say 'is not a ...', or 'there is no ...'",
+    r"(?<!there )\b(?:is|are) none\b": "say 'is not a ...', or 'there is no ...'",
     r"\bnobody\b": "name who does not, or use the passive",
-    r"\bwhoever\b|(?:^|[.:;,] )[Ww]ho (?!else)\w+(?![^.]*\?)": "name the subject: 'a caller that ...', 'code that ...'",
+    r"\bwhoever\b|(?:^|[.:;,] )[Ww]ho (?!else\b|waits for whom)\w+(?![^.]*\?)": "name the subject: 'a caller that ...', 'code that ...'",
     r"\b(?:is|are|was|were|be|been) told\b": "say 'gets an error', 'is reported', 'learns that'",
     r"\b(?:is|are|was|were) to be\b": "say 'must be', or use the imperative",
     r"\bin the place of\b|\bin its place\b|\bin their place\b": "say 'instead of', 'instead', 'in place'",
@@ -36,7 +36,7 @@ PHRASES = {
     r"\b(?:is|are|as) dear\b": "say 'expensive'",
     r"\bis no (?:error|thing|place|way|business)\b": "say 'is not an error', ...",
     r"\bmany a\b": "say 'many'",
-    r"\bcolou?rs?\b(?! (?:scheme|theme))": "say 'sync or async'; colours of a screen are allowed by name below",
+    r"\bcolou?rs?\b(?![ -](?:scheme|theme))": "say 'sync or async'; colours of a screen are allowed by name below",
     r"\bhas nothing to\b.{0,30}\bwith\b": "say 'is unrelated to'",
     r"\bof (?:ours|theirs|yours|his|hers|the user's|a user's|users')\b": "say 'our ...', 'the user's ...', 'your ...'",
     r"\bwhat it is given\b|\bthat (?:it is|they are|is) given\b": "name what is given: 'the session passed in'",
@@ -46,6 +46,13 @@ PHRASES = {
     r"\bgoes by\b": "say 'depends on', 'uses'",
     r"\bhas it that\b|\bas \w+ has it\b": "say 'as ... does'",
     r"\bstands? (?:in|on|at|for) (?:the|a|its|their)\b": "say 'is in', 'is at', 'means'",
+    r"\bstands? (?:beside|behind|before)\b": "say 'is next to', 'follows', 'precedes', 'supports'",
+    r"\bbe had\b": "say 'be reached', 'be available', 'be possible'",
+    r"\bmend(?:s|ed|ing)?\b": "say 'fix'",
+    r"\bnot told\b": "say 'not reported', 'gets no error', 'unknown'",
+    r"\bas ever\b": "say 'as usual', 'as before'",
+    r"\bthe less the better\b": "say 'less is better'",
+    r"\bin spite of\b": "say 'despite'",
 }
 
 ALLOWED = {
@@ -164,6 +171,8 @@ def of_module(source: str) -> Iterator[Passage]:
             # Without examples (indented by a further step after ::), tables, and literal names.
             prose = re.sub(r"::\n(?:[ \t]*\n|[ \t]{4,}.*\n?)+", lambda found: "\n" * found.group(0).count("\n"), text)
             prose = re.sub(r"^.*[│└├─═].*$|^[ =]{6,}$", "", prose, flags=re.MULTILINE)
+            # A list of names, each with its meaning behind two spaces or more: an item is a sentence.
+            prose = re.sub(r"\n(?=[ \t]{4,}\S[^\n]*?[^\s.:] {2,}\S)", "\n\n", prose)
             prose = re.sub(r"``[^`\n]+``|`[^`\n]+`", "CODE", prose)
             prose = (
                 re.sub(r"\n[ \t]*(?=\w+(?: \([^)]*\))?: )", "\n\n", prose)

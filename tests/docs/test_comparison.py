@@ -1,4 +1,4 @@
-"""The page that compares: it shows the last results, and of what is installed here the results are still so.
+"""The pages of the comparison show the last results, and for what is installed here the results are still true.
 
 The other peers are run by `python -m benchmarks compare --write`, whose environment holds them.
 """
@@ -23,16 +23,16 @@ HERE = ("sessionkit", "SQLAlchemy")
 RESULTS: dict[str, Any] = _results.load("compare")
 
 
-def test_the_page_shows_the_last_results() -> None:
+def test_the_pages_show_the_last_results() -> None:
     different = _results.differing(page.files(RESULTS))
     assert not different, "run `python -m benchmarks compare --render`"
 
 
 def test_a_page_that_was_changed_by_hand_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = page.PAGE.read_text(encoding="utf-8").replace("lost silently", "told", 1)
-    changed = tmp_path / "comparison.md"
-    changed.write_text(told, encoding="utf-8")
-    monkeypatch.setattr(page, "PAGE", changed)
+    text = page.DETAIL.read_text(encoding="utf-8").replace("lost silently", "no error", 1)
+    changed = tmp_path / "comparison-in-detail.md"
+    changed.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(page, "DETAIL", changed)
     assert _results.differing(page.files(RESULTS)) == [changed]
 
 
@@ -62,6 +62,6 @@ def test_a_page_that_is_written_from_results_shows_them(name: str, files: Callab
 @pytest.mark.own_database
 @pytest.mark.doors("sqlite-sync", "postgresql-sync")
 @pytest.mark.parametrize("name", HERE)
-def test_what_the_page_says_of_us_and_of_sqlalchemy_is_still_so(name: str, doors: Door) -> None:
+def test_what_the_page_says_of_sessionkit_and_sqlalchemy_is_still_true(name: str, doors: Door) -> None:
     found = observe.ask_all(stage.Stage(doors.database.url(doors.driver).set(drivername=doors.backend)), name)
     assert found == RESULTS["outcomes"][doors.backend][name]

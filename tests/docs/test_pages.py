@@ -130,3 +130,50 @@ def test_links_lead_to_files_that_are_there(page: Path) -> None:
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
     assert not re.search(r"issue #?\d|/work/|/tmp/", text)
+
+
+SOUGHT = {
+    "replace session_scope()": "how-to/replace-session-scope.md",
+    "retry": "how-to/retry-a-unit-of-work.md",
+    "test code that commits": "how-to/test-code-that-commits.md",
+    "load a CSV": "how-to/load-a-messy-csv.md",
+    "what an error means": "errors.md",
+    "which tool": "how-to/which-tool.md",
+}
+
+
+def clicks(start: Path) -> dict[str, int]:
+    """Return how many links of the texts, without the navigation, lead from a page to each other page."""
+    docs = ROOT / "docs"
+    far, found = {start: 0}, [start]
+    for page in found:
+        for link in re.findall(r"\]\(([^)#\s]+\.md)", page.read_text(encoding="utf-8")):
+            target = (page.parent / link).resolve()
+            if target not in far:
+                far[target] = far[page] + 1
+                found.append(target)
+    return {page.relative_to(docs).as_posix(): far[page] for page in found if page.is_relative_to(docs)}
+
+
+def test_what_people_look_for_is_three_clicks_from_the_front_page() -> None:
+    far = clicks(ROOT / "docs" / "index.md")
+    assert {what: far.get(page, 99) for what, page in SOUGHT.items() if far.get(page, 99) > 3} == {}
+
+
+TOOLS = {
+    "lost updates": "hidden-version-field",
+    "deadlocks": "retry-a-unit-of-work",
+    "hot rows": "live-with-hot-rows",
+    "read-only reports": "make-a-read-only-report",
+    "many rows": "bulk-upsert",
+    "many databases": "commit-several-databases-as-one",
+    "tests": "test-code-that-commits",
+    "one at a time": "run-one-at-a-time",
+    "jobs": "take-jobs-from-a-table",
+    "a lost COMMIT": "find-out-whether-a-commit-went-through",
+}
+
+
+def test_the_table_of_tools_has_a_line_for_each_problem() -> None:
+    text = (ROOT / "docs" / "how-to" / "which-tool.md").read_text(encoding="utf-8")
+    assert [problem for problem, page in TOOLS.items() if f"]({page}.md)" not in text] == []

@@ -1,4 +1,4 @@
-"""The peers by name; a peer's packages are imported when it is wanted."""
+"""The peers by name. A peer's packages are imported on demand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def peer(name: str) -> type[Peer]:
 
 
 def absent() -> list[str]:
-    """Name the packages of peers that are not installed."""
+    """Name the packages of peers that are missing here."""
     missing = []
     for package in NEEDED.values():
         try:

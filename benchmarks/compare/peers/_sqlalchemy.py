@@ -1,4 +1,4 @@
-"""What the peers on SQLAlchemy share: models, the words of a body, and SQLAlchemy's own ways where they add none."""
+"""What the peers on SQLAlchemy share: models, the words of a body, and SQLAlchemy's own ways for what they do not add."""
 
 from __future__ import annotations
 

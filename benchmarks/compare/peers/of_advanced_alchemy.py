@@ -50,8 +50,8 @@ class AdvancedAlchemy(OnSqlalchemy):
     docs = f"{DOCS}/usage/repositories/index.html"
     packages = ("advanced-alchemy", "sqlalchemy")
     features = {
-        "isolation": Feature("advanced_alchemy.config:EngineConfig", "of an engine", f"{DOCS}/usage/index.html"),
-        "async": Feature("advanced_alchemy.config:SQLAlchemyAsyncConfig", "second classes", docs),
+        "isolation": Feature("advanced_alchemy.config:EngineConfig", "per engine", f"{DOCS}/usage/index.html"),
+        "async": Feature("advanced_alchemy.config:SQLAlchemyAsyncConfig", "separate classes", docs),
         "upsert": Feature("advanced_alchemy.repository:SQLAlchemySyncRepository.upsert_many", "`upsert_many()`", docs),
         "readers": Feature(
             "advanced_alchemy.config.routing:RoutingConfig", "`RoutingConfig`", f"{DOCS}/usage/routing.html"

@@ -80,7 +80,7 @@ class Django(Peer):
         "joins": Feature("django.db.transaction:atomic", "in a savepoint, or joins", docs),
         "savepoint": Feature("django.db.transaction:atomic", "`atomic()` inside", docs),
         "isolation": Feature(
-            "django.db.backends.postgresql.psycopg_any:IsolationLevel", "of a database", f"{DOCS}/ref/databases/"
+            "django.db.backends.postgresql.psycopg_any:IsolationLevel", "per database", f"{DOCS}/ref/databases/"
         ),
         "hooks": Feature("django.db.transaction:on_commit", "`on_commit()`", docs),
         "ambient": Feature("django.db:connection", "the connection", docs),
@@ -110,7 +110,7 @@ class Django(Peer):
                 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 
                 options["isolation_level"] = IsolationLevel.SERIALIZABLE
-        # A new database for the same alias: settings are read once, so the connection is made anew from them.
+        # A new database for the same alias: settings are read once, so the connection must be made again.
         connections.settings[DEFAULT_DB_ALIAS] = {**self._settings, **new, "OPTIONS": options}
         self._forget()
 

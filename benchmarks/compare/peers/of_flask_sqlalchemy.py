@@ -24,7 +24,7 @@ class FlaskSqlalchemy(OnSqlalchemy):
     docs = f"{DOCS}/contexts/"
     packages = ("flask-sqlalchemy", "flask", "sqlalchemy")
     features = {
-        "isolation": Feature("flask_sqlalchemy:SQLAlchemy", "of an engine", f"{DOCS}/config/"),
+        "isolation": Feature("flask_sqlalchemy:SQLAlchemy", "per engine", f"{DOCS}/config/"),
         "ambient": Feature("flask_sqlalchemy:SQLAlchemy", "`db.session`", f"{DOCS}/contexts/"),
     }
 

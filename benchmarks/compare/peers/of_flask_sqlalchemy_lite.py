@@ -25,7 +25,7 @@ class FlaskSqlalchemyLite(OnSqlalchemy):
     docs = f"{DOCS}/session/"
     packages = ("flask-sqlalchemy-lite", "flask", "sqlalchemy")
     features = {
-        "isolation": Feature("flask_sqlalchemy_lite:SQLAlchemy", "of an engine", f"{DOCS}/engine/"),
+        "isolation": Feature("flask_sqlalchemy_lite:SQLAlchemy", "per engine", f"{DOCS}/engine/"),
         "async": Feature(
             "flask_sqlalchemy_lite:SQLAlchemy.async_sessionmaker", "`async_sessionmaker`", f"{DOCS}/session/"
         ),

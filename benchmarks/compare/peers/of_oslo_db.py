@@ -38,12 +38,12 @@ class OsloDb(OnSqlalchemy):
     features = {
         "unit": Feature("oslo_db.sqlalchemy.enginefacade:writer", "`writer.using()`", docs),
         "decorator": Feature("oslo_db.sqlalchemy.enginefacade:writer", "`@writer`", docs),
-        "joins": Feature("oslo_db.sqlalchemy.enginefacade:writer", "by the context object", docs),
+        "joins": Feature("oslo_db.sqlalchemy.enginefacade:writer", "through the context object", docs),
         "savepoint": Feature("oslo_db.sqlalchemy.enginefacade:writer.savepoint", "`writer.savepoint`", docs),
         "retry": Feature("oslo_db.api:wrap_db_retry", "`wrap_db_retry`", f"{DOCS}/reference/index.html"),
         "async": Feature("oslo_db.sqlalchemy.asyncio_facade:writer", "a second facade", docs),
         "readers": Feature("oslo_db.sqlalchemy.enginefacade:reader", "`reader`", docs),
-        "tests": Feature("oslo_db.sqlalchemy.provision:ProvisionedDatabase", "a database for each test", docs),
+        "tests": Feature("oslo_db.sqlalchemy.provision:ProvisionedDatabase", "a database per test", docs),
     }
 
     def __init__(self, url: URL, *, serializable: bool = False) -> None:
@@ -96,7 +96,7 @@ class OsloDb(OnSqlalchemy):
         return run()
 
     def isolated_test(self, test: Callable[[], None]) -> None:
-        raise Missing("a database for each test", self.docs)
+        raise Missing("a database per test", self.docs)
 
     def open_async(self) -> None:
         self.async_facade = asyncio_facade.transaction_context()

@@ -50,9 +50,9 @@ class Sessionkit(OnSqlalchemy):
         "outcome": Feature(
             "sessionkit:commits", "`verify_commit=`", "how-to/find-out-whether-a-commit-went-through.md"
         ),
-        "isolation": Feature("sessionkit:Isolation", "of a unit", "reference/presets.md"),
-        "read_only": Feature("sessionkit:READ_ONLY", "of a unit", "how-to/make-a-read-only-report.md"),
-        "timeout": Feature("sessionkit:Preset", "of a unit", "how-to/set-a-statement-timeout.md"),
+        "isolation": Feature("sessionkit:Isolation", "per unit", "reference/presets.md"),
+        "read_only": Feature("sessionkit:READ_ONLY", "per unit", "how-to/make-a-read-only-report.md"),
+        "timeout": Feature("sessionkit:Preset", "per unit", "how-to/set-a-statement-timeout.md"),
         "version": Feature("sessionkit:Versioned", "`Versioned`", "explanation/optimistic-concurrency.md"),
         "hooks": Feature("sessionkit:on_commit", "`on_commit()`", "reference/hooks.md"),
         "async": Feature("sessionkit:async_sessionmaker", "same names", "explanation/sync-and-async.md"),

@@ -26,7 +26,7 @@ class Sqlalchemy(OnSqlalchemy):
     features = {
         "unit": Feature("sqlalchemy.orm:sessionmaker.begin", "`sessionmaker.begin()`", docs),
         "savepoint": Feature("sqlalchemy.orm:Session.begin_nested", "`begin_nested()`", docs),
-        "isolation": Feature("sqlalchemy.orm:Session.connection", "of a transaction", docs),
+        "isolation": Feature("sqlalchemy.orm:Session.connection", "per transaction", docs),
         "read_only": Feature(
             "sqlalchemy.dialects.postgresql:dialect", "PostgreSQL's option", f"{DOCS}/dialects/postgresql.html"
         ),
@@ -38,7 +38,7 @@ class Sqlalchemy(OnSqlalchemy):
         "ambient": Feature("sqlalchemy.orm:scoped_session", "`scoped_session`", f"{DOCS}/orm/contextual.html"),
         "upsert": Feature(
             "sqlalchemy.dialects.postgresql:Insert.on_conflict_do_update",
-            "for each dialect",
+            "per dialect",
             f"{DOCS}/orm/queryguide/dml.html",
         ),
         "tests": Feature("sqlalchemy.orm:Session", "a recipe", docs),

@@ -8,9 +8,9 @@ from benchmarks.compare.questions._question import Question
 __all__ = ["GROUPS", "QUESTIONS", "Question"]
 
 GROUPS: dict[str, list[Question]] = {
-    "Failures that are swallowed": failures.QUESTIONS,
+    "Swallowed errors": failures.QUESTIONS,
     "Units inside units": nesting.QUESTIONS,
-    "Two at the same time": races.QUESTIONS,
+    "Two units at the same time": races.QUESTIONS,
     "After the commit": hooks.QUESTIONS,
     "A commit whose answer is lost": commits.QUESTIONS,
     "Promises of a unit": limits.QUESTIONS,

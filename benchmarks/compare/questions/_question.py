@@ -1,4 +1,4 @@
-"""A question: what is staged, and a function that stages it for a peer and tells what happened."""
+"""A question: what is staged, and a function that stages it for a peer and reports what happened."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Question:
     Attributes:
         key: what the results file calls it.
         title: the heading of its table.
-        staged: what is done, and what is looked at, for the reader.
-        ask: does it on empty tables with a peer that is open, and returns the outcome. May raise `Missing`.
+        staged: for the reader, what happens and what is observed.
+        ask: stages it on empty tables with an open peer, and returns the outcome. May raise `Missing`.
         backends: where it can be asked.
         serializable: have the peer work at SERIALIZABLE.
     """

@@ -1,4 +1,4 @@
-"""The answer to a COMMIT is lost: what does the caller hear, and what is done then?"""
+"""The answer to a COMMIT is lost: what does the caller learn, and what happens then?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.compare.peer import Missing
 from benchmarks.compare.questions._question import Question
-from benchmarks.compare.stage import raised_by, told
+from benchmarks.compare.stage import named, raised_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ def lost(stage: Stage, peer: Peer, run: Callable[[Peer, Callable[[Work], object]
             raise error
         assert fault.struck
     rows, runs = len(stage.names()), next(numbers) - 1
-    heard = "not told" if error is None else told(error)
+    heard = "no error" if error is None else f"raises {named(error)}"
     return f"{heard}; run {_times(runs)}, committed {_times(rows)}"
 
 
@@ -58,22 +58,22 @@ QUESTIONS = [
     Question(
         "commit_lost",
         "The answer to COMMIT is lost",
-        "A proxy passes COMMIT on to the server, and resets the connection instead of handing back the answer. The unit, which"
-        " inserts an order with a new number, *is* committed.",
+        "A proxy passes COMMIT on to the server, and resets the connection instead of returning the answer. The unit inserts an"
+        " order with a new number, and it *is* committed.",
         lambda stage, peer: lost(stage, peer, in_a_unit),
         backends=("postgresql",),
     ),
     Question(
         "commit_lost_retried",
         "... with the peer's retry",
-        "`@Session.scope(retry=...)`; `wrap_db_retry(retry_on_disconnect=True)`. An order that is committed twice was retried"
-        " blindly.",
+        "`@Session.scope(retry=...)`; `wrap_db_retry(retry_on_disconnect=True)`. An order that is committed twice means a"
+        " blind retry.",
         lambda stage, peer: lost(stage, peer, lambda opened, body: opened.retried(body)),
         backends=("postgresql",),
     ),
     Question(
         "commit_lost_verified",
-        "... and the peer is asked to find out",
+        "... and the peer finds out",
         "`@Session.scope(retry=..., verify_commit=True)`.",
         verified,
         backends=("postgresql",),

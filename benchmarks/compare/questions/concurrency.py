@@ -1,4 +1,4 @@
-"""Async code and threads: cancellation, sessions that are shared, ambient sessions."""
+"""Async code and threads: cancellation, shared sessions, ambient sessions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from benchmarks.compare.peers._sqlalchemy import Account
 from benchmarks.compare.questions._question import Question
-from benchmarks.compare.stage import told
+from benchmarks.compare.stage import named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,7 +119,7 @@ async def _shared(stage: Stage, peer: Peer, *, begun: bool) -> str:
     except Exception as error:
         if engine is None:
             raise
-        exit_ = f"; at the exit {told(error)}"
+        exit_ = f"; the exit raises {named(error)}"
     else:
         exit_ = ""
     await AsyncEngine(engine).dispose()
@@ -127,7 +127,9 @@ async def _shared(stage: Stage, peer: Peer, *, begun: bool) -> str:
     if not errors and not exit_:
         return f"served; {left} committed"
     return (
-        f"one task {told(*errors)}{exit_}; {left} committed" if errors else f"tasks not told{exit_}; {left} committed"
+        f"one task gets {named(*errors)}{exit_}; {left} committed"
+        if errors
+        else f"no task fails{exit_}; {left} committed"
     )
 
 
@@ -148,7 +150,7 @@ def ambient(stage: Stage, peer: Peer) -> str:
             try:
                 return "its own" if peer.ambient() is not own else "the same"
             except Exception as error:  # noqa: BLE001 - what is raised is the outcome
-                return f"refused, {told(error)}"
+                return f"refused with {named(error)}"
 
         async def parent() -> str:
             return await asyncio.create_task(child())
@@ -160,8 +162,8 @@ def ambient(stage: Stage, peer: Peer) -> str:
 QUESTIONS = [
     Question(
         "async_cancelled",
-        "An async unit is cancelled, and cancelled again while it cleans up",
-        "Six units insert a row and wait; each is cancelled twice, the second time a step later than the one before.",
+        "An async unit is cancelled, and again while it cleans up",
+        "Six units insert a row and wait. Each is cancelled twice; the second cancellation comes one step later for each.",
         cancelled,
     ),
     Question(
@@ -173,13 +175,13 @@ QUESTIONS = [
     Question(
         "async_shared_from_the_start",
         "... which has not connected yet",
-        "The same with a session that has not sent anything.",
+        "The same with a session that has sent nothing.",
         shared_from_the_start,
     ),
     Question(
         "ambient",
-        "Who finds the ambient session",
-        "A unit is open; a new thread, and a task that is started inside, ask for the ambient session or connection.",
+        "Where the ambient session is visible",
+        "Inside an open unit, a new thread and a new task ask for the ambient session or connection.",
         ambient,
         backends=("sqlite",),
     ),

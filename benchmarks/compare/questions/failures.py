@@ -1,4 +1,4 @@
-"""Failures that a body swallows: is what was lost told?"""
+"""Errors that the code swallows: does the caller learn that its work is lost?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from benchmarks.compare.questions._question import Question
-from benchmarks.compare.stage import raised_by, told
+from benchmarks.compare.stage import named, raised_by
 
 if TYPE_CHECKING:
     from benchmarks.compare.peer import Peer
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def outcome(stage: Stage, error: Exception | None, wanted: list[str]) -> str:
-    """Say what came of a unit that wanted to leave these names behind, as far as it knew."""
+    """Say how a unit ended that was meant to commit these names, as its caller sees it."""
     left = stage.names()
     if error is not None:
-        return told(error) + (f"; {_listed(left)} committed" if left else "; nothing committed")
+        return f"raises {named(error)}" + (f"; {_listed(left)} committed" if left else "; nothing committed")
     if left == wanted:
-        return f"not told; {_listed(left)} committed"
+        return f"no error; {_listed(left)} committed"
     return f"lost silently: {_listed([name for name in wanted if name not in left])}"
 
 
@@ -68,21 +68,21 @@ def swallowed_statement(stage: Stage, peer: Peer) -> str:
 QUESTIONS = [
     Question(
         "swallowed_flush",
-        "A failed insert is caught inside the unit, and the unit ends",
-        "A unit inserts `ann` through the ORM, then a second `ann`; the error is caught inside the unit, which then ends.",
+        "The code catches a failed insert, and the unit ends",
+        "A unit inserts `ann` through the ORM, then a second `ann`. It catches the error and ends.",
         swallowed_flush,
     ),
     Question(
         "swallowed_and_on",
-        "A failed insert is caught, and the unit goes on",
-        "The same, and after the failed insert the unit inserts `bob`.",
+        "The code catches a failed insert, and the unit goes on",
+        "The same, but after the failed insert the unit inserts `bob`.",
         swallowed_and_on,
     ),
     Question(
         "swallowed_statement",
-        "A failed SQL statement is caught: COMMIT of an aborted transaction",
+        "The code catches a failed SQL statement: COMMIT of an aborted transaction",
         "A unit inserts `ann` through the ORM, then a second one by an SQL statement, catches the error and ends. PostgreSQL"
-        " has then aborted the transaction, and answers COMMIT with a ROLLBACK and no error.",
+        " has aborted the transaction by then, and answers COMMIT with a ROLLBACK and no error.",
         swallowed_statement,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Work that is to be done after the commit."""
+"""Work that must wait for the commit."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Calls:
     def __call__(self) -> None:
         self.saw.append(bool(self._stage.names()))
 
-    def told(self) -> str:
+    def summary(self) -> str:
         if not self.saw:
             return "dropped" if self._undone else "not run"
         times = {1: "run once", 2: "run twice"}.get(len(self.saw), f"run {len(self.saw)} times")
         if self._undone:
-            return f"{times}, for what was rolled back"
+            return f"{times}, for work that was rolled back"
         if all(self.saw):
             return f"{times}, after the commit"
         return f"{times}, before anything is committed" if not any(self.saw) else f"{times}, at first before the commit"
@@ -45,7 +45,7 @@ def hooked(body: Callable[[Peer, Calls], None], *, undone: bool = False) -> Call
         calls = Calls(stage, undone=undone)
         with suppress(Failed), peer.context():
             body(peer, calls)
-        return calls.told()
+        return calls.summary()
 
     return ask
 
@@ -83,27 +83,27 @@ def savepoint_rolled_back(peer: Peer, calls: Calls) -> None:
 QUESTIONS = [
     Question(
         "hook_committed",
-        "A hook for after the commit",
-        "A unit inserts a row, registers a hook, and ends. The hook looks from outside whether the row is there. Where a peer"
-        " has no hooks of its own, this is SQLAlchemy's event `after_commit` of the session.",
+        "A hook that runs after the commit",
+        "A unit inserts a row, registers a hook, and ends. The hook checks from outside whether the row is there. For a peer"
+        " without its own hooks, this is the session event `after_commit` of SQLAlchemy.",
         hooked(committed),
     ),
     Question(
         "hook_rolled_back",
         "... and the unit rolls back",
-        "The same, and the unit raises.",
+        "The same, but the unit raises.",
         hooked(rolled_back, undone=True),
     ),
     Question(
         "hook_savepoint",
         "... registered in a savepoint that is released",
-        "The hook is registered inside a savepoint, which ends well; then the unit inserts another row and commits.",
+        "A savepoint registers the hook and ends well; then the unit inserts another row and commits.",
         hooked(savepoint_kept),
     ),
     Question(
         "hook_savepoint_rolled_back",
         "... registered in a savepoint that is rolled back",
-        "The savepoint raises, the unit catches that, inserts another row and commits. What the hook was for never happened.",
+        "The savepoint raises; the unit catches that, inserts another row and commits. The work of the hook is undone.",
         hooked(savepoint_rolled_back, undone=True),
     ),
 ]

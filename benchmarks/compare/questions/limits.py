@@ -1,4 +1,4 @@
-"""Units that promise something: to write nothing, to be quick; and what SQLite does with the same code."""
+"""Units with a promise: to write nothing, to be quick. And what SQLite does with the same code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from benchmarks.compare.questions._question import Question
-from benchmarks.compare.stage import raised_by, told
+from benchmarks.compare.stage import named, raised_by
 
 if TYPE_CHECKING:
     from benchmarks.compare.peer import Peer
@@ -32,7 +32,7 @@ def read_only(stage: Stage, peer: Peer) -> str:
     error = _not_missing(raised_by(unit))
     if stage.names():
         return "written"
-    return "not written, and not told" if error is None else f"refused, {told(error)}"
+    return "not written, no error" if error is None else f"refused with {named(error)}"
 
 
 def timeout(stage: Stage, peer: Peer) -> str:
@@ -43,7 +43,7 @@ def timeout(stage: Stage, peer: Peer) -> str:
             work.sql(LONG[stage.backend])
 
     error = _not_missing(raised_by(unit))
-    return f"stopped, {told(error)}" if error is not None and time.monotonic() - begun < 1.5 else "not stopped"
+    return f"stopped with {named(error)}" if error is not None and time.monotonic() - begun < 1.5 else "not stopped"
 
 
 def _not_missing(error: Exception | None) -> Exception | None:
@@ -60,7 +60,7 @@ def foreign_keys(stage: Stage, peer: Peer) -> str:
             work.sql("INSERT INTO entry (id, account_id) VALUES (1, 99)")
 
     error = raised_by(unit)
-    return "accepted" if error is None else f"refused, {told(error)}"
+    return "accepted" if error is None else f"refused with {named(error)}"
 
 
 def one_snapshot(stage: Stage, peer: Peer) -> str:
@@ -87,35 +87,35 @@ def released_savepoint(stage: Stage, peer: Peer) -> str:
 QUESTIONS = [
     Question(
         "read_only",
-        "A unit that promises to write nothing writes",
+        "A read-only unit writes",
         "The peer's read-only unit sends an INSERT: with sessionkit `read_only=True`, with SQLAlchemy the option"
         " `postgresql_readonly`, with oslo.db `reader`.",
         read_only,
     ),
     Question(
         "timeout",
-        "A unit with a limit for its statements",
-        "The unit may spend 0.1 seconds on a statement, and sends one that takes longer.",
+        "A statement exceeds its time limit",
+        "The unit allows a statement 0.1 seconds, and sends one that takes longer.",
         timeout,
     ),
     Question(
         "sqlite_foreign_keys",
-        "SQLite: a row that refers to nothing",
-        "With the engine as the peer makes it by default. `sessionkit.sqlite.configure()`, oslo.db's `sqlite_fk=True` and a"
+        "SQLite: a foreign key that points to no row",
+        "The engine is the peer's default. `sessionkit.sqlite.configure()`, oslo.db's `sqlite_fk=True` and a"
         " listener from SQLAlchemy's documentation switch foreign keys on.",
         foreign_keys,
         backends=("sqlite",),
     ),
     Question(
         "sqlite_snapshot",
-        "SQLite: a unit reads twice, and somebody writes in between",
-        "Is a unit that has only read so far a transaction?",
+        "SQLite: a unit reads twice, and another connection writes in between",
+        "Is a unit that has only read a transaction?",
         one_snapshot,
         backends=("sqlite",),
     ),
     Question(
         "sqlite_savepoint",
-        "SQLite: a released savepoint, and then the unit is rolled back",
+        "SQLite: a unit releases a savepoint, then rolls back",
         "A savepoint inserts a row and ends well; then the unit raises.",
         released_savepoint,
         backends=("sqlite",),

@@ -1,11 +1,11 @@
-"""A function that has a unit of its own, called inside another unit."""
+"""A function with its own unit, called inside another unit."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from benchmarks.compare.questions._question import Question
-from benchmarks.compare.stage import raised_by, told
+from benchmarks.compare.stage import named, raised_by
 
 if TYPE_CHECKING:
     from benchmarks.compare.peer import Peer
@@ -28,7 +28,7 @@ def outer_fails(stage: Stage, peer: Peer) -> str:
     left = stage.names()
     if not isinstance(error, Failed):
         assert error is not None
-        return f"{told(error)}; {_committed(left)}"
+        return f"raises {named(error)}; {_committed(left)}"
     return "one transaction: rolled back with the outer one" if not left else _committed(left)
 
 
@@ -46,8 +46,8 @@ def inner_fails(stage: Stage, peer: Peer) -> str:
     error = raised_by(outer)
     left = stage.names()
     if error is not None:
-        return f"{told(error)}; {_committed(left)}"
-    return f"not told; {_committed(left)}"
+        return f"raises {named(error)}; {_committed(left)}"
+    return f"no error; {_committed(left)}"
 
 
 def _committed(left: list[str]) -> str:
@@ -57,15 +57,15 @@ def _committed(left: list[str]) -> str:
 QUESTIONS = [
     Question(
         "outer_fails",
-        "A unit inside a unit succeeds, then the outer one fails",
-        "The outer unit inserts `outer`, calls a function with a unit of its own that inserts `inner`, and then raises.",
+        "The inner unit succeeds, then the outer one fails",
+        "The outer unit inserts `outer`, calls a function whose own unit inserts `inner`, and then raises.",
         outer_fails,
     ),
     Question(
         "inner_fails",
-        "A unit inside a unit fails, and the outer one catches the error",
-        "The inner unit inserts `inner` and raises; the outer one, which has inserted `outer`, catches that and ends. (With"
-        ' `propagation="savepoint"` sessionkit commits `outer` and says nothing, as Django\'s `atomic()` does.)',
+        "The inner unit fails, and the outer one catches the error",
+        "The outer unit has inserted `outer`; the inner one inserts `inner` and raises. The outer one catches that and ends."
+        ' (With `propagation="savepoint"` sessionkit commits `outer` and raises nothing, as Django\'s `atomic()` does.)',
         inner_fails,
     ),
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.compare.peer import Missing
 from benchmarks.compare.questions._question import Question
-from benchmarks.compare.stage import Meeting, together, told
+from benchmarks.compare.stage import Meeting, named, together
 
 if TYPE_CHECKING:
     from benchmarks.compare.peer import Peer, Work
@@ -68,7 +68,7 @@ def increments(stage: Stage, peer: Peer, run: Callable[[Peer, Body], None], *, v
     (balance,) = stage.balances()
     if balance == 2:
         return "both counted" + _replayed(runs)
-    return f"one refused, {told(*errors)}" if errors else "one lost silently"
+    return f"one refused with {named(*errors)}" if errors else "one lost silently"
 
 
 def lost_update(stage: Stage, peer: Peer) -> str:
@@ -113,12 +113,12 @@ def skew(stage: Stage, peer: Peer, run: Callable[[Peer, Body], None]) -> str:
     errors = race(peer, run, body_of(1), body_of(2))
     balances = stage.balances()
     if sum(balances) == 2:
-        return "happens, not told"
-    return f"prevented, one {told(*errors)}" if errors else "prevented" + _replayed(runs)
+        return "happens silently"
+    return f"prevented: one gets {named(*errors)}" if errors else "prevented" + _replayed(runs)
 
 
 def _replayed(runs: Runs) -> str:
-    return f"; replayed whole, {runs.number} runs for 2 units" if runs.number > 2 else ""
+    return f"; run again, {runs.number} runs for 2 units" if runs.number > 2 else ""
 
 
 def write_skew(stage: Stage, peer: Peer) -> str:
@@ -131,21 +131,21 @@ def write_skew_retried(stage: Stage, peer: Peer) -> str:
 
 
 RULE = (
-    "Two accounts hold 0, and only one of them may become 1. Two units read the sum of all at the same time, see 0, write 1"
-    " to one account each, and commit after both have written."
+    "Two accounts hold 0, and only one of them may become 1. Two units read the sum at the same time, see 0, write 1 to one"
+    " account each, and commit after both have written."
 )
 QUESTIONS = [
     Question(
         "lost_update",
         "Two units read a number, add one, and write it back",
-        "Both read before either writes, if the database lets them. Afterwards the number should be 2, or somebody should"
-        " have been told. Plain model, default isolation.",
+        "Both read before either writes, if the database lets them. Afterwards the number should be 2, or one of the"
+        " units should get an error. Plain model, default isolation.",
         lost_update,
     ),
     Question(
         "lost_update_versioned",
         "The same with a version column",
-        "With the version column that the peer has: sessionkit's `Versioned`, SQLAlchemy's `version_id_col`.",
+        "With the peer's own version column: sessionkit's `Versioned`, SQLAlchemy's `version_id_col`.",
         lost_update_versioned,
     ),
     Question(
@@ -158,15 +158,15 @@ QUESTIONS = [
     Question(
         "write_skew_serializable",
         "Write skew at SERIALIZABLE: a failure that arrives at COMMIT",
-        "The same, with the peer's option for the isolation level: of the unit with sessionkit, of the engine or database"
-        " with the others, where they have one. On SQLite Django's option is `transaction_mode`.",
+        "The same, with the peer's option for the isolation level: on the unit with sessionkit, on the engine or database"
+        " with the others, if they have one. On SQLite Django's option is `transaction_mode`.",
         write_skew,
         serializable=True,
     ),
     Question(
         "write_skew_retried",
         "The same with the peer's retry",
-        "What fails at COMMIT has to be run again from its first line, in a new transaction.",
+        "A unit that fails at COMMIT must run again from its first line, in a new transaction.",
         write_skew_retried,
         serializable=True,
     ),

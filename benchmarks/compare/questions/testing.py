@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.compare.peer import Missing
 from benchmarks.compare.questions._question import Question
-from benchmarks.compare.stage import raised_by, told
+from benchmarks.compare.stage import named, raised_by
 
 if TYPE_CHECKING:
     from benchmarks.compare.peer import Peer
@@ -35,14 +35,14 @@ def isolated(stage: Stage, peer: Peer) -> str:
     if isinstance(error, Missing):
         raise error
     left = "the row stays" if stage.names() else "the row is gone after the test"
-    return left if seen == [7] and error is None else f"the test cannot go on, {told(*filter(None, [error]))}; {left}"
+    return left if seen == [7] and error is None else f"the test fails with {named(*filter(None, [error]))}; {left}"
 
 
 QUESTIONS = [
     Question(
         "test_isolation",
-        "Code that commits is tested, and nothing is to stay",
-        "In the peer's test isolation a unit commits, and a second one reads what the first one wrote: the fixture"
+        "A test runs code that commits, and should leave nothing behind",
+        "In the peer's test isolation a unit commits, and a second one reads what it wrote: the fixture"
         " `sessionkit_isolation`, SQLAlchemy's recipe with `join_transaction_mode`, `test_isolation()`, `TestCase`."
         " (Flask-SQLAlchemy-Lite 0.2.1 is older than SQLAlchemy 2.1. With SQLAlchemy 2.0.58 its row is gone on PostgreSQL.)",
         isolated,
