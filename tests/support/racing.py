@@ -29,7 +29,7 @@ def as_unit(doors: Door, body: Callable[..., Coroutine[Any, Any, Any]]) -> Calla
 
 
 async def alone(doors: Door) -> None:
-    """Have nobody connected to the database, so that it can be copied."""
+    """Close all connections to the database, so that it can be copied."""
     engine = doors.engine
     await engine.dispose() if doors.colour == "async" else engine.dispose()
     doors.database.observer.dispose()

@@ -72,7 +72,7 @@ _COLUMNS = """
 _FOREIGN = """
     SELECT conrelid, confrelid, confdeltype, confupdtype FROM pg_catalog.pg_constraint WHERE contype = 'f'
 """
-# Constraints beside the primary key for which rows of different keys meet, and triggers and rules of the user's.
+# Constraints beside the primary key for which rows of different keys meet, and the user's triggers and rules.
 _UNIQUE = """
     SELECT i.indrelid, i.indisprimary, array_to_string(ARRAY(
         SELECT a.attname FROM unnest(i.indkey::int2[]) k LEFT JOIN pg_catalog.pg_attribute a
@@ -161,7 +161,7 @@ class RacedPostgresql(Raced):
     # -- what is in it ----------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        # It is a copy: nobody needs it after a power failure, and a deadlock should not take a second to be found.
+        # It is a copy, which need not survive a power failure. And a deadlock should not take a second to be found.
         name = self.ask("SELECT quote_ident(current_database())")[1][0][0]
         self.ask(f"ALTER DATABASE {name} SET synchronous_commit = off")
         self._is_superuser = self.ask("SELECT current_setting('is_superuser')")[1][0][0] == "on"
@@ -327,7 +327,7 @@ class RacedPostgresql(Raced):
         # Not before the server has looked for a deadlock: so the one that closes the circle is the one that is refused.
         _, rows = self.ask(
             f"SELECT l.pid FROM pg_catalog.pg_locks l WHERE NOT l.granted AND l.pid IN ({all_}) "
-            f"AND coalesce(clock_timestamp() - l.waitstart > interval '3 ms', true) "
+            "AND coalesce(clock_timestamp() - l.waitstart > interval '5 ms', true) "
             f"AND (pg_blocking_pids(l.pid) || pg_safe_snapshot_blocking_pids(l.pid)) && ARRAY[{all_}]"
         )
         return {pid for (pid,) in rows}

@@ -208,7 +208,7 @@ class RacedSqlite(Raced):
             base = module if given is None else type("Given", (), {"Connection": given, "Cursor": module.Cursor})
             parameters["factory"] = watched(base, gate, self, parameters.get("timeout", 5.0))
             parameters["timeout"] = 0
-            parameters["check_same_thread"] = False  # a unit that is given up is ended from another thread
+            parameters["check_same_thread"] = False  # an abandoned unit is ended from another thread
 
         return change
 

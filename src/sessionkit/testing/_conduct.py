@@ -38,7 +38,7 @@ _here: contextvars.ContextVar[Unit | None] = contextvars.ContextVar("sessionkit_
 
 
 class GivenUp(BaseException):
-    """Raised in a unit that is given up, wherever it comes to a step."""
+    """Raised in an abandoned unit, wherever it comes to a step."""
 
 
 class Played(NamedTuple):

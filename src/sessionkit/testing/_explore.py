@@ -43,7 +43,7 @@ class _Node:
     Attributes:
         pending: the units that could take a step, and what it would do.
         chosen: the one that did.
-        backtrack: those that are to be tried here.
+        backtrack: those that must be tried here.
         done: those that were tried here.
         sleep: those whose turn would give a run that was had before.
     """

@@ -46,12 +46,13 @@ def races(
 ) -> Races:
     """Run units of work against each other, in every order of their statements, on the real database.
 
-    Each unit runs in a thread of its own, an async one in a task, and stops before each statement, COMMIT and ROLLBACK
-    that it sends through the engines of `factories`: scopes, sessions and connections alike. One of them goes on at a
-    time. A unit that waits for a lock of another one is seen to wait: the others go on until it is free. Waits between
-    attempts are skipped. Orders that differ only in steps that have nothing to do with each other are run once.
+    Each unit runs in its own thread, an async one in a task. It stops before each statement, COMMIT and ROLLBACK that it
+    sends through the engines of `factories`: by scopes, sessions or connections. One unit goes on at a time. If it waits
+    for a lock of another unit, the database says so, and the others go on until the lock is free. Waits between attempts
+    are skipped. Orders that differ only in independent steps are run once.
 
-    It works on a copy of the database, or on that of a test in template mode, and brings it back before each schedule.
+    It works on a copy of the database (in template mode: on the test's copy), and restores it before each schedule. It
+    sends what the units send, and on PostgreSQL ``SELECT ... FROM pg_locks`` on a connection of its own.
 
     Args:
         *units: two or more functions without arguments, `def` or `async def`.
@@ -433,7 +434,7 @@ def _parameters(fn: Any, what: str, most: int = 0) -> int:
         raise OptionError(f"races() was given {fn!r} as {what}; it is a function")
     try:
         parameters = inspect.signature(fn).parameters.values()
-    except (TypeError, ValueError):  # of a built-in nobody knows
+    except (TypeError, ValueError):  # a built-in does not say
         return 0
     wanted = [
         each

@@ -93,11 +93,11 @@ class Races:
         return self._story(failures, "failed their check" if self.checked else "are not serial")
 
     def __rich__(self) -> Any:
-        """Tell the same with colours, to rich."""
-        from ._story import coloured
+        """Show the same in rich, with styles."""
+        from ._story import styled
 
         failures = self.failures
-        return coloured(self, failures[0] if failures else None, len(failures))
+        return styled(self, failures[0] if failures else None, len(failures))
 
     def _story(self, wrong: Sequence[Schedule], what: str) -> str:
         from ._story import story

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from ._schedule import Schedule, Serial, Step, Told
 
-__all__ = ["coloured", "lines_of", "story", "summary"]
+__all__ = ["lines_of", "story", "styled", "summary"]
 
 WIDTH = 46
 """Of a column."""
@@ -29,7 +29,7 @@ def summary(found: Told) -> str:
 
 
 def lines_of(step: Step, width: int = WIDTH) -> list[str]:
-    """Return a step as it stands in its column."""
+    """Return the lines of a step in its column."""
     text = " ".join(step.statement.split())
     if step.values:
         text += f"  {step.values}"
@@ -125,10 +125,10 @@ def _state(state: Any, tables: set[str] | None) -> str:
     return "; ".join(told) or "all tables are empty"
 
 
-COLOURS = ("cyan", "magenta", "yellow", "green", "blue")
+STYLES = ("cyan", "magenta", "yellow", "green", "blue")
 
 
-def coloured(found: Told, schedule: Schedule | None, failures: int) -> Any:
+def styled(found: Told, schedule: Schedule | None, failures: int) -> Any:
     """Tell the same with rich."""
     from rich.console import Group
     from rich.table import Table
@@ -139,7 +139,7 @@ def coloured(found: Told, schedule: Schedule | None, failures: int) -> Any:
     table = Table(show_edge=False, pad_edge=False, show_lines=False)
     table.add_column("", justify="right", style="dim")
     for number, name in enumerate(found.names, 1):
-        table.add_column(Text(f"unit {number}: {name}"), style=COLOURS[(number - 1) % len(COLOURS)])
+        table.add_column(Text(f"unit {number}: {name}"), style=STYLES[(number - 1) % len(STYLES)])
     for number, step in enumerate(schedule.steps, 1):
         cells = [Text("") for _ in found.names]
         style = "bold red" if step.error is not None else ""
