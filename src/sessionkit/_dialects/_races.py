@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -110,7 +111,7 @@ class Move:
 
     Attributes:
         statement: what is sent.
-        values: its parameters, for people.
+        values: its parameters.
         effect: what it does.
         result: what came back, for people.
         error: what it failed with.
@@ -118,11 +119,16 @@ class Move:
     """
 
     statement: str
-    values: str
+    values: Any
     effect: Effect
     result: str = ""
     error: BaseException | None = None
     waited: bool = False
+
+    @property
+    def text(self) -> str:
+        """Return the statement with its values in it."""
+        return filled_in(self.statement, self.values)
 
 
 class Gate(Protocol):
@@ -225,6 +231,34 @@ def short(value: object, length: int = 40) -> str:
     """Return a value as it is shown to people."""
     text = repr(value)
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+_CAST = r"(?:::[A-Z]+(?: WITH(?:OUT)? TIME ZONE)?(?:\(\d+(?:, ?\d+)?\))?(?:\[\])?)?"
+_PLACES = re.compile(rf"'(?:[^']|'')*'|%\((?P<name>\w+)\)s{_CAST}|\$(?P<number>\d+){_CAST}|(?P<next>\?|%s)")
+
+
+def filled_in(statement: str, values: Any) -> str:
+    """Return a statement with its values in it, for people."""
+    text = " ".join(statement.split())
+    if not values:
+        return text
+    if isinstance(values, list) and values and isinstance(values[0], dict | tuple | list):
+        return f"{text}  {len(values)} times"
+    following = iter(values if isinstance(values, tuple | list) else ())
+
+    def value(found: re.Match[str]) -> str:
+        try:
+            if found["name"] is not None:
+                return short(values[found["name"]])
+            if found["number"] is not None:
+                return short(values[int(found["number"]) - 1])
+            if found["next"] is not None:
+                return short(next(following))
+        except (LookupError, StopIteration, TypeError):
+            pass
+        return found[0]
+
+    return _PLACES.sub(value, text)
 
 
 def shown_rows(rows: Sequence[Any], more: bool) -> str:

@@ -17,7 +17,9 @@ from sqlalchemy.sql.dml import Delete, Insert, Update
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList
 from sqlalchemy.sql.selectable import Select
 
-from ._races import Effect, Gate, Item, Lock, Move, Raced, Rows, short, shown_rows
+from ._base import root_of
+from ._copy_postgresql import watching
+from ._races import Effect, Gate, Item, Lock, Move, Raced, Rows, shown_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -145,7 +147,14 @@ class RacedPostgresql(Raced):
         for name, listener in watch.listeners.items():
             event.listen(engine, name, listener)
 
+        def copied(connection: Connection, statement: str) -> None:
+            if root_of(connection.engine) is engine:
+                watch.before(connection, None, statement, None, None, False)
+
+        watching.append(copied)
+
         def end() -> None:
+            watching.remove(copied)
             for name, listener in watch.listeners.items():
                 event.remove(engine, name, listener)
 
@@ -357,7 +366,7 @@ class _Watch:
         self._gate = gate
         self._moves: WeakKeyDictionary[Connection, Move] = WeakKeyDictionary()
         self.listeners: dict[str, Callable[..., Any]] = {
-            "before_cursor_execute": self._before,
+            "before_cursor_execute": self.before,
             "after_cursor_execute": self._after,
             "handle_error": self._failed,
             "commit": lambda connection: self._end(connection, "COMMIT"),
@@ -387,7 +396,7 @@ class _Watch:
         adapted: Any = connection.connection.dbapi_connection
         return bool(getattr(adapted, "autocommit", False)) or getattr(adapted, "isolation_level", None) == "autocommit"
 
-    def _before(
+    def before(
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
     ) -> None:
         unit = self._gate.here()
@@ -402,7 +411,7 @@ class _Watch:
         if word in _SCHEMA_WORDS:
             self._raced.schema_changed = True
         effect = self._effect(connection, open_, statement, parameters, context, many)
-        move = Move(statement, "" if not parameters else short(parameters, 100), effect)
+        move = Move(statement, parameters, effect)
         self._moves[connection] = move
         self._gate.before(unit, move, asynchronous=connection.dialect.is_async)
         open_.begun = True
@@ -442,7 +451,7 @@ class _Watch:
             serializable=_is_serializable(open_),
             seen=frozenset(open_.seen),
         )
-        move = Move(what, "", effect)
+        move = Move(what, None, effect)
         self._moves[connection] = move
         self._gate.before(unit, move, asynchronous=connection.dialect.is_async)
 
@@ -450,7 +459,9 @@ class _Watch:
         unit = self._gate.here()
         open_: _Open | None = connection.info.get(_KEY)
         if unit is not None and open_ is not None and open_.begun:
-            move = Move("ROLLBACK TO SAVEPOINT", "", Effect(self._raced.place, ends=True, held=frozenset(open_.locks)))
+            move = Move(
+                "ROLLBACK TO SAVEPOINT", None, Effect(self._raced.place, ends=True, held=frozenset(open_.locks))
+            )
             self._gate.before(unit, move, asynchronous=connection.dialect.is_async)
 
     # -- what a statement does --------------------------------------------------------------------------------------

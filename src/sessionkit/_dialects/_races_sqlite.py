@@ -13,7 +13,7 @@ import re
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from ._races import Effect, Gate, Lock, Move, Raced, Rows, short, shown_rows
+from ._races import Effect, Gate, Lock, Move, Raced, Rows, shown_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -117,7 +117,7 @@ def _run(connection: Any, sql: str, args: Any, send: Callable[..., Any], cursor:
         connection.locked = connection.begun = False
     if unit is None or kind == "none" or (kind == "end" and not open_):
         return send(sql, *args)
-    move = Move(sql, short(args[0], 100) if args else "", _effect(connection, kind, open_))
+    move = Move(sql, args[0] if args else None, _effect(connection, kind, open_))
     connection.gate.before(unit, move)
     try:
         answer = _send(connection, unit, move, lambda: send(sql, *args))

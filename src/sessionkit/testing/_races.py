@@ -241,7 +241,7 @@ class _Runner:
         return Schedule(
             order=ran.played.order,
             steps=tuple(
-                Step(unit, move.statement, move.values, move.result, move.error, move.waited)
+                Step(unit, move.statement, move.values, move.text, move.result, move.error, move.waited)
                 for unit, move in ran.played.moves
             ),
             outcomes=ran.outcomes,

@@ -18,8 +18,9 @@ class Step:
 
     Attributes:
         unit: whose turn it was, counted from 1.
-        statement: the SQL.
-        values: its parameters, as text.
+        statement: the SQL as it was sent.
+        values: its parameters.
+        text: the SQL with the values in it, for people.
         result: what came back, as text: rows, or how many were written.
         error: what it failed with, or None.
         waited: whether it had to wait for another unit.
@@ -27,7 +28,8 @@ class Step:
 
     unit: int
     statement: str
-    values: str = ""
+    values: Any = None
+    text: str = ""
     result: str = ""
     error: BaseException | None = None
     waited: bool = False

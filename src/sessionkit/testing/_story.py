@@ -30,10 +30,7 @@ def summary(found: Told) -> str:
 
 def lines_of(step: Step, width: int = WIDTH) -> list[str]:
     """Return the lines of a step in its column."""
-    text = " ".join(step.statement.split())
-    if step.values:
-        text += f"  {step.values}"
-    lines = textwrap.wrap(text, width, subsequent_indent="  ") or [""]
+    lines = textwrap.wrap(step.text, width, subsequent_indent="  ") or [""]
     if step.waited:
         lines.append("  waits for another unit")
     if step.error is not None:
