@@ -10,12 +10,14 @@ becomes a test, or is no fault.
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +30,8 @@ ROOMS = {
     "tests/contract/test_no_rollback_for.py tests/contract/test_read_only.py tests/contract/test_failure_matrix.py",
     "version": "tests/unit/test_version_*.py tests/contract/test_version_*.py",
     "bulk": "tests/unit/test_bulk_parts.py tests/contract/test_bulk_writes.py tests/contract/test_bulk_limits.py "
-    "tests/contract/test_bulk_bad_rows.py tests/contract/test_bulk_reads.py tests/contract/test_bulk_and_real_tables.py",
+    "tests/contract/test_bulk_bad_rows.py tests/contract/test_bulk_reads.py tests/contract/test_bulk_and_real_tables.py "
+    "tests/contract/test_bulk_shapes.py tests/contract/test_bulk_differential.py",
 }
 
 CONFIG = """
@@ -73,11 +76,10 @@ def run(copy: Path, room: str, options: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "cosmic_ray.cli"]
     subprocess.run([*command, "init", config.name, session.name], cwd=copy, env=environment, check=True)
     with use_db(session, WorkDB.Mode.open) as found:
-        jobs = sorted(item.job_id for item in found.work_items)
-        pages = {item.job_id: item for item in found.work_items}
-        order = sorted(jobs, key=lambda job: _place(pages[job]))
+        items = {item.job_id: item for item in found.work_items}
+        order = sorted((job for job in items if not _is_of_types(copy, items[job])), key=lambda job: _place(items[job]))
         chosen = set(random.Random(options.seed).sample(order, min(options.count, len(order))))
-        for job in set(order) - chosen:
+        for job in set(items) - chosen:
             found.set_result(job, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
     subprocess.run([*command, "exec", config.name, session.name], cwd=copy, env=environment, check=True)
     with use_db(session, WorkDB.Mode.open) as done:
@@ -89,6 +91,30 @@ def run(copy: Path, room: str, options: argparse.Namespace) -> int:
         f"{room}: {len(survivors)} of {len(results)} mutants have survived, of {len(order)} that there are\n"
     )
     return len(survivors)
+
+
+def _is_of_types(copy: Path, item: object) -> bool:
+    """Tell whether a mutant changes an annotation, which nothing evaluates: `int | None` becomes `int * None`."""
+    return any(
+        any(start <= mutation.start_pos < end for start, end in _annotations(copy / mutation.module_path))
+        for mutation in item.mutations  # type: ignore[attr-defined]
+    )
+
+
+@cache
+def _annotations(module: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Return from where to where each annotation of a module goes: line and column."""
+    found: list[ast.expr | None] = []
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            found.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.append(node.returns)
+    return [
+        ((each.lineno, each.col_offset), (each.end_lineno or 0, each.end_col_offset or 0))
+        for each in found
+        if each is not None
+    ]
 
 
 def _place(item: object) -> str:

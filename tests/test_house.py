@@ -80,7 +80,7 @@ ROOMS: dict[str, str] = {
     # what works on a session that it is given; a conflict is found in any session, and ours finds some more
     "version": "_dialects _stale errors",
     "locks": "_core.session _dialects _lockable _mutex _stale_reads context errors",
-    "bulk": "_core.connection _dialects _bridge errors version",
+    "bulk": "_core.connection _dialects _mutex _bridge errors version",
     "binding": "_core.features _factory_info commits context errors",
     "sqlite": "_dialects errors",
     # for tests: where an engine's connections are led instead

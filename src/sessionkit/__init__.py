@@ -1,7 +1,7 @@
-"""sessionkit: the session layer for SQLAlchemy: scopes that tell the truth about their commit.
+"""sessionkit: the session layer for SQLAlchemy. Its scopes tell the truth about their commit.
 
-Each name is imported at its first use, so that a program loads only the parts that it uses. The async names need
-greenlet then, on which SQLAlchemy's asyncio part stands.
+Each name is imported when you first use it, so a program loads only the parts it needs. The async names need greenlet,
+which SQLAlchemy's asyncio extension is built on.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ if TYPE_CHECKING:
         version_of,
     )
 else:
-    # What the type checkers read above, once more for the run time; tests/test_house.py compares the two.
+    # The same names for the run time; tests/test_house.py compares the two.
     _NAMES = {
         "async_factory": ("AsyncSession", "async_scoped_session", "async_sessionmaker"),
         "context": ("current_session",),
@@ -139,7 +139,7 @@ else:
             if _MODULE_OF[name] != "async_factory":
                 raise
             raise ImportError(
-                f"sessionkit.{name} needs greenlet, on which SQLAlchemy's asyncio part stands; "
+                f"sessionkit.{name} needs greenlet, which SQLAlchemy's asyncio extension is built on; "
                 "install sessionkit[asyncio]"
             ) from error
         value = globals()[name] = getattr(module, name)

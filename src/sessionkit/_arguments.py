@@ -1,4 +1,4 @@
-"""Options that are functions of a call's arguments: bound once as the decorated function has them, then asked. Pure."""
+"""Options that are functions of a call's arguments: the arguments are bound once, then passed by name. Pure."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 
 
 def check_callable(fn: Callable[..., Any], option: str, where: str) -> None:
-    """Refuse an async function: it would have to be awaited before there is a scope.
+    """Refuse an async function: it would have to be awaited before the scope begins.
 
     Raises:
-        OptionError: it is one.
+        OptionError: it is async.
     """
     if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
         raise OptionError(
-            f"{option}={fn!r} was given to {where}; it is async, and a function that is called at once is needed"
+            f"{option}={fn!r} was given to {where}, but it is async and would have to be awaited; pass a sync function"
         )
 
 
 def bound(
     signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], without: str | None = None
 ) -> dict[str, Any]:
-    """Return the arguments of a call by name, defaults applied; `without`: the parameter of the session.
+    """Return the arguments of a call by name, with defaults applied and without the session's parameter, `without`.
 
     Raises:
-        TypeError: the function cannot be called so.
+        TypeError: the function cannot be called with these arguments.
     """
     taken = signature.bind(*args, **kwargs)
     taken.apply_defaults()
@@ -42,10 +42,10 @@ def bound(
 
 
 def without_session(fn: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a function whose first parameter is the session, without that."""
+    """Return the signature of a function without its first parameter, the session."""
     try:
         signature = inspect.signature(fn)
-    except ValueError:  # a function in C may have none
+    except ValueError:  # a function written in C may have none
         return inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
     parameters = list(signature.parameters.values())
     first = parameters[0] if parameters else None
@@ -55,10 +55,10 @@ def without_session(fn: Callable[..., Any]) -> inspect.Signature:
 
 
 def ask(fn: Callable[..., Any], arguments: Mapping[str, Any], option: str) -> Any:
-    """Call an option's function with those of a call's arguments that it names; with all if it has ``**rest``.
+    """Call an option's function with the arguments of the call that it names, or with all of them if it takes ``**rest``.
 
     Raises:
-        OptionError: it names one that there is not, or returns what has to be awaited.
+        OptionError: it names an argument that the call does not have, or it returns an awaitable.
     """
     try:
         parameters = inspect.signature(fn).parameters.values()
@@ -76,8 +76,8 @@ def ask(fn: Callable[..., Any], arguments: Mapping[str, Any], option: str) -> An
             if parameter.default is inspect.Parameter.empty:
                 there = ", ".join(map(repr, arguments)) or "none"
                 raise OptionError(
-                    f"{option}= is a function of {name!r}, which is no argument of the call; it has {there} (a plain `with` "
-                    "and attempts() have none)"
+                    f"{option}= is a function of {name!r}, but the call has no such argument; it has {there} (a plain "
+                    "`with` and attempts() have none)"
                 )
         elif parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             args.append(arguments[name])
@@ -87,7 +87,7 @@ def ask(fn: Callable[..., Any], arguments: Mapping[str, Any], option: str) -> An
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()
-        raise OptionError(f"the function of {option}= returned something to be awaited; it is called at once")
+        raise OptionError(f"the function of {option}= returned an awaitable, but it is called in sync code")
     return result
 
 

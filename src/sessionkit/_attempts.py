@@ -1,6 +1,6 @@
 """Attempts: running a unit again, for decorated functions and for ``with`` bodies. One loop, sync and async.
 
-What is decided is decided in ``retry``; here is only who waits and who enters which scope.
+The module ``retry`` makes the decisions; this one waits and enters the scopes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sessionkit")
 
-warn_if_unknown()  # when the program starts, and not by a retry that does not happen
+warn_if_unknown()  # when the program starts, not when a retry fails to happen
 
 __all__ = [
     "AsyncAttempt",
@@ -49,14 +49,14 @@ class Repeatable(Protocol):
 
     Attributes:
         _info: the FactoryInfo.
-        _learns: under which name it is remembered whether its units conflict; None: it is not.
+        _learns: the name under which the factory remembers whether its units conflict; None: it does not.
     """
 
     _info: Any
     _learns: str | None
 
     def _joins(self) -> bool:
-        """Return whether entering now would take part in what runs; an error if the options do not allow it."""
+        """Return whether entering now would join an open scope; raise if the options do not allow it."""
         ...
 
 
@@ -94,7 +94,7 @@ class _Bound(Attempt, Generic[S]):
         super().__init__(begun.number, errors=begun.errors)
         self._scope = scope
         self._attempts = attempts  # None: the scope has joined one that is retried as a whole
-        self._loops = loops  # our own loop, which is known to go on
+        self._loops = loops  # our own loop, which always goes on
         self._entered = False
 
     def _run(self) -> Run | None:
@@ -104,9 +104,9 @@ class _Bound(Attempt, Generic[S]):
         return None if self._attempts is None else self._attempts.run_of(self)
 
     def _enters_again(self, error: Exception) -> bool:
-        """Decide whether `error`, of an entry that could not have its mutex, is followed by another entry.
+        """Decide whether to enter again after `error`, which says that the scope did not get its mutex.
 
-        The body has not begun, so there is nothing to go back to.
+        The body has not begun, so no loop has to run it again.
         """
         if self._scope._request.mutex is None or self._attempts is None:
             return False
@@ -123,7 +123,7 @@ class _Bound(Attempt, Generic[S]):
         return self._attempts.run_of(self)
 
     def _goes_on(self, error: BaseException, place: Place) -> bool:
-        """Decide whether `error` is swallowed, because the loop comes to its next attempt."""
+        """Decide whether to swallow `error`, because the loop goes on with its next attempt."""
         if self._attempts is None or not self._attempts.failed(self, error, time.monotonic()):
             return False
         if self._loops or goes_back(place, self):
@@ -134,8 +134,8 @@ class _Bound(Attempt, Generic[S]):
         self._attempts.raised(self)
         add_note(
             error,
-            "it was not retried, because the code does not go on with the next attempt from here: let `with attempt` "
-            "be the last statement in the body of the `for`, and put `return` after the loop",
+            "it was not retried, because the code does not go straight on with the next attempt: make `with attempt` the "
+            "last statement in the body of the `for`, and put `return` after the loop",
         )
         return False
 
@@ -144,7 +144,7 @@ class _Bound(Attempt, Generic[S]):
             raise ScopeError("an attempt was not entered; write `with attempt as session:` in the body of the `for`")
 
     def _swallowed(self) -> Exception | None:
-        """Return the failure that was swallowed and that no attempt has made good."""
+        """Return the failure that was swallowed and that no later attempt has made up for."""
         if self._entered:
             return None if self.delay is None else self.error
         return self.errors[-1] if self.errors else None
@@ -207,7 +207,7 @@ class AsyncAttempt(_Bound[S]):
     def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
     ) -> Awaitable[bool]:
-        # Not async itself: the caller's place in its code is to be seen before anything is awaited.
+        # Not async itself: we must look at the caller's place in its code before anything is awaited.
         return self._exit(kind, error, traceback, _place())
 
     async def _exit(
@@ -228,13 +228,13 @@ class AsyncAttempt(_Bound[S]):
 
 
 def _place() -> Place:
-    frame = sys._getframe(2)  # of who leaves the attempt
+    frame = sys._getframe(2)  # the function that leaves the attempt
     return Place(frame, frame.f_lasti)
 
 
 @contextmanager
 def _between(attempt: Attempt) -> Generator[None, None, None]:
-    """Have an exception that ends the wait for the next attempt, such as a cancellation, tell of the failed one."""
+    """Note the failed attempt on an exception that ends the wait for the next one, such as a cancellation."""
     try:
         yield
     except BaseException as error:
@@ -269,18 +269,18 @@ async def _async_wait(policy: Retry, attempt: Attempt) -> None:
 
 
 class _Loop:
-    """A loop over attempts as a user has it: it says so if it is dropped before the attempts are over.
+    """The loop over attempts that a user writes. It reports when it is dropped before the attempts are over.
 
-    An attempt has swallowed its failure because the next iteration follows. But the iterator of that loop may be another
-    one: ``itertools.islice`` and ``zip`` can end without asking for the next attempt. Then the code goes on as after a
-    success, and no exception can stop it any more.
+    An attempt swallows its failure because the next iteration follows. But the `for` may iterate over something else:
+    ``itertools.islice`` and ``zip`` can end without asking for the next attempt. Then the code goes on as if the attempt
+    had succeeded, and no exception can stop it any more.
     """
 
     __slots__ = ("_attempt", "_attempts")
 
     def __init__(self, attempts: Any) -> None:
         self._attempts = attempts
-        self._attempt: _Bound[Any] | None = None  # the one that was handed out last
+        self._attempt: _Bound[Any] | None = None  # the last one handed out
 
     def __del__(self) -> None:
         frame = sys._getframe().f_back
@@ -295,9 +295,9 @@ class _Loop:
         if not attempt._entered and not quietly():
             return
         message = (
-            "a loop over attempts() was left although its last attempt had failed and no other one has succeeded: nothing "
-            f"of it is committed, yet the code goes on; the error was {describe(error)}; limit the attempts by "
-            "attempts(retry=Retry(...)) and not by islice(), zip() or break"
+            "a loop over attempts() was left although its last attempt had failed and no other has succeeded: none of its "
+            f"work is committed, yet the code goes on; the error was {describe(error)}; limit the attempts with "
+            "attempts(retry=Retry(...)), not with islice(), zip() or break"
         )
         logger.error(message, exc_info=error)
         warnings.warn(message, RuntimeWarning, stacklevel=3)
@@ -309,13 +309,13 @@ class SyncAttempts(_Loop, Iterator[SyncAttempt[S]]):
     __slots__ = ()
 
     def __next__(self) -> SyncAttempt[S]:
-        self._attempt = None  # what is raised from here on tells by itself that the work is not done
+        self._attempt = None  # from here on an exception says that the work is not done
         attempt: SyncAttempt[S] = next(self._attempts)
         self._attempt = attempt
         return attempt
 
     def close(self) -> None:
-        """End the loop before its attempts are over, as a generator's ``close()`` does."""
+        """End the loop before its attempts are over, like a generator's ``close()``."""
         self._end(lambda: sys.exception() is None)
         self._attempts.close()
 
@@ -332,13 +332,13 @@ class AsyncAttempts(_Loop, AsyncIterator[AsyncAttempt[S]]):
         return attempt
 
     async def aclose(self) -> None:
-        """End the loop before its attempts are over, as an async generator's ``aclose()`` does."""
+        """End the loop before its attempts are over, like an async generator's ``aclose()``."""
         self._end(lambda: sys.exception() is None)
         await self._attempts.aclose()
 
 
 def attempts(scope: RepeatableSync, policy: Retry, loops: bool = False) -> Generator[SyncAttempt[Any]]:
-    """Yield attempts until one has succeeded; wait in between, holding no connection."""
+    """Yield attempts until one has succeeded. Between them it waits and holds no connection."""
     if scope._joins():
         joined = SyncAttempt[Any](scope, None, loops)
         yield joined
@@ -359,7 +359,7 @@ def attempts(scope: RepeatableSync, policy: Retry, loops: bool = False) -> Gener
 async def async_attempts(
     scope: RepeatableAsync, policy: Retry, loops: bool = False
 ) -> AsyncGenerator[AsyncAttempt[Any]]:
-    """Yield attempts until one has succeeded; wait in between, holding no connection."""
+    """Yield attempts until one has succeeded. Between them it waits and holds no connection."""
     if scope._joins():
         joined = AsyncAttempt[Any](scope, None, loops)
         yield joined

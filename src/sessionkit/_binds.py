@@ -1,4 +1,4 @@
-"""What a factory may be bound to: an engine of its kind (sync or async), or a connection. Checked where it is given."""
+"""What a factory may be bound to: an engine of its kind (sync or async), or a connection. Checked when you pass it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _OURS = __name__.partition(".")[0]
 
 
 def check_binds(arguments: Mapping[str, Any], asynchronous: bool, where: str) -> None:
-    """Check ``bind`` and ``binds`` of a factory's arguments. None is no mistake: ``configure()`` may come later.
+    """Check ``bind`` and ``binds`` of a factory's arguments. None is fine: ``configure()`` may follow.
 
     Raises:
-        SyncAsyncMismatch: an engine or connection is async where a sync one belongs, or the other way round.
-        OptionError: something is no engine and no connection.
+        SyncAsyncMismatch: an engine or connection is async where a sync one is needed, or the other way round.
+        OptionError: something is neither an engine nor a connection.
     """
     bind, binds = arguments.get("bind"), arguments.get("binds")
     if bind is not None:
@@ -47,35 +47,35 @@ def _mistake(bind: Any, asynchronous: bool) -> tuple[type[SessionKitError], str,
     asyncio_part = sys.modules.get("sqlalchemy.ext.asyncio")
     of_asyncio = asyncio_part is not None and isinstance(bind, asyncio_part.AsyncEngine | asyncio_part.AsyncConnection)
     if of_asyncio:
-        remedy = "make the factory by async_sessionmaker(), or pass an engine of create_engine()"
+        remedy = "make the factory with async_sessionmaker(), or pass an engine from create_engine()"
         return None if asynchronous else (SyncAsyncMismatch, f"{bind!r}, which is async,", remedy)
     if asynchronous and isinstance(bind, Engine | Connection):
         return (
             SyncAsyncMismatch,
             f"{bind!r}, which is sync,",
-            "pass an engine of create_async_engine(), or make the factory by sessionmaker()",
+            "pass an engine from create_async_engine(), or make the factory with sessionmaker()",
         )
     make = "create_async_engine(url)" if asynchronous else "create_engine(url)"
     if isinstance(bind, str | URL):
-        # It is not quoted: there may be a password in it.
+        # Not quoted: it may hold a password.
         return OptionError, "a URL" if isinstance(bind, URL) else "a string", f"pass the engine that {make} makes"
     if isinstance(bind, orm.Session) or (asyncio_part is not None and isinstance(bind, asyncio_part.AsyncSession)):
-        return OptionError, f"the session {bind!r}", "pass the engine that it is bound to"
-    # By what it has and not by its class: tests of applications pass what only resembles an engine.
+        return OptionError, f"the session {bind!r}", "pass its engine"
+    # Look for an attribute instead of the class: tests of applications pass objects that only resemble an engine.
     if not hasattr(bind, "dialect"):
         return OptionError, f"{bind!r}", f"pass an engine, such as {make} makes"
     return None
 
 
 def refuse_unbound(session: Session) -> None:
-    """Refuse a session that has no engine, and no way of its own to find one: called when none was found.
+    """Refuse a session that has no engine and no way of its own to find one. Called when none was found.
 
-    Not before: a statement may name its engine itself, by ``bind_arguments``.
+    Not earlier: a statement may name its engine itself, with ``bind_arguments``.
 
     Raises:
-        ScopeError: it has neither ``bind`` nor ``binds``, and ``get_bind`` is SQLAlchemy's.
+        ScopeError: it has neither ``bind`` nor ``binds``, and its ``get_bind`` is SQLAlchemy's.
     """
-    # The mapping of binds= is public from SQLAlchemy 2.1 on.
+    # The mapping of binds= is public in SQLAlchemy 2.1 and later.
     if session.bind is not None or getattr(session, "binds", None) or getattr(session, "_Session__binds", None):
         return
     for kind in type(session).__mro__:

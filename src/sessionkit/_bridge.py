@@ -23,8 +23,8 @@ def over_async(
 ) -> Callable[Concatenate[AsyncSession, P], Coroutine[Any, Any, R]]:
     """Return the async twin of a function that works on a session.
 
-    The twin takes an ``AsyncSession`` in the place of the ``Session``, runs `fn` through ``run_sync``
-    and is otherwise the same: arguments, result, errors, SQL.
+    The twin takes an ``AsyncSession`` instead of the ``Session`` and runs `fn` through ``run_sync``. Everything else is
+    the same: arguments, result, errors, SQL.
     """
 
     @wraps(fn)
@@ -37,14 +37,14 @@ def over_async(
 
 
 async def to_completion(work: Awaitable[R]) -> tuple[R, asyncio.CancelledError | None]:
-    """Await `work` to its end, however often the awaiting task is cancelled meanwhile.
+    """Await `work` to its end, however often the awaiting task is cancelled in the meantime.
 
     Returns:
-        What `work` returned, and the first cancellation that arrived: the caller raises it when it has
-        done what must be done (a COMMIT that is cut in two leaves nobody knowing what happened).
+        What `work` returned, and the first cancellation that arrived. The caller raises it after it has done what must
+        be done: a COMMIT that is cut in two leaves its outcome unknown.
 
     Raises:
-        asyncio.CancelledError: the task was cancelled and `work` failed as well; ``__cause__`` is its error.
+        asyncio.CancelledError: the task was cancelled and `work` failed too; ``__cause__`` is its error.
         BaseException: what `work` raised.
     """
     task = asyncio.ensure_future(work)
@@ -64,16 +64,16 @@ async def to_completion(work: Awaitable[R]) -> tuple[R, asyncio.CancelledError |
             raise cancelled from error
         return task.result(), cancelled
     finally:
-        # The traceback of what is raised holds this frame: an error that this frame holds would live until a collection.
+        # The raised exception's traceback holds this frame: an error that the frame holds would live until a collection.
         del task, cancelled, error
 
 
 async def cut_once(work: Coroutine[Any, Any, R]) -> tuple[R, asyncio.CancelledError | None]:
-    """Await `work`, which the first cancellation of the awaiting task cuts and no further one: it cleans up undisturbed.
+    """Await `work`. The first cancellation of the awaiting task cuts it; later ones do not, so it cleans up undisturbed.
 
     Returns:
-        What `work` returned, and the cancellation that came too late for it: the caller gives back what it has, and
-        raises it.
+        What `work` returned, and the cancellation that came too late to cut it: the caller gives back what it got, and
+        raises the cancellation.
 
     Raises:
         asyncio.CancelledError: the task was cancelled, and `work` with it.
@@ -89,7 +89,7 @@ async def cut_once(work: Coroutine[Any, Any, R]) -> tuple[R, asyncio.CancelledEr
             if task.cancelled():
                 raise
             cancelled = cancellation
-        if not task.cancelling():  # a loop that is shut down cancels all tasks
+        if not task.cancelling():  # a loop that shuts down cancels all tasks
             task.cancel()
         await to_completion(asyncio.wait([task]))
         if task.cancelled():
@@ -105,7 +105,7 @@ def uncut(work: Callable[[], object]) -> None:
     """Call `work`, which awaits through the greenlet bridge, to its end, however often its task is cancelled meanwhile.
 
     Raises:
-        asyncio.CancelledError: the task was cancelled; `work` has done what it does.
+        asyncio.CancelledError: the task was cancelled; `work` has finished.
         BaseException: what `work` raised.
     """
     _, cancelled = await_only(to_completion(greenlet_spawn(work)))

@@ -1,4 +1,4 @@
-"""Where in the user's code something was called, for a warning. Knows nothing of ours."""
+"""Where user code called something, for a warning. Independent of the rest of sessionkit."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _OURS = ("sessionkit", "sqlalchemy")
 
 
 class CallSite(NamedTuple):
-    """A line of the user's, and what Python notes there of the warnings that it was given."""
+    """A line of user code, and Python's record of the warnings it has shown for it."""
 
     filename: str
     line: int
     registry: dict[Any, Any]
 
     def warn(self, message: str, category: type[Warning]) -> None:
-        """Warn there. Say the same text at every place: Python keeps each that differs."""
+        """Warn at this line. Use the same text for every line: Python keeps each text that differs."""
         warnings.warn_explicit(message, category, self.filename, self.line, registry=self.registry)
 
 
 def call_site() -> CallSite | None:
-    """Return the innermost line that is neither ours nor SQLAlchemy's; in async code that which awaits."""
+    """Return the innermost line outside sessionkit and SQLAlchemy; in async code, the line that awaits."""
     frame: FrameType | None = sys._getframe(1)
     greenlet: Any = None
     while frame is not None:
@@ -33,7 +33,7 @@ def call_site() -> CallSite | None:
             registry = frame.f_globals.setdefault("__warningregistry__", {})
             return CallSite(frame.f_code.co_filename, frame.f_lineno, registry)
         frame = frame.f_back
-        if frame is None and "greenlet" in sys.modules:  # in async code: go on with what waits for this greenlet
+        if frame is None and "greenlet" in sys.modules:  # in async code: the greenlet that waits for this one
             greenlet = (greenlet or sys.modules["greenlet"].getcurrent()).parent
             frame = None if greenlet is None else greenlet.gr_frame
     return None

@@ -1,7 +1,7 @@
-"""A copy of the database of an engine, to which the engine's connections are led.
+"""A copy of the database of an engine, to which the engine connects meanwhile.
 
-The engine stays what it is, with its listeners and options: only where it connects to is changed while the copy is
-there. So this holds for everything that goes through the engine, sessions or not.
+The engine keeps its listeners and options. Only its target changes, so everything that goes through the engine uses the
+copy, whether it uses sessions or not.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["DatabaseCopy", "copies", "engines_of"]
 
 copies: dict[Engine, DatabaseCopy] = {}
-"""The engines whose connections are led to a copy at this moment."""
+"""The engines that connect to a copy now."""
 
 
 class DatabaseCopy:
     """A copy of the database of an engine, and the engine's connections to it.
 
     Args:
-        engine: the user's, none that was derived from another.
+        engine: the user's engine, not a derived one.
         asked: what needs the copy, for messages.
         shared: a copy that is there already, of another engine on the same database; it is that one's to drop.
 
@@ -44,7 +44,7 @@ class DatabaseCopy:
     def __init__(self, engine: Engine, asked: str, shared: DatabaseCopy | None = None) -> None:
         template = _dialects.of(engine).template
         if template is None:
-            raise OptionError(f"{asked}, but sessionkit does not know how to copy the database of {engine!r}")
+            raise OptionError(f"{asked}, but sessionkit cannot copy {engine!r}; use mode='rollback'")
         self._engine = engine
         self._asked = asked
         self._template = template
@@ -56,9 +56,9 @@ class DatabaseCopy:
         if shared is None:
             if not self.asynchronous:
                 engine.dispose()  # idle connections to a database keep PostgreSQL from copying it
-            self._url = template.copy(engine.dialect, engine.url, self.say)
+            self._url = template.copy(engine.dialect, engine.url, self.execute)
         event.listen(engine, "do_connect", self._connect, insert=True)
-        self._pool = engine.pool  # dispose() puts another one into its place, with the same listeners
+        self._pool = engine.pool  # dispose() replaces it by another one with the same listeners
         event.listen(self._pool, "checkout", self._check)
         copies[engine] = self
 
@@ -82,54 +82,54 @@ class DatabaseCopy:
     def _check(self, *_: Any) -> None:
         if not self._led:
             raise OptionError(
-                f"{self._asked}, but {self._engine!r} connects by a function of its own (creator=), or had connections "
-                "already; leave creator= out, or have the engine disposed of before the test"
+                f"{self._asked}, but {self._engine!r} connects through its own function (creator=), or already had "
+                "connections; leave creator= out, or dispose of the engine before the test"
             )
 
     def renew(self) -> None:
-        """Have another copy."""
-        self._template.drop(self._engine.dialect, self._url, self.say)
-        self._url = self._template.copy(self._engine.dialect, self._engine.url, self.say)
+        """Switch to a fresh copy."""
+        self._template.drop(self._engine.dialect, self._url, self.execute)
+        self._url = self._template.copy(self._engine.dialect, self._engine.url, self.execute)
 
     def detach(self) -> None:
-        """Lead the engine's connections to the original again, and drop the copy."""
+        """Have the engine connect to the original again, and drop the copy."""
         copies.pop(self._engine, None)
         event.remove(self._engine, "do_connect", self._connect)
         event.remove(self._pool, "checkout", self._check)
         if self._shared is None:
-            self._template.drop(self._engine.dialect, self._url, self.say)
+            self._template.drop(self._engine.dialect, self._url, self.execute)
 
-    def say(self, url: URL, statement: str | Executable) -> Sequence[Any]:
+    def execute(self, url: URL, statement: str | Executable) -> Sequence[Any]:
         """Send a statement to a database, outside of transactions, and return the rows of its answer."""
         if not self.asynchronous:
             engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
             with engine.connect() as connection:
-                return _said(connection, statement)
-        # In a thread: the test's own event loop may be the one that runs here.
+                return _fetch(connection, statement)
+        # In a thread, because the test's own event loop may be running here.
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, _async_say(url, statement)).result()
+            return thread.submit(asyncio.run, _async_execute(url, statement)).result()
 
 
-async def _async_say(url: URL, statement: str | Executable) -> Sequence[Any]:
+async def _async_execute(url: URL, statement: str | Executable) -> Sequence[Any]:
     from sqlalchemy.ext.asyncio import create_async_engine
 
     engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
-        said = await connection.run_sync(_said, statement)
+        rows = await connection.run_sync(_fetch, statement)
     await engine.dispose()
-    return said
+    return rows
 
 
-def _said(connection: Connection, statement: str | Executable) -> Sequence[Any]:
+def _fetch(connection: Connection, statement: str | Executable) -> Sequence[Any]:
     result = connection.exec_driver_sql(statement) if isinstance(statement, str) else connection.execute(statement)
     return result.all() if result.returns_rows else []
 
 
 def engines_of(factories: Iterable[object]) -> list[Engine]:
-    """Return the engines that factories are bound to, each once, and none that was derived from another.
+    """Return the engines that factories are bound to, each once; a derived engine counts as the one it was derived from.
 
     Raises:
-        OptionError: something is no factory.
+        OptionError: an item is neither a factory nor an engine.
     """
     found: dict[Engine, None] = {}
     for given in factories:

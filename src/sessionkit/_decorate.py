@@ -1,7 +1,7 @@
-"""A scope as a decorator: a fresh scope for each call, and the session supplied.
+"""A scope as a decorator: each call gets a fresh scope and its session.
 
-Two forms. *First*: the function's first parameter receives the session and disappears from the caller's signature.
-*Keyword*: a parameter whose default is `INJECTED` receives it, unless the caller passes a session.
+There are two forms. *First*: the first parameter gets the session, and disappears from the signature that callers see.
+*Keyword*: a parameter whose default is `INJECTED` gets it, unless the caller passes a session.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Injected:
         return "INJECTED"
 
     def __reduce__(self) -> str:
-        return "INJECTED"  # a copy of it, as frameworks make of defaults, is itself
+        return "INJECTED"  # frameworks copy defaults, and a copy of it is itself
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -42,11 +42,11 @@ class _Injected:
 
 
 INJECTED: Any = _Injected()
-"""Default for the session parameter of a function that is decorated with a scope."""
+"""The default for the session parameter of a function that is decorated with a scope."""
 
 
 class Form(NamedTuple):
-    """How a decorated function takes its session."""
+    """How a decorated function receives its session."""
 
     keyword: str | None  # None: as its first argument
     position: int | None  # where the caller may pass it by position in the keyword form
@@ -61,7 +61,7 @@ class Form(NamedTuple):
         return kwargs.get(self.keyword, INJECTED)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call by name, the session left out."""
+        """Return the arguments of a call by name, without the session."""
         return bound(self.signature, args, kwargs, self.keyword)
 
     def session_first(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,7 +72,7 @@ class Form(NamedTuple):
 
         @functools.wraps(fn)
         def first(session: object, /, *args: Any, **kwargs: Any) -> Any:
-            if position is not None and len(args) > position:  # where INJECTED was passed
+            if position is not None and len(args) > position:  # the caller passed INJECTED by position
                 return fn(*args[:position], session, *args[position + 1 :], **kwargs)
             kwargs[keyword] = session
             return fn(*args, **kwargs)
@@ -97,7 +97,7 @@ def form_of(fn: Callable[..., Any], asynchronous: bool, asked: str) -> Form:
         if parameter.default is INJECTED:
             if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
                 raise ScopeError(
-                    f"{name} takes {parameter.name!r} by position only, where INJECTED cannot be put in its place; "
+                    f"{name} takes {parameter.name!r} by position only, so no scope can pass it by name; "
                     f"move it behind the `/`, or make it `*, {parameter.name}: Session = INJECTED`"
                 )
             by_position = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
@@ -122,11 +122,11 @@ def _name(fn: object) -> str:
 
 
 def _check(fn: Callable[..., Any], asynchronous: bool, does: str, hint: str, hint_for_class: str) -> None:
-    """Refuse what is no function, and a function that the scope would not surround.
+    """Refuse a value that is not a function, and a function that the scope would not surround.
 
     Raises:
         SyncAsyncMismatch: `fn` is async and the factory is not.
-        ScopeError: `fn` is no function, a class, or a generator function.
+        ScopeError: `fn` is not a function, or is a class or a generator function.
     """
     name = _name(fn)
     if not callable(fn):
@@ -136,16 +136,16 @@ def _check(fn: Callable[..., Any], asynchronous: bool, does: str, hint: str, hin
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
         with_ = "async with" if asynchronous else "with"
         raise ScopeError(
-            f"{name} is a generator function: its body runs while the caller iterates, so a scope around the call would "
-            f"have ended before; open the scope inside it instead: `{with_} Session.scope() as session: ... yield ...`"
+            f"{name} is a generator function: its body runs while the caller iterates, after a scope around the call has "
+            f"ended; open the scope inside it instead: `{with_} Session.scope() as session: ... yield ...`"
         )
     if inspect.iscoroutinefunction(fn) and not asynchronous:
-        raise SyncAsyncMismatch(f"{name} is async, but its scope is of a sync factory; use an async_sessionmaker")
+        raise SyncAsyncMismatch(f"{name} is async, but its scope belongs to a sync factory; use an async_sessionmaker")
 
 
 def _not_async(fn: object) -> SyncAsyncMismatch:
     return SyncAsyncMismatch(
-        f"{_name(fn)} is not async, but its scope is of an async factory; write `async def`, or use a sessionmaker"
+        f"{_name(fn)} is not async, but its scope belongs to an async factory; write `async def`, or use a sessionmaker"
     )
 
 
@@ -184,22 +184,22 @@ def wrap_async(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
 
 
 def run(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call ``fn(session, *args, **kwargs)`` in a sync scope, again where its policy says so; return what it returns.
+    """Call ``fn(session, *args, **kwargs)`` in a sync scope, retried if its policy says so; return what it returns.
 
     Raises:
         SyncAsyncMismatch: `fn` is async.
-        ScopeError: `fn` is no function, or a generator function.
+        ScopeError: `fn` is not a function, or is a generator function.
     """
     _check(fn, False, "run() calls", _TAKES, _TAKES)
     return _call(_around(scope, fn, args, kwargs), fn, args, kwargs)
 
 
 async def async_run(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Await ``fn(session, *args, **kwargs)`` in an async scope, again where its policy says so; return its result.
+    """Await ``fn(session, *args, **kwargs)`` in an async scope, retried if its policy says so; return its result.
 
     Raises:
         SyncAsyncMismatch: `fn` is not async.
-        ScopeError: `fn` is no function, or a generator function.
+        ScopeError: `fn` is not a function, or is a generator function.
     """
     _check(fn, True, "run() calls", _TAKES, _TAKES)
     entered = _around(scope, fn, args, kwargs)
@@ -215,7 +215,7 @@ def _around(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     return entered._called_with(bound(without_session(fn), args, kwargs)) if entered._request.asks else entered
 
 
-_TAKES = "pass a function that takes the session, and behind it that function's own arguments"
+_TAKES = "pass a function that takes the session, followed by the function's own arguments"
 
 
 def _awaited(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -246,12 +246,12 @@ async def _async_call(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...],
 
 
 def _settled(result: R, fn: Callable[..., Any]) -> R:
-    """Return what a sync function returned, unless it would only run when its scope is over."""
+    """Return what a sync function returned, unless that would only run after its scope has ended."""
     if hasattr(result, "__await__"):
         if inspect.iscoroutine(result):
             result.close()
         raise SyncAsyncMismatch(
-            f"{_name(fn)!r} returned an awaitable, but its scope is sync and would be over before that runs; use an "
+            f"{_name(fn)!r} returned an awaitable, but its scope is sync and would have ended before that runs; use an "
             "async_sessionmaker"
         )
     return result

@@ -1,4 +1,4 @@
-"""What a scope has to know of a factory: sync or async, its defaults, and how transactions on its engines begin."""
+"""What a scope needs to know about a factory: sync or async, its defaults, how transactions on its engines begin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class FactoryInfo:
-    """A factory as its scopes see it, one record per factory. It does not keep the factory alive."""
+    """A factory as its scopes see it. There is one record per factory, and it does not keep the factory alive."""
 
     __slots__ = ("_beginnings", "asynchronous", "defaults", "heats", "plain", "readers", "warns", "with_markers")
 
@@ -32,11 +32,11 @@ class FactoryInfo:
         self.asynchronous = asynchronous
         self.defaults = defaults or Request()
         self.readers = readers
-        self.heats: dict[str, Heat] = {}  # of functions whose units keep conflicting
-        self.warns = True  # of locking reads that hand back what had been loaded before
-        self.plain: dict[Engine, Beginning] = {}  # of scopes that ask for nothing
+        self.heats: dict[str, Heat] = {}  # by function: those whose units keep conflicting
+        self.warns = True  # about locking reads that return an object with the values loaded before
+        self.plain: dict[Engine, Beginning] = {}  # for scopes without a preset
         self._beginnings: dict[Preset, dict[Engine, Beginning]] = {NOTHING_ASKED: self.plain}
-        self.with_markers: set[Engine] = set()  # in whose databases the table of the commit markers was seen
+        self.with_markers: set[Engine] = set()  # those whose databases are known to have the commit marker's table
 
     def beginnings(self, preset: Preset) -> dict[Engine, Beginning]:
         """Return how transactions with `preset` begin on the engines that have been used with it."""
@@ -44,10 +44,10 @@ class FactoryInfo:
 
     @classmethod
     def of(cls, factory: Any, asked: str) -> FactoryInfo:
-        """Return the record of a factory, also of a plain SQLAlchemy one.
+        """Return the record of a factory, which may be one of plain SQLAlchemy.
 
         Raises:
-            ScopeError: it is no factory.
+            ScopeError: it is not a factory.
         """
         own = getattr(factory, "_sessionkit_info", None)
         if isinstance(own, FactoryInfo):
@@ -68,7 +68,7 @@ class FactoryInfo:
 def _not_a_factory(given: object, asked: str, asyncio_part: Any) -> str:
     if isinstance(given, orm.Session) or (asyncio_part is not None and isinstance(given, asyncio_part.AsyncSession)):
         return (
-            f"{asked} takes a factory, because a scope makes the session that it closes, but got the session {given!r}; "
+            f"{asked} takes a factory, because a scope makes and closes its own session, but got the session {given!r}; "
             "pass the sessionmaker that made it"
         )
     if hasattr(given, "connect") and hasattr(given, "dialect"):

@@ -1,7 +1,7 @@
-"""Which tables of a SELECT can be locked: pure, on SQLAlchemy's constructs alone.
+"""Which tables of a SELECT can be locked. Pure: it looks at SQLAlchemy's constructs only.
 
-A database refuses to lock a row that may not be there (the nullable side of an outer join, as an eager load makes one),
-and one that is no row of a table (of a subquery with groups, say).
+A database refuses to lock a row that may not exist (on the nullable side of an outer join, such as an eager load makes).
+It also refuses a row that does not come from a table (of a subquery with groups, say).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def tables_of(entity: Any) -> list[FromClause]:
-    """Return the tables of an entity, or nothing where it is not made of tables alone."""
+    """Return the tables of an entity, or an empty list if it is made of anything but tables."""
     if isinstance(entity, Mapper):
         return [table for table in entity.tables if isinstance(table, Table)]
     if isinstance(entity, AliasedInsp):
@@ -31,9 +31,9 @@ def tables_of(entity: Any) -> list[FromClause]:
 
 
 def alone(statement: Select[Any]) -> list[FromClause] | None:
-    """Return the tables of a statement that selects one class and joins nothing to it; None of any other.
+    """Return the tables of a statement that selects one class and joins nothing to it; None for any other statement.
 
-    What `nullable` would find out by compiling the statement costs more than to send it. So this is kept for each mapper.
+    The answer is kept for each mapper: `nullable` would have to compile the statement, which costs more than sending it.
     """
     if statement._setup_joins or statement._from_obj or statement._with_options or len(statement._raw_columns) != 1:
         return None
@@ -52,16 +52,16 @@ def alone(statement: Select[Any]) -> list[FromClause] | None:
 
 
 _joins_nothing: WeakKeyDictionary[Mapper[Any], bool] = WeakKeyDictionary()
-"""Of each class whether a SELECT of it reads its own tables alone: no eager joins, no tables of subclasses."""
+"""For each class, whether a SELECT of it reads only its own tables: no eager joins, no tables of subclasses."""
 
 
 def nullable(statement: Select[Any]) -> set[FromClause]:
-    """Return what stands on the nullable side of an outer join in a statement."""
+    """Return the tables on the nullable side of an outer join in a statement."""
     return {each for each, outer in _leaves(statement.get_final_froms(), False) if outer}
 
 
 def certain(statement: Select[Any]) -> set[FromClause]:
-    """Return what each row of a statement has a row of."""
+    """Return the tables that have a row for each row of a statement."""
     return {each for each, outer in _leaves(statement.get_final_froms(), False) if not outer}
 
 

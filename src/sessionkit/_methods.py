@@ -1,4 +1,4 @@
-"""`scope`, `run` and `attempts`, which every factory and every scoped session of sessionkit has. Sync and async side by side."""
+"""`scope`, `run` and `attempts` of every factory and scoped session of sessionkit, sync and async side by side."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ScopeMethods(Generic[S]):
     def scope(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Open a scope: ``with Session.scope() as session``, or as a decorator, bare or with options.
 
-        The same as ``session_scope(Session, ...)``; see `session_scope` for the promise, the options and the SQL.
+        Does the same as ``session_scope(Session, ...)``; see `session_scope` for the promise, the options and the SQL.
         """
         made = session_scope(self, **options)  # type: ignore[call-overload]
         return made if fn is None else made(fn)
@@ -40,13 +40,13 @@ class ScopeMethods(Generic[S]):
     def run(self, fn: Callable[Concatenate[S, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call ``fn(session, *args, **kwargs)`` in a scope and return what it returns.
 
-        ``Session.run(fn, 7)`` does what ``fn`` decorated with ``@Session.scope`` does when it is called with 7, retried as
-        that is; for lambdas, and for functions that you cannot decorate. ``Session.scope(retry=5).run(fn, 7)`` takes
-        options.
+        ``Session.run(fn, 7)`` is what calling ``fn(7)`` would be if ``fn`` were decorated with ``@Session.scope``, retries
+        included. Use it for lambdas, and for functions that you cannot decorate. To pass options, write
+        ``Session.scope(retry=5).run(fn, 7)``.
 
         Raises:
             SyncAsyncMismatch: `fn` is async.
-            ScopeError: `fn` is no function, or a generator function.
+            ScopeError: `fn` is not a function, or is a generator function.
         """
         scope: Any = session_scope(self)  # type: ignore[call-overload]
         result: R = scope.run(fn, *args, **kwargs)
@@ -56,10 +56,10 @@ class ScopeMethods(Generic[S]):
         """Run a ``with`` body again until it has succeeded.
 
         ``for attempt in Session.attempts(): with attempt as session: ...``. Each attempt is a new session and a new
-        transaction, and COMMIT is a part of it. Let the ``with`` be the last statement in the body of the ``for``:
-        where anything else could follow, an attempt that fails raises its error instead of being run again. A loop that
-        is left while a failed attempt waits for the next one (``itertools.islice``, ``zip``, ``break``) says so: an
-        error in the log ``"sessionkit"`` and a ``RuntimeWarning``.
+        transaction, and its COMMIT is part of it. Make the ``with`` the last statement in the body of the ``for``:
+        if anything else could follow, a failed attempt raises its error instead of running again. If you leave the loop
+        while a failed attempt waits for the next one (``itertools.islice``, ``zip``, ``break``), it logs an error to
+        ``"sessionkit"`` and warns with a ``RuntimeWarning``.
 
         Args:
             options: those of `session_scope`; `retry` defaults to the factory's, else to ``Retry()``.
@@ -68,7 +68,7 @@ class ScopeMethods(Generic[S]):
             Attempts, with ``number``, ``error``, ``errors`` and ``delay`` (see `retry.Attempt`).
 
         Raises:
-            OptionError: a scope of this factory is open here, and is not itself retried.
+            OptionError: a scope of this factory is open here, and it is not retried.
         """
         scope: Any = session_scope(self, **options)  # type: ignore[call-overload]
         return SyncAttempts(attempts(scope, scope._policy() or Retry()))
@@ -88,7 +88,7 @@ class AsyncScopeMethods(Generic[S]):
     def scope(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Open a scope: ``async with Session.scope() as session``, or as a decorator, bare or with options.
 
-        The same as ``session_scope(Session, ...)``; see `session_scope` for the promise, the options and the SQL.
+        Does the same as ``session_scope(Session, ...)``; see `session_scope` for the promise, the options and the SQL.
         """
         made = session_scope(self, **options)  # type: ignore[call-overload]
         return made if fn is None else made(fn)
@@ -96,11 +96,11 @@ class AsyncScopeMethods(Generic[S]):
     async def run(self, fn: Callable[Concatenate[S, P], Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Await ``fn(session, *args, **kwargs)`` in a scope and return its result.
 
-        The same as the sync factory's `run`, with an async function, or with a lambda that returns what can be awaited.
+        Like the sync factory's `run`, with an async function, or with a lambda that returns an awaitable.
 
         Raises:
             SyncAsyncMismatch: `fn` is not async.
-            ScopeError: `fn` is no function, or a generator function.
+            ScopeError: `fn` is not a function, or is a generator function.
         """
         scope: Any = session_scope(self)  # type: ignore[call-overload]
         result: R = await scope.run(fn, *args, **kwargs)
@@ -109,7 +109,7 @@ class AsyncScopeMethods(Generic[S]):
     def attempts(self, **options: Unpack[Options]) -> AsyncIterator[AsyncAttempt[S]]:
         """Run an ``async with`` body again until it has succeeded.
 
-        ``async for attempt in Session.attempts(): async with attempt as session: ...``; the rest is as for the sync
+        ``async for attempt in Session.attempts(): async with attempt as session: ...``; otherwise like the sync
         factory's `attempts`.
         """
         scope: Any = session_scope(self, **options)  # type: ignore[call-overload]

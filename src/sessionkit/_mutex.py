@@ -1,4 +1,4 @@
-"""Which mutex is meant, and how long to wait for a lock: from what a user writes to what the database is told. Pure."""
+"""Which mutex is meant, and how long to wait for a lock: turns what you write into what the database gets. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def mutex_text(value: object) -> str:
     """Return the text of a mutex key, the same in every process; see `mutex_key`.
 
     Raises:
-        OptionError: the value is of a type that has none.
+        OptionError: a value of this type has no such text.
     """
     if isinstance(value, tuple):
         return f"t{len(value)}({' '.join(map(mutex_text, value))})"
@@ -21,7 +21,7 @@ def mutex_text(value: object) -> str:
     try:
         return f"{kind}{len(text.encode())}:{text}"
     except UnicodeEncodeError:
-        raise OptionError(f"mutex={value!r} was asked for; a string with lone surrogates has no bytes") from None
+        raise OptionError(f"mutex={value!r} was asked for, but a string with lone surrogates has no bytes") from None
 
 
 def _scalar(value: Any) -> tuple[str, str]:
@@ -34,29 +34,29 @@ def _scalar(value: Any) -> tuple[str, str]:
     if isinstance(value, UUID):
         return "u", str(value)
     raise OptionError(
-        f"mutex={value!r} was asked for, but a {type(value).__name__} has no text that is the same in every process; a key "
-        "is a str, int, bytes or UUID, or a tuple of these"
+        f"mutex={value!r} was asked for, but a {type(value).__name__} has no text that is the same in every process; use a "
+        "str, int, bytes or UUID, or a tuple of these"
     )
 
 
 def mutex_key(value: Any) -> int:
     """Return the number under which a mutex is held, for other programs that want to hold it too.
 
-    On PostgreSQL it is the one of ``pg_advisory_xact_lock(bigint)``. It is the same in every process, on every machine and
-    in every release: the first 8 bytes, as a signed integer with the most significant byte first, of SHA-256 of the UTF-8
+    On PostgreSQL it is the argument of ``pg_advisory_xact_lock(bigint)``. It is the same in every process, on every
+    machine and in every release: the first 8 bytes, read as a signed big-endian integer, of the SHA-256 of the UTF-8
     bytes of this text:
 
-    - ``str``: ``s``, how many UTF-8 bytes it has, ``:``, and itself: ``s7:billing``
-    - ``int``: ``i``, how many characters, ``:``, and its decimal digits, with ``-`` if it is below zero: ``i2:42``
-    - ``bytes``: ``b``, how many digits, ``:``, and its hexadecimal digits in lower case: ``b4:00ff``
+    - ``str``: ``s``, its length in UTF-8 bytes, ``:``, and the string: ``s7:billing``
+    - ``int``: ``i``, the number of characters, ``:``, and its decimal digits, with ``-`` if it is negative: ``i2:42``
+    - ``bytes``: ``b``, the number of digits, ``:``, and its hexadecimal digits in lower case: ``b4:00ff``
     - ``UUID``: ``u36:`` and its usual form in lower case
-    - a tuple: ``t``, how many elements, and their texts in brackets with a blank in between: ``t2(s7:billing i2:42)``
+    - a tuple: ``t``, its length, and the texts of its elements in brackets, separated by a space: ``t2(s7:billing i2:42)``
 
     Args:
-        value: what ``mutex=`` was given.
+        value: the value of ``mutex=``.
 
     Raises:
-        OptionError: the value is of another type; a ``bool`` is one.
+        OptionError: the value has another type; ``bool`` counts as one.
 
     Emits no SQL.
     """
@@ -64,10 +64,10 @@ def mutex_key(value: Any) -> int:
 
 
 def seconds_of(wait: object, given: str) -> float | None:
-    """Return how long to wait: None for ever, 0 not at all, else seconds.
+    """Return how long to wait, in seconds: None means for ever, 0 not at all.
 
     Raises:
-        OptionError: it is no time.
+        OptionError: it is not a time.
     """
     if wait is True:
         return None

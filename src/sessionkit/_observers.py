@@ -1,7 +1,7 @@
-"""Who is told of scopes: nobody, until an integration asks for it.
+"""Observers of scopes. Until an integration adds one, the list is empty.
 
-An observer is told of each entry into a scope, and what it then returns of the end of that entry; so whoever was told of
-the beginning is told of the end, whatever is switched on or off in between. It looks on: its errors are logged.
+An observer learns of each entry into a scope. What it returns learns of the end of that entry: so an observer that saw the
+beginning sees the end, whatever is switched on or off in between. It only watches: its errors are logged.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ class Observation(Protocol):
     """What an observer has begun for one entry."""
 
     def left(self, error: BaseException | None, /) -> None:
-        """Take note of the end: the transaction, if the entry had begun it, is settled, its hooks have not run yet.
+        """Note the end. If the entry began the transaction, that has ended; its hooks have not run yet.
 
         Args:
-            error: what leaves the scope; None if nothing does.
+            error: the exception that leaves the scope, or None.
         """
 
 
 class Observer(Protocol):
-    """What looks on. Called in the context of the code that enters and leaves the scope, sync or async."""
+    """Watches scopes. Called in the context of the code that enters and leaves the scope, sync or async."""
 
     def entered(self, entry: Entry, /) -> Observation | None:
-        """Take note of an entry, which is not ambient yet."""
+        """Note an entry, which is not ambient yet."""
 
     def retried(self, name: str | None, attempt: Attempt, /) -> None:
-        """Take note of an attempt that has failed and is followed by another one, after ``attempt.delay``."""
+        """Note an attempt that has failed and is followed by another one, after ``attempt.delay``."""
 
 
 observers: list[Observer] = []
-"""Those that are told. Changed in its place: the rooms that tell have it by this name, and ask only whether it is empty."""
+"""The observers. Changed in place: the modules that notify them import this list, and only ask whether it is empty."""
 
 
 def tell_entered(entry: Entry) -> tuple[Observation, ...]:
-    """Tell of an entry; return whom to tell of its end."""
-    told: list[Observation] = []
+    """Notify the observers of an entry; return the observations to notify of its end."""
+    watching: list[Observation] = []
     for observer in tuple(observers):
         try:
             observation = observer.entered(entry)
@@ -51,14 +51,14 @@ def tell_entered(entry: Entry) -> tuple[Observation, ...]:
             logger.exception("%r failed as a scope was entered", observer)
         else:
             if observation is not None:
-                told.append(observation)
-    return tuple(told)
+                watching.append(observation)
+    return tuple(watching)
 
 
 def tell_left(entry: Entry, error: BaseException | None) -> None:
-    """Tell of the end of an entry, the last that was told of its beginning first."""
-    told, entry.observations = entry.observations, ()
-    for observation in reversed(told):
+    """Notify the observations of the end of an entry, the last one first."""
+    watching, entry.observations = entry.observations, ()
+    for observation in reversed(watching):
         try:
             observation.left(error)
         except Exception:
@@ -66,7 +66,7 @@ def tell_left(entry: Entry, error: BaseException | None) -> None:
 
 
 def tell_retried(name: str | None, attempt: Attempt) -> None:
-    """Tell of an attempt that is followed by another one."""
+    """Notify the observers of an attempt that is followed by another one."""
     for observer in tuple(observers):
         try:
             observer.retried(name, attempt)

@@ -1,6 +1,6 @@
-"""What a scope does when it is entered, decided before anything is done.
+"""Decides what entering a scope does, before anything is done.
 
-Pure: a request and what already runs go in, a step or an error comes out. Sync and async scopes obey the same answer.
+Pure: it takes the request and the unit that is open, and returns a step or raises. Sync and async scopes obey it alike.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ class Options(TypedDict, total=False):
 MutexKey = str | int | bytes | UUID | tuple[Any, ...]
 
 VerifyCommit = bool | Callable[[Any], bool | Awaitable[bool | None] | None]
-"""True: by the commit marker. A function: it gets a new session and answers committed (True), not (False), or None."""
+"""True: with the commit marker. A function: it gets a new session and returns True (committed), False (not) or None."""
 
 
 class Step(enum.Enum):
     """What entering a scope does to the database."""
 
     OPEN = "begin a transaction on a new session"
-    JOIN = "take part in the transaction that runs"
-    SAVEPOINT = "set a savepoint in the transaction that runs"
-    JOIN_READ_ONLY = "take part, with the database refusing writes until the scope ends"
+    JOIN = "join the transaction that is open"
+    SAVEPOINT = "set a savepoint in the transaction that is open"
+    JOIN_READ_ONLY = "join, with the database refusing writes until the scope ends"
     SAVEPOINT_READ_ONLY = "set a savepoint, with the database refusing writes until the scope ends"
 
 
@@ -77,18 +77,19 @@ class Request:
     manual_commit: ManualCommit = "refuse"
     no_rollback_for: tuple[type[BaseException], ...] = ()
     mutex: Any = None  # a key, or a function that returns one
-    mutex_wait: float | None = None  # in seconds; None: as long as it takes
-    # What was written on the scope itself: where it joins, a default accepts what runs, and what was asked for does not.
+    mutex_wait: float | None = None  # in seconds; None: without limit
+    # What was written on the scope itself. When a scope joins, the open transaction may differ from its factory's defaults,
+    # but not from these.
     given: frozenset[str] = frozenset()
     given_preset: Preset = NOTHING_ASKED
-    # Whether retry was asked for on the scope itself, and whether a unit needs a feature for what was asked: kept, since
-    # every entry asks.
+    # Whether retry was asked for on the scope itself, and whether these options need a feature: computed once, since every
+    # entry asks.
     retry_given: bool = field(init=False, default=False, compare=False)
     special: bool = field(init=False, default=False, compare=False)
     asks: bool = field(init=False, default=False, compare=False)  # options are functions of a call's arguments
 
     def __post_init__(self) -> None:
-        """Find out what every entry asks."""
+        """Compute what every entry asks."""
         special = self.verify_commit or self.commit_timeout or self.schemas or self.manual_commit != "refuse"
         special = special or self.mutex is not None
         object.__setattr__(self, "asks", callable(self.mutex))
@@ -96,11 +97,11 @@ class Request:
         object.__setattr__(self, "special", bool(special))
 
     def but(self, options: Options | dict[str, Any], where: str, *, defaults: bool = False) -> Request:
-        """Return this request with `options` put over it.
+        """Return this request, overridden by `options`.
 
         Raises:
             UnknownOptionError: there is no such option.
-            OptionError: an option has a value that cannot be honoured, or does not go with the others.
+            OptionError: an option has a value that cannot be honoured, or does not fit the others.
         """
         if not options:
             return self
@@ -201,7 +202,7 @@ def _preset(base: Preset, options: Options | dict[str, Any], where: str) -> Pres
 
 
 class Running(Protocol):
-    """A unit of work that runs; its ``str()`` is what a message calls it."""
+    """A unit of work that is open; messages call it by its ``str()``."""
 
     @property
     def preset(self) -> Preset: ...
@@ -220,11 +221,11 @@ def plan(running: Running | None, request: Request) -> Step:
 
     Args:
         running: the unit of the same factory that is open here, or None.
-        request: the options of the scope that is entered.
+        request: the options of the scope to enter.
 
     Raises:
         ScopeError: the propagation does not allow it.
-        OptionError: what runs is not what was asked for.
+        OptionError: the open unit does not satisfy the options.
     """
     propagation = request.propagation
     if running is None:
@@ -266,13 +267,13 @@ def _no_retry(running: Running, propagation: str) -> str:
 
 def _check_commit(runs: Request, asked: Request, running: Running) -> None:
     if "verify_commit" in asked.given and asked.verify_commit and not runs.verify_commit:
-        raise OptionError(f"verify_commit= was asked for, but {running}, whose COMMIT it is, runs without; {_WAY_OUT}")
+        raise OptionError(f"verify_commit= was asked for, but {running} sends COMMIT and runs without it; {_WAY_OUT}")
     wanted = asked.commit_timeout if "commit_timeout" in asked.given else None
     has = runs.commit_timeout
     if wanted is not None and (has is None or has > wanted):
         found = "none of its own" if has is None else f"{has} s"
         raise OptionError(
-            f"commit_timeout={wanted} s was asked for, but {running}, whose COMMIT it is, runs with {found}; {_WAY_OUT}"
+            f"commit_timeout={wanted} s was asked for, but {running} sends COMMIT and runs with {found}; {_WAY_OUT}"
         )
 
 
@@ -288,10 +289,10 @@ _WAY_OUT = "ask for it on the outermost scope, or for propagation='new'"
 
 
 def check_joined(running: Running, asked: Preset) -> None:
-    """Make sure that a transaction that runs is what a scope that joins it asked for.
+    """Check that an open transaction satisfies what a scope that joins it asked for.
 
     Raises:
-        OptionError: it is not; the message has both values.
+        OptionError: it does not; the message has both values.
     """
     if asked.isolation is not None and running.level.strength < asked.isolation.strength:
         raise OptionError(
@@ -301,7 +302,7 @@ def check_joined(running: Running, asked: Preset) -> None:
     if asked.read_only is False and running.read_only:
         raise OptionError(f"read_only=False was asked for, but {running} already runs read-only; {_WAY_OUT}")
     if asked.deferrable and not has.deferrable:
-        raise OptionError(f"deferrable=True was asked for, but {running} already runs, not deferrable; {_WAY_OUT}")
+        raise OptionError(f"deferrable=True was asked for, but {running} already runs without it; {_WAY_OUT}")
     for name in ("statement_timeout", "lock_timeout", "idle_timeout"):
         wanted, runs = getattr(asked, name), getattr(has, name)
         if wanted is not None and (runs is None or runs > wanted):
@@ -313,12 +314,12 @@ def plan_passed(running: Running | None, request: Request) -> Step:
     """Decide what a decorated function does with a session that its caller passed in.
 
     Args:
-        running: the unit of the session, or None if no scope owns it.
+        running: the unit that owns the session, or None if no scope does.
         request: the options of the function's scope.
 
     Raises:
         ScopeError: the propagation asks for a transaction of its own.
-        OptionError: the session's transaction is not what was asked for.
+        OptionError: the session's transaction does not satisfy the options.
     """
     if request.propagation in ("new", "forbid"):
         raise ScopeError(
@@ -329,29 +330,27 @@ def plan_passed(running: Running | None, request: Request) -> Step:
         return plan(running, request)
     if request.retry_given:
         raise OptionError(
-            "retry= was asked for, but a session was passed in: its transaction is the caller's, and a part of it "
-            "cannot be "
-            "retried; leave the session out, or have the caller's unit retried"
+            "retry= was asked for, but a session was passed in: its transaction is the caller's, and a part of it cannot "
+            "be retried; leave the session out, or retry the caller's unit"
         )
     if request.given & {"verify_commit", "commit_timeout"} and (request.verify_commit or request.commit_timeout):
         raise OptionError(
             "verify_commit= or commit_timeout= was asked for, but a session was passed in, and its COMMIT is the "
-            "caller's; "
-            "leave the session out"
+            "caller's; leave the session out"
         )
     if "mutex" in request.given and request.mutex is not None:
         raise OptionError(
-            "mutex= was asked for, but a session was passed in that belongs to no scope, and when its transaction ends is not "
-            "known; leave the session out, or pass that of a scope"
+            "mutex= was asked for, but a session was passed in that belongs to no scope, so when its transaction ends is not "
+            "known; leave the session out, or pass one from a scope"
         )
     if SCHEMAS in request.given and request.schemas is not None:
         raise OptionError(
             f"{SCHEMAS}= was asked for, but a session was passed in that belongs to no scope, and its transaction may "
-            "have begun otherwise; leave the session out, or pass that of a scope with this map"
+            "have begun otherwise; leave the session out, or pass one from a scope with this map"
         )
     if request.given_preset != NOTHING_ASKED:
         raise OptionError(
             f"{request.given_preset} was asked for, but the session that was passed in belongs to no scope, and its "
-            "transaction may have begun otherwise; leave the session out, or pass that of a scope with these options"
+            "transaction may have begun otherwise; leave the session out, or pass one from a scope with these options"
         )
     return Step.SAVEPOINT if request.propagation == "savepoint" else Step.JOIN

@@ -1,7 +1,7 @@
-"""Tenants by schema: what a unit's tables are called, changed on its connections for as long as it lasts.
+"""Tenants by schema: a unit's tables get other schema names, set on its connections for as long as it lasts.
 
-Not by an engine per map, as with a preset: there may be thousands of tenants, and a factory would keep an engine for
-each of them.
+Presets derive an engine for each combination of options, but there may be thousands of tenants, and a factory would keep
+an engine for each of them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 OPTION = "schema_translate_map"
 
 Schemas = tuple[tuple[str | None, str | None], ...]
-"""The pairs of a map, so that it cannot change and can be compared."""
+"""The pairs of a map: they cannot change, and can be compared."""
 
 
 def as_schemas(given: object, where: str) -> Schemas | None:
     """Return a ``schema_translate_map`` as its pairs.
 
     Raises:
-        OptionError: it is no mapping from schema names to schema names.
+        OptionError: it is not a mapping from schema names to schema names.
     """
     if given is None:
         return None
@@ -37,17 +37,17 @@ def as_schemas(given: object, where: str) -> Schemas | None:
             '{None: "tenant_1"}, or None'
         )
     for name in (*given, *given.values()):
-        # SQLAlchemy takes "" for the default schema: a tenant whose name was lost would write among everybody's rows.
+        # SQLAlchemy takes "" for the default schema: a tenant whose name got lost would write into everybody's rows.
         if name is not None and (not isinstance(name, str) or not name):
             raise OptionError(
-                f"{OPTION}={given!r} was given to {where}; {name!r} in it is no name of a schema: those are strings that are "
-                "not empty, and None for tables without one"
+                f"{OPTION}={given!r} was given to {where}, but {name!r} in it is not the name of a schema; use strings that "
+                "are not empty, and None for tables without a schema"
             )
     return tuple(sorted(given.items(), key=repr))
 
 
 def translate(session: Session, schemas: Schemas) -> None:
-    """Have whatever `session` sends name its tables' schemas as `schemas` says, flushes included."""
+    """Make everything that `session` sends, flushes included, use the schema names in `schemas`."""
     wanted = dict(schemas)
     before: list[tuple[Connection, Any]] = []
 
@@ -57,7 +57,7 @@ def translate(session: Session, schemas: Schemas) -> None:
             connection.execution_options(**{OPTION: wanted})
 
     def on_end(_session: Session, transaction: SessionTransaction) -> None:
-        # A connection that is the user's own, to which the session is bound, is as it was afterwards.
+        # The session may be bound to a user's own connection: leave it as it was before.
         while transaction.parent is None and before:
             connection, had = before.pop()
             connection.execution_options(**{OPTION: had})
@@ -67,5 +67,5 @@ def translate(session: Session, schemas: Schemas) -> None:
 
 
 def own_schemas(connection: Connection) -> dict[str, Any]:
-    """Return the execution options under which a statement goes by the engine's map, whatever its unit asked for."""
+    """Return the execution options that make a statement use the engine's own map, whatever its unit asked for."""
     return {OPTION: connection.engine.get_execution_options().get(OPTION)}

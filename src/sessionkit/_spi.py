@@ -1,4 +1,4 @@
-"""What the integrations and the command line use from inside: the one door that they have, and no promise to others."""
+"""The private parts that the integrations and the command line may use. No promise to anybody else."""
 
 from __future__ import annotations
 

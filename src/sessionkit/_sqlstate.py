@@ -1,6 +1,6 @@
-"""From a driver's error to its code, and from the code to what it means. Tables; imports nothing of ours.
+"""Tables: which code a driver's error carries, and what the code means. Imports nothing of sessionkit's.
 
-The code decides, never the message (it is translated) nor the class (40001 is an OperationalError with psycopg and a
+The code decides, never the message (it is translated) and never the class (40001 is an OperationalError with psycopg and a
 bare DBAPIError with asyncpg). Sources: PostgreSQL manual, appendix A; https://www.sqlite.org/rescode.html; MySQL and
 MariaDB error references; https://www.cockroachlabs.com/docs/stable/transaction-retry-error-reference.
 """
@@ -14,9 +14,9 @@ class Meaning(NamedTuple):
     """What an error code means for the unit of work in which it happened.
 
     Attributes:
-        kind: the name of the condition, PostgreSQL's where it has one.
-        retryable: running the whole unit again can succeed, and needs no decision of the application.
-        ambiguous: as the answer to COMMIT it does not tell whether the transaction was committed.
+        kind: the name of the condition; PostgreSQL's name if it has one.
+        retryable: running the whole unit again can succeed, without a decision by the application.
+        ambiguous: if this is the answer to COMMIT, the transaction may or may not have been committed.
     """
 
     kind: str
@@ -29,8 +29,8 @@ STALE_VERSION = Meaning("stale_version", retryable=True)
 CONNECTION_LOST = Meaning("connection_lost", retryable=True, ambiguous=True)
 CANNOT_CONNECT = Meaning("cannot_connect", retryable=True)
 NO_PRIMARY = Meaning("read_only_sql_transaction", retryable=True)
-"""A server refused to write, and its connection was dropped for that: the next one may lead to another server."""
-NOT_LOCKED = Meaning("lock_not_available")  # the user asked to be told
+"""A server refused to write and its connection was dropped because of it: the next one may lead to another server."""
+NOT_LOCKED = Meaning("lock_not_available")  # the user asked not to wait
 
 SQLSTATE = {
     "40001": Meaning("serialization_failure", retryable=True),  # also on a hot standby; at COMMIT a definite abort
@@ -55,7 +55,7 @@ SQLSTATE = {
     "53200": Meaning("out_of_memory"),
     "53400": Meaning("configuration_limit_exceeded"),
 }
-"""By SQLSTATE; `SQLSTATE_CLASS` serves the others."""
+"""By SQLSTATE; for all others see `SQLSTATE_CLASS`."""
 
 SQLSTATE_CLASS = {
     "08": CONNECTION_LOST,
@@ -68,7 +68,7 @@ SQLSTATE_CLASS = {
 
 SQLITE = {
     5: Meaning("busy", retryable=True),  # also BUSY_RECOVERY 261, BUSY_TIMEOUT 773
-    517: Meaning("busy_snapshot", retryable=True),  # waiting cannot help, a new transaction does
+    517: Meaning("busy_snapshot", retryable=True),  # waiting cannot help, but a new transaction does
     6: Meaning("locked", retryable=True),  # also LOCKED_SHAREDCACHE 262
     7: Meaning("out_of_memory"),
     8: Meaning("read_only_sql_transaction"),
@@ -86,7 +86,7 @@ SQLITE = {
     2579: Meaning("unique_violation"),
     26: Meaning("not_a_database"),
 }
-"""By extended result code; the primary code, its lowest byte, serves the others."""
+"""By extended result code; for all others look up the primary code, which is the lowest byte."""
 
 MYSQL = {
     1213: Meaning("deadlock_detected", retryable=True),
@@ -122,25 +122,25 @@ KINDS = frozenset(
         CANNOT_CONNECT,
     )
 )
-"""All that `errors.classify` can say."""
+"""Every kind that `errors.classify` can return."""
 
 _MYSQL_DRIVERS = frozenset({"pymysql", "MySQLdb", "mysql", "asyncmy", "aiomysql", "mariadb"})
 
 
 class Code(NamedTuple):
-    """A driver's code: as text, and what its table says of it."""
+    """A driver's code as text, and its meaning."""
 
     code: str
     meaning: Meaning
 
 
 def is_asyncpgs(error: BaseException) -> bool:
-    """Tell whether an exception is one of asyncpg's own, which has none of its base classes in common with others."""
+    """Return whether an exception is one of asyncpg's own, which share no base class with those of other drivers."""
     return type(error).__module__.partition(".")[0] == "asyncpg"
 
 
 def look_up(error: BaseException) -> Code | None:
-    """Return the code that an exception carries itself, or None if it carries none."""
+    """Return the code that an exception itself carries, or None if it carries none."""
     state: Any = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     if isinstance(state, str) and len(state) == 5:
         return Code(state, SQLSTATE.get(state) or SQLSTATE_CLASS.get(state[:2], OTHER))

@@ -1,7 +1,7 @@
-"""`StaleAware`: the methods of a session around which SQLAlchemy has no event.
+"""`StaleAware`: the session methods that SQLAlchemy surrounds with no event.
 
-While no versioned class is mapped, each of them only calls SQLAlchemy's method. The first versioned class sets
-`versions`, so a session of ours loads nothing of the version machinery before it can need it.
+While no versioned class is mapped, each of them only calls SQLAlchemy's method. The first versioned class sets `versions`,
+so a session loads nothing of the version machinery before it can need it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ else:
 
 
 class Versions(Protocol):
-    """What versions do for a session's methods."""
+    """What the room `version` does for a session's methods."""
 
     def conflict_of_get(self, session: orm.Session, entity: Any, ident: Any) -> VersionConflict | None:
-        """Return the conflict that made ``session.get()`` fail, or None if it was of a class without our version."""
+        """Return the conflict that made ``session.get()`` fail, or None if the class does not use our versions."""
         ...
 
     def conflict_of_merge(self, session: orm.Session, instance: object) -> VersionConflict | None:
@@ -51,9 +51,9 @@ versions: Versions | None = None
 
 
 class StaleAware(_Session):
-    """Has `get`, `merge` and the legacy bulk methods raise VersionConflict where SQLAlchemy raises StaleDataError.
+    """Makes `get`, `merge` and the legacy bulk methods raise VersionConflict where SQLAlchemy raises StaleDataError.
 
-    A mixin in front of SQLAlchemy's Session in the MRO. (A flush and ``execute()`` do so in every session.)
+    A mixin before SQLAlchemy's Session in the MRO. (A flush and ``execute()`` do so in every session.)
     """
 
     def get(self, entity: Any, ident: Any, **options: Any) -> Any:
@@ -68,7 +68,7 @@ class StaleAware(_Session):
         try:
             return super().merge(instance, **options)
         except (StaleDataError, VersionError) as error:
-            # VersionError: the object here was expired, so SQLAlchemy compared nothing and assigned the old version.
+            # VersionError: the object had expired, so SQLAlchemy compared nothing and assigned the old version.
             if versions is None or (conflict := versions.conflict_of_merge(self, instance)) is None:
                 raise
             raise conflict from error

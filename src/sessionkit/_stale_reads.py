@@ -1,6 +1,6 @@
-"""The guard of locking reads: SQLAlchemy locks the row of a loaded object, and hands it back with the values of before.
+"""The guard of locking reads: SQLAlchemy locks the row of a loaded object, but returns the object with its old values.
 
-Loaded at the first SELECT ... FOR UPDATE of a scope; others are not looked at.
+Loaded by the first SELECT ... FOR UPDATE of a scope; other statements are not checked.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from ._call_site import CallSite
 
 _MESSAGE = (
-    "a locking read handed back an object that the session had loaded before, with the values of then: decide on what "
-    "sessionkit.locks.lock() returns, or read with execution_options(populate_existing=True); warn_stale_locks=False on the "
-    "factory switches this off"
+    "a locking read returned an object that the session had loaded before, with its old values: decide on what "
+    "sessionkit.locks.lock() returns, or read with execution_options(populate_existing=True); to switch this warning off, "
+    "set warn_stale_locks=False on the factory"
 )
 
 LOCKING = "sessionkit_locking"
-"""The execution option of a statement of ours, which hands back nothing that is stale."""
+"""The execution option of our own locking statements, which never return a stale object."""
 
 
 def watch(
     session: Session, read: Callable[..., Any], statement: Select[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Execute a locking read, and warn where it was called if it hands back what had been loaded before."""
+    """Execute a locking read, and warn at its call site if it returns an object with the values loaded before."""
     stale = set() if _refreshes(session, statement, args, kwargs) else _loaded(session, statement)
     site = call_site() if stale else None
     result = read(*args, **kwargs)
@@ -58,7 +58,7 @@ def _refreshes(session: Session, statement: Select[Any], args: tuple[Any, ...], 
 
 
 def _loaded(session: Session, statement: Select[Any]) -> set[Any]:
-    """Return the states of the objects of the statement's classes that have values which it would not overwrite."""
+    """Return the states of those objects of the statement's classes whose loaded values it would not overwrite."""
     states = session.identity_map.all_states()
     if not states:
         return set()

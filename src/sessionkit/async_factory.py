@@ -1,6 +1,6 @@
 """The async twins of ``factory``: `async_sessionmaker`, `async_scoped_session`, `AsyncSession`.
 
-They stand apart because SQLAlchemy 2.1 cannot import its asyncio part without greenlet.
+They are in a file of their own because SQLAlchemy 2.1 cannot import its asyncio extension without greenlet.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ R = TypeVar("R")
 
 
 class AsyncSession(sa_asyncio.AsyncSession):
-    """SQLAlchemy's ``AsyncSession`` around a `sessionkit.Session`: it refuses inside a scope what that refuses."""
+    """SQLAlchemy's ``AsyncSession`` around a `sessionkit.Session`: inside a scope it refuses what that refuses."""
 
     sync_session_class = Session
 
@@ -39,32 +39,32 @@ class AsyncSession(sa_asyncio.AsyncSession):
         unit = getattr(self.sync_session, "_sessionkit_unit", None)
         try:
             await super().__aexit__(kind, error, traceback)
-        except ScopeError:  # close() by hand; the first error is the one to see
+        except ScopeError:  # close() by hand; show the first error instead
             if unit is None or not unit.left_by(error):
                 raise
 
 
 class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS]):
-    """SQLAlchemy's ``async_sessionmaker``, with `scope`; what it makes are `sessionkit.AsyncSession` objects.
+    """SQLAlchemy's ``async_sessionmaker`` with `scope` added. Its sessions are `sessionkit.AsyncSession` objects.
 
     Args:
-        bind, class_, autoflush, expire_on_commit, info: as in SQLAlchemy; every other argument of its ``Session``
-            goes through.
-        options: every option of `session_scope`, as the default for this factory's scopes; `retry` as a default
-            goes for decorated functions and `attempts`, not for a plain ``async with``.
+        bind, class_, autoflush, expire_on_commit, info: as in SQLAlchemy; every other argument is passed on to its
+            ``Session``.
+        options: every option of `session_scope`, as the default for this factory's scopes. A default `retry` applies to
+            decorated functions and `attempts`, not to a plain ``async with``.
         twophase: True: what a scope has written to several PostgreSQL databases commits as one; see `binding`.
         readers: replicas of `bind`, each an ``AsyncEngine``. A read-only scope runs on one of them for its whole transaction.
-        read_your_writes: True (default): only on one that has replayed what this context has committed.
-        reader_wait: how long a scope waits for such a one before the primary serves it, in seconds; default 0.5.
-        max_lag: how old what a reader shows may be, in seconds; default None: any age.
-        no_reader: what to do where no reader can serve: ``"primary"`` (default) or ``"error"``, which raises
+        read_your_writes: True (default): only on a reader that has replayed everything this context has committed.
+        reader_wait: how long a scope waits for such a reader before it turns to the primary, in seconds; default 0.5.
+        max_lag: how far a reader may be behind, in seconds; default None: any lag.
+        no_reader: what to do if no reader can serve: ``"primary"`` (default) or ``"error"``, which raises
             ``NoReader``.
-        allow_writable_readers: False (default): a reader that is no replica is an error.
-        warn_stale_locks: True (default): a locking read in a scope that hands back an object with the values of before
-            warns with ``StaleRead`` where it was called, once for each line. False: it does not.
+        allow_writable_readers: False (default): a reader that is not a replica is an error.
+        warn_stale_locks: True (default): a locking read in a scope that returns an object with its old values warns with
+            ``StaleRead`` at its call site, once for each line. False: no warning.
 
     Raises:
-        OptionError: an option has a value that cannot be honoured; `bind`, or a value of `binds`, is no engine;
+        OptionError: an option has a value that cannot be honoured; `bind`, or a value of `binds`, is not an engine;
             ``autocommit=True`` was given.
         SyncAsyncMismatch: an engine is sync.
     """
@@ -100,7 +100,7 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
         self._sessionkit_info.warns = warns
 
     def configure(self, **new_kw: Any) -> None:
-        """Change the arguments of sessions and the defaults of scopes that are made from now on."""
+        """Change the arguments of future sessions and the defaults of future scopes."""
         info = self._sessionkit_info
         where = "async_sessionmaker.configure()"
         defaults = split_options(new_kw, where, info.defaults)
@@ -112,12 +112,12 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
 
 
 class async_scoped_session(AsyncScopeMethods[AS], sa_asyncio.async_scoped_session[AS]):
-    """SQLAlchemy's ``async_scoped_session``, one session per task; inside a scope of its factory, the scope's session.
+    """SQLAlchemy's ``async_scoped_session``: one session per task; inside a scope of its factory, the scope's session.
 
     Args:
         session_factory: makes the sessions.
-        scopefunc: as in SQLAlchemy: a function whose result decides whose session is meant; default, other than
-            SQLAlchemy's: the context, so that nothing outlives its task.
+        scopefunc: as in SQLAlchemy, a function whose result decides which session is meant. The default differs from
+            SQLAlchemy's: it is the context, so that nothing outlives its task.
     """
 
     def __init__(
@@ -128,4 +128,4 @@ class async_scoped_session(AsyncScopeMethods[AS], sa_asyncio.async_scoped_sessio
 
 
 def _context() -> None:
-    """Stand in for the scopefunc that SQLAlchemy wants to be given: `ContextRegistry` goes by context."""
+    """Fill in for the scopefunc that SQLAlchemy requires: `ContextRegistry` uses the context."""

@@ -1,9 +1,8 @@
-"""Several engines in one unit of work: what is left of two-phase commits, and who ends it.
+"""Several engines in one unit of work: prepared transactions that two-phase commits left behind, and commit tokens.
 
-A scope over several databases with ``sessionmaker(twophase=True, binds=...)`` prepares the transaction of each of them
-and then commits all. Whoever dies in between (this process, a server, the network) leaves prepared transactions behind,
-which hold their locks until somebody ends them: `recover_prepared`, run from time to time, and at the start of the
-application.
+A scope over several databases with ``sessionmaker(twophase=True, binds=...)`` prepares the transaction on each of them
+and then commits them all. If this process, a server or the network dies in between, prepared transactions stay behind
+and hold their locks. `recover_prepared` ends them: run it from time to time, and when the application starts.
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ logger = logging.getLogger("sessionkit")
 
 @dataclass(frozen=True, slots=True)
 class PreparedTransaction:
-    """A transaction that a scope has prepared, and that was not ended yet when it was looked for.
+    """A transaction that a scope has prepared, and that had not ended yet when `recover_prepared` looked.
 
     Attributes:
-        gid: its name on the server: ``sessionkit.<the unit's key>.<number>.<where the unit's commit marker is>``; the
-            number 0 is the coordinator's.
-        age: for how long it had been prepared, in seconds, by the server's clock.
-        decision: how it was ended, ``"committed"`` or ``"rolled back"``; None if it was left alone: it is too young,
-            ``resolve=False`` was given, its coordinator's engine was not, or somebody is at work on it.
+        gid: its name on the server: ``sessionkit.<the unit's key>.<number>.<where the unit's commit marker is>``; number
+            0 is the coordinator.
+        age: how long it had been prepared, in seconds, by the server's clock.
+        decision: how it was ended, ``"committed"`` or ``"rolled back"``. None if it was left alone: it is too young,
+            ``resolve=False`` was given, its coordinator's engine was not, or another process is working on it.
     """
 
     gid: str
@@ -69,29 +68,30 @@ class PreparedTransaction:
 def recover_prepared(
     engine: Engine, *others: Engine, older_than: float = 60.0, resolve: bool = True
 ) -> list[PreparedTransaction]:
-    """End the prepared transactions that two-phase commits have left behind, each unit's all in the same way.
+    """End the prepared transactions that two-phase commits have left behind, all those of a unit in the same way.
 
-    The first database that a unit has used is its coordinator, and what became of it there decides. A coordinator that
-    is still prepared has decided nothing and is rolled back. Of the others the coordinator's commit marker is claimed:
-    if the unit has committed there they are committed, else they are rolled back, and the claim makes sure that the
-    coordinator cannot commit any more. So it is safe at any time, by many processes at once, and again and again; a
-    unit that is in the middle of its commit is at worst rolled back as a whole. Prepared transactions that were not
-    named by sessionkit are never touched.
+    The first database that a unit used is its coordinator, and how it ended there decides. A coordinator that is still
+    prepared has decided nothing and is rolled back. For the other databases, the coordinator's commit marker is claimed:
+    if the unit committed there, they are committed too; if not, they are rolled back, and the claim makes sure that the
+    coordinator can no longer commit. So you can run this at any time, repeatedly and in many processes at once; at worst
+    it rolls back the whole of a unit that is just committing. It never touches prepared transactions that sessionkit has
+    not named.
 
     Args:
         engine: an engine of one of the databases.
         others: engines of the others; a transaction whose coordinator is on none of them is listed and left alone.
-        older_than: the age in seconds from which a transaction is ended; longer than a commit takes.
-        resolve: False: only list.
+        older_than: end transactions of at least this age, in seconds; longer than a commit takes.
+        resolve: False: only list them.
 
     Returns:
-        All that were found, oldest first for each engine.
+        All transactions that were found, oldest first for each engine.
 
     Raises:
         OptionError: an engine's database, driver or server has no two-phase commit.
 
-    SQL: ``SELECT ... FROM pg_prepared_xacts``; ``COMMIT PREPARED`` or ``ROLLBACK PREPARED``, outside of transactions;
-    the claim is that of `commits.claim`, bounded by ``lock_timeout``. Who prepared them, or a superuser, may end them.
+    SQL: ``SELECT ... FROM pg_prepared_xacts``; ``COMMIT PREPARED`` or ``ROLLBACK PREPARED``, outside of transactions; the
+    claim is the one of `commits.claim`, bounded by ``lock_timeout``. Only the user who prepared them, or a superuser, may
+    end them.
     """
     return _recover((engine, *others), older_than, resolve, False)
 
@@ -106,36 +106,38 @@ async def async_recover_prepared(
 
 
 def commit_token(factory: object) -> str | None:
-    """Return what has to be seen by who reads after this context's last commit, as a string for a cookie or a header.
+    """Return a token for this context's last commit, as a string for a cookie or a header.
+
+    A reader must have replayed that commit before it may serve the scopes of a context that takes the token up.
 
     Args:
         factory: a factory with ``readers=``, or a scoped session made from one.
 
     Returns:
-        The token: the cluster, the timeline and the place in its log, in hexadecimal digits; None if this context has
+        The token: the cluster, the timeline and the position in its log, in hexadecimal digits. None if this context has
         committed nothing and has taken up no token.
 
     Raises:
         OptionError: the factory has no readers, or ``read_your_writes=False``.
 
-    Emits no SQL: the place was asked for after the commit.
+    Emits no SQL: the scope asked for the position after its commit.
     """
     return _readers_of(factory, "commit_token()").token()
 
 
 def use_commit_token(factory: object, token: str) -> None:
-    """Have this context's read-only scopes see what was committed where the token was made.
+    """Make this context's read-only scopes see everything committed up to the moment when the token was made.
 
-    The later one of `token` and of what this context has to see already counts. Nothing is asked here: the scope looks
-    whether a reader has come as far.
+    If this context must already see a later commit, that one counts. Nothing is asked here: a scope checks whether a
+    reader has come far enough.
 
     Args:
         factory: a factory with ``readers=`` on the same cluster, or a scoped session made from one.
         token: what `commit_token` returned, here or in another process.
 
     Raises:
-        CommitTokenError: it is no token, or is of another cluster, or of a timeline that a promotion has ended. (Where
-            the factory has not talked to its servers yet, a reader of another cluster is told by the first scope.)
+        CommitTokenError: it is not a token, or belongs to another cluster, or to a timeline that a promotion has ended. If
+            the factory has not talked to its servers yet, the first scope detects a token of another cluster.
         OptionError: the factory has no readers, or ``read_your_writes=False``.
 
     Emits no SQL.
@@ -147,8 +149,8 @@ def _readers_of(factory: object, asked: str) -> Readers:
     readers = FactoryInfo.of(factory_key(factory), asked).readers
     if readers is None or not readers.tracks:
         raise OptionError(
-            f"{asked} was called with {factory!r}, which has no readers or has read_your_writes=False, so that nothing "
-            "is remembered; give it readers=[...]"
+            f"{asked} was called with {factory!r}, which remembers nothing: it has no readers, or read_your_writes=False; "
+            "give it readers=[...]"
         )
     return readers
 
@@ -179,7 +181,7 @@ def _recover(
     decided: dict[Gid, Verdict] = {}
     undecided: set[str] = set()
     if resolve:
-        # The coordinators first: the claim of a marker would wait for one that is still prepared.
+        # The coordinators first: claiming a marker would wait for a coordinator that is still prepared.
         for each in sorted(found.values(), key=lambda each: each.gid.number):
             verdict = None
             if each.age >= older_than and each.gid.key not in undecided:
@@ -192,7 +194,7 @@ def _recover(
 
 
 def _end(found: _Found, coordinator: Engine | None, asynchronous: bool) -> Verdict | None:
-    """End one transaction by the rule; return how, or None if it has to be left alone for now."""
+    """End one transaction by the rule; return how, or None if it must be left alone for now."""
     two_phase = two_phase_of(found.engine)
     try:
         if found.gid.number == 0:
@@ -204,6 +206,6 @@ def _end(found: _Found, coordinator: Engine | None, asynchronous: bool) -> Verdi
     except DBAPIError as error:
         if not two_phase.busy(error):
             raise
-        logger.info("%s is left alone: somebody is at work on it", found.gid)
+        logger.info("%s is left alone: another process is working on it", found.gid)
         return None
     return verdict

@@ -1,11 +1,11 @@
-"""The commit marker: how to find out what became of a COMMIT whose answer was lost.
+"""The commit marker: how to find out whether a COMMIT took effect when its answer was lost.
 
-A unit with ``verify_commit=True`` writes a row with a key of its own just before its COMMIT, or in one message with it:
-the row is there if and only if the unit was committed. After a lost answer somebody has to find out, and a SELECT
-cannot: the COMMIT may still be on its way. So the key is *claimed* on a new connection: ``INSERT ... ON CONFLICT DO
-NOTHING`` waits for a transaction that holds the key and is still open; whoever owns the row afterwards tells what
-happened. If the claim got the key, the old transaction can never commit any more, since its own row would be a
-duplicate; where both are still on their way, the server refuses the row and does not come to the COMMIT behind it.
+A unit with ``verify_commit=True`` writes a row with a key of its own just before its COMMIT, or in the same message: the
+row is there if and only if the unit was committed. After a lost answer a SELECT cannot tell, because the COMMIT may
+still be on its way. So a new connection *claims* the key: ``INSERT ... ON CONFLICT DO NOTHING`` waits for a transaction
+that holds the key and is still open, and the row then says which of the two got it. If the claim did, the old
+transaction can never commit any more, since its own row would be a duplicate. If its row and its COMMIT are both still
+on their way, the server refuses the row and never reaches the COMMIT behind it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Verdict = Literal["committed", "rolled back"]
 
 
 def table(metadata: MetaData | None = None, *, schema: str | None = None) -> Table:
-    """Return the marker table, as a part of `metadata`, for instance for Alembic's autogenerate."""
+    """Return the marker table as part of `metadata`, for instance for Alembic's autogenerate."""
     return Table(
         TABLE_NAME,
         MetaData() if metadata is None else metadata,
@@ -49,14 +49,13 @@ def table(metadata: MetaData | None = None, *, schema: str | None = None) -> Tab
 
 
 _table = table()
-_insert = insert(_table)  # made once: to build it costs as much as to send it
+_insert = insert(_table)  # made once: building it costs as much as sending it
 
 
 def create_table(engine: Engine) -> None:
     """Create the marker table if it is not there.
 
-    SQL: ``CREATE TABLE IF NOT EXISTS``-like: a look into the catalogue, ``CREATE TABLE``, ``CREATE INDEX``; in a
-    transaction of its own.
+    SQL, in a transaction of its own: a look into the catalogue, then ``CREATE TABLE`` and ``CREATE INDEX``.
     """
     with engine.begin() as connection:
         _table.create(connection, checkfirst=True)
@@ -69,16 +68,16 @@ async def async_create_table(engine: AsyncEngine) -> None:
 
 
 def prune(engine: Engine, *, older_than: float = 86_400.0) -> int:
-    """Delete the markers that nobody will ask for any more.
+    """Delete the markers that are too old to be asked for.
 
     Args:
-        engine: where the table is.
-        older_than: the age in seconds from which a marker goes; longer than any unit may take to be resolved, than any
-            COMMIT may be on its way, since a claim that is gone does not stop it any more, and than any transaction of
-            a two-phase commit may be left prepared: without its marker it is rolled back.
+        engine: an engine of the database with the table.
+        older_than: delete markers of at least this age, in seconds. It must be longer than it may take to resolve a
+            unit, and than a COMMIT may be on its way, since a claim that is gone no longer stops it. It must also be
+            longer than a two-phase commit may stay prepared: without its marker it is rolled back.
 
     Returns:
-        How many went.
+        The number of markers deleted.
 
     SQL: ``DELETE FROM sessionkit_commit WHERE created_at < ...`` in a transaction of its own, by the server's clock.
     """
@@ -88,7 +87,7 @@ def prune(engine: Engine, *, older_than: float = 86_400.0) -> int:
 
 
 async def async_prune(engine: AsyncEngine, *, older_than: float = 86_400.0) -> int:
-    """Delete the markers that nobody will ask for any more. The async twin of `prune`."""
+    """Delete the markers that are too old to be asked for. The async twin of `prune`."""
     _check_age(older_than)
     async with engine.begin() as connection:
         return await connection.run_sync(_prune, older_than)
@@ -114,7 +113,7 @@ def new_key() -> str:
 def mark(connection: Connection, key: str, options: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Write the marker into the unit's own transaction. SQL: ``INSERT INTO sessionkit_commit``.
 
-    `options` may have it sent later, with COMMIT; then it is COMMIT that raises what the server says of it.
+    `options` may delay it until COMMIT; then COMMIT raises what the server has to say about it.
     """
     try:
         connection.execute(
@@ -132,19 +131,19 @@ def is_there(connection: Connection) -> bool:
 
 
 def explain(error: DBAPIError) -> None:
-    """Say of an error that it was the marker's."""
+    """Note on an error that it came from the marker."""
     error.add_note(
-        "this was the commit marker of verify_commit=True or twophase=True; its table is made by "
+        "this was the commit marker of verify_commit=True or twophase=True; create its table with "
         "sessionkit.commits.create_table(engine)"
     )
 
 
 def claim(connection: Connection, key: str) -> Verdict:
-    """Find out what became of the unit that had the marker `key`, and make sure that it stays so.
+    """Find out how the unit with the marker `key` ended, and make sure that this stays so.
 
     Args:
-        connection: a new connection to the unit's database; the caller commits it, and only then the verdict holds.
-        key: the marker's key, for instance of ``CommitOutcomeUnknown.key``.
+        connection: a new connection to the unit's database. The caller commits it; only then is the answer final.
+        key: the marker's key, such as ``CommitOutcomeUnknown.key``.
 
     Returns:
         ``"committed"`` or ``"rolled back"``.

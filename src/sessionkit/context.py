@@ -1,9 +1,9 @@
-"""The ambient session: the scope that this thread and this task are inside of.
+"""The ambient session: the innermost scope of this thread and task.
 
-One ``ContextVar`` holds the innermost `Entry`; entries link outwards. Only the thread or the asyncio task that made an
-entry sees it: a child task inherits a copy of the context, but a session must not be shared, so the lookup passes the
-entry over there (see tests/contract/test_ownership.py). The exception is an entry that an integration has lent to the
-thread for which its owner waits (see Entry.lent).
+One ``ContextVar`` holds the innermost `Entry`; each entry links to the one around it. Only the thread or asyncio task
+that made an entry sees it: a child task inherits a copy of the context, but a session must not be shared, so the lookup
+skips the entry there (see tests/contract/test_ownership.py). The exception is an entry that an integration has lent to a
+thread while the owner waits for that thread (see Entry.lent).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ get_ident = threading.get_ident
 
 
 def here() -> object:
-    """Return who is running: the asyncio task if there is one, else the thread's identifier."""
+    """Return what is running: the asyncio task if there is one, else the thread's identifier."""
     loop = get_running_loop()
     if loop is not None:
         task = _current_task(loop)
@@ -46,7 +46,7 @@ def here() -> object:
 
 
 def describe(owner: object) -> str:
-    """Name a thread or task as `here` returned it, for a message."""
+    """Name a thread or task, as returned by `here`, for a message."""
     if isinstance(owner, asyncio.Task):
         return f"task {owner.get_name()!r}"
     for thread in threading.enumerate():
@@ -56,7 +56,7 @@ def describe(owner: object) -> str:
 
 
 class State(Enum):
-    """Where in its life an entry into a scope is."""
+    """The state of an entry into a scope."""
 
     OPEN = "its body runs"
     ENDING = "it is ending: listeners and the last flush still run inside it"
@@ -67,7 +67,7 @@ class State(Enum):
     LEFT = "it has ended; it had joined a transaction, which goes on"
     FORKED = "it belongs to the parent of this process"
 
-    # Enum's own goes by the name, in Python.
+    # Enum's own is written in Python and hashes the name.
     __hash__ = object.__hash__
 
 
@@ -77,8 +77,8 @@ OPEN, ENDING = State.OPEN, State.ENDING
 class Entry:
     """One entry into a scope, as the context remembers it.
 
-    A scope is a value that many threads may enter at once, so nothing of an entry is kept in the scope. What an entry
-    begins and ends is in its subclasses, `Unit` and `Joined`.
+    Many threads may enter a scope at once, so the scope holds no state of its entries. What an entry begins and ends is in
+    its subclasses, `Unit` and `Joined`.
     """
 
     __slots__ = (
@@ -99,57 +99,57 @@ class Entry:
     def __init__(self, scope: Any, handed: Any, owner: object) -> None:
         self.scope = scope
         self.factory = scope._factory  # a scope joins only the scopes of its own factory
-        self.handed = handed  # what the body got: a Session, or an AsyncSession; None once the entry has ended
+        self.handed = handed  # what the body got: a Session or an AsyncSession; None once the entry has ended
         self.owner = owner
         self.state = OPEN
         self.rollback_only = False
-        self.observations: tuple[Any, ...] = ()  # of those who look on: see _observers
-        # Tells of a thread or task that inherited this context whether it works for the owner, who waits for it
-        # meanwhile: a framework that runs a part of a request in a worker thread. Set by integrations only.
+        self.observations: tuple[Any, ...] = ()  # of the observers: see _observers
+        # Says whether a thread or task that inherited this context works for the owner, which waits for it in the
+        # meantime: a framework may run part of a request in a worker thread. Set only by integrations.
         self.lent: Callable[[object], bool] | None = None
-        # An entry that has ended is not linked to: a task that starts a task that starts a task would keep them all.
+        # Do not link to an entry that has ended: a task that starts a task that starts a task would keep them all.
         outer = _innermost.get()
         while outer is not None and outer.handed is None:
             outer = outer.outer
         self.outer: Entry | None = outer
 
     if TYPE_CHECKING:
-        unit: Any  # the unit of work that it takes part in; None on a session that the caller passed in
+        unit: Any  # the unit of work it takes part in; None on a session that the caller passed in
 
     @property
     def live(self) -> bool:
-        """Whether it is ambient: its body runs, or the flush at its end."""
+        """Whether it is ambient: its body is running, or the flush at its end."""
         return self.state is OPEN or self.state is ENDING
 
     def belongs_to(self, owner: object) -> bool:
-        """Tell whether `owner` may see it."""
+        """Return whether `owner` may see it."""
         return self.owner == owner or (self.lent is not None and self.lent(owner))
 
 
 _innermost: ContextVar[Entry | None] = ContextVar("sessionkit_innermost_scope", default=None)
 
 top = _innermost.get
-"""Return the innermost entry of this context, whoever owns it."""
+"""Return the innermost entry of this context, whichever thread or task owns it."""
 
 push = _innermost.set
 """Make an entry the innermost one."""
 
 
 def pop(entry: Entry) -> None:
-    """Let go of an entry that has ended. In a context that never saw it (a teardown elsewhere) nothing is restored."""
+    """Drop an entry that has ended. A context that never saw it (a teardown elsewhere) stays as it is."""
     if entry.state is OPEN or entry.state is ENDING:
         entry.state = State.LEFT
-    # A copied context (of a task, a thread, a driver's timer) may hold the record for long, and a task its exception.
+    # A copied context (of a task, a thread, a driver's timer) may live long, and so may a task's exception.
     entry.handed = entry.owner = entry.lent = None
     if _innermost.get() is entry:
         outer = entry.outer
-        while outer is not None and outer.handed is None:  # scopes that were left out of order
+        while outer is not None and outer.handed is None:  # scopes that ended out of order
             outer = outer.outer
         _innermost.set(outer)
 
 
 def innermost(factory: object | None, owner: object) -> Entry | None:
-    """Return the innermost live entry of `owner`, of one factory if that is given."""
+    """Return the innermost live entry of `owner`; of one factory, if you pass one."""
     entry = _innermost.get()
     while entry is not None:
         if (
@@ -165,13 +165,19 @@ def innermost(factory: object | None, owner: object) -> Entry | None:
 # -- fork ---------------------------------------------------------------------------------------------------------
 
 forks: list[int] = []
-"""The process identifiers of the forks between the process that imported this and the one that runs; mostly empty."""
+"""The process identifiers of the forks between the process that imported this module and this one; usually empty."""
+
+process = [os.getpid()]
+"""The process that this module knows it runs in. A server written in C, such as uWSGI, forks without calling Python's hooks, so
+each scope compares when it begins."""
 
 _inherited: list[Entry] = []
 """The parent's open entries in a forked child. They are kept, so that no destructor touches the parent's connections."""
 
 
-def _forked() -> None:
+def forked() -> None:
+    """Take note that this process is a new one, whose parent owns the open scopes."""
+    process[0] = os.getpid()
     forks.append(os.getpid())
     entry = _innermost.get()
     while entry is not None:
@@ -182,20 +188,20 @@ def _forked() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=forked)
 
 
 # -- asking for the ambient session ---------------------------------------------------------------------------------
 
 
 def factory_key(factory: object) -> object:
-    """Return what identifies a factory: a scoped session stands for the factory inside it."""
+    """Return the object that identifies a factory: for a scoped session, the factory inside it."""
     inner = getattr(factory, "session_factory", None)
     return factory if inner is None else factory_key(inner)
 
 
 def require(factory: object | None, asked: str) -> Entry:
-    """Return the innermost entry, or raise an error that says why there is none."""
+    """Return the innermost entry, or raise an error that says why no scope is open here."""
     owner = here()
     entry = innermost(factory, owner)
     if entry is not None:
@@ -228,11 +234,11 @@ def current_session(factory: object | None = None) -> Any:
         factory: look only at scopes of this factory (or of the factory inside this scoped session).
 
     Returns:
-        The very object that the scope handed to its body: a ``Session``, or an ``AsyncSession``.
+        The same object that the scope handed to its body: a ``Session`` or an ``AsyncSession``.
 
     Raises:
-        NoCurrentSession: no such scope is open in this thread and task. The scope of a parent task
-            or of another thread does not count: it is not theirs to share.
+        NoCurrentSession: no such scope is open in this thread and task. A scope of a parent task or of another thread
+            does not count, because a session must not be shared.
 
     Emits no SQL.
     """
@@ -240,16 +246,16 @@ def current_session(factory: object | None = None) -> Any:
 
 
 def current_of(session: Any) -> Any:
-    """Return the session that a scoped session stands for, sync or async; anything else as it is."""
+    """Return the current session of a scoped session, sync or async; anything else unchanged."""
     registry = getattr(session, "registry", None)
     return registry() if registry is not None and hasattr(session, "session_factory") else session
 
 
 def sync_session_of(session: Any, asked: str) -> Session:
-    """Return the ``Session`` inside what a user calls a session.
+    """Return the ``Session`` inside a Session, an AsyncSession or a scoped session.
 
     Raises:
-        ScopeError: it is none.
+        ScopeError: it is something else.
     """
     from sqlalchemy.orm import Session
 

@@ -1,7 +1,7 @@
 """Factories: `sessionmaker` and `scoped_session`, SQLAlchemy's own with scopes added.
 
-Each class here is a subclass of the SQLAlchemy class whose name it has, and behaves the same where it adds nothing.
-Their async twins are in ``async_factory``, which cannot be imported without greenlet.
+Each class here is a subclass of the SQLAlchemy class with the same name, and behaves like it except for what it adds.
+The async twins are in ``async_factory``, which cannot be imported without greenlet.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ R = TypeVar("R")
 
 
 class Session(AwareSession):
-    """SQLAlchemy's ``Session``, which inside a scope refuses what would break the scope's promise.
+    """SQLAlchemy's ``Session``. Inside a scope it refuses calls that would break the scope's promise.
 
-    Inside a scope ``commit()``, ``rollback()``, ``close()`` and ``reset()`` raise ``ScopeError``, and a second thread
-    or task that calls into the session while one is inside gets ``ConcurrentUse``. Outside of scopes it is
-    SQLAlchemy's.
+    Inside a scope ``commit()``, ``rollback()``, ``close()`` and ``reset()`` raise ``ScopeError``. A second thread or
+    task that calls into the session while one is inside gets ``ConcurrentUse``. Outside of scopes it is SQLAlchemy's.
     """
 
 
@@ -47,8 +46,8 @@ def split_options(kw: dict[str, Any], where: str, defaults: Request | None = Non
     """Take the scope options out of a factory's arguments and return them, checked."""
     if kw.get("autocommit"):
         raise OptionError(
-            f"autocommit=True was given to {where}; SQLAlchemy 2 has no such mode: leave it out and open a scope for each "
-            "unit of work, or give the engine isolation_level='AUTOCOMMIT' if each statement is to commit by itself"
+            f"autocommit=True was given to {where}, but SQLAlchemy 2 has no such mode; open a scope for each unit of work, "
+            "or give the engine isolation_level='AUTOCOMMIT' if each statement should commit on its own"
         )
     known = Options.__annotations__
     options = {name: kw.pop(name) for name in list(kw) if name in known}
@@ -64,26 +63,26 @@ def split_warning(kw: dict[str, Any], where: str, before: bool) -> bool:
 
 
 class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
-    """SQLAlchemy's ``sessionmaker``, with `scope`; what it makes are `sessionkit.Session` objects.
+    """SQLAlchemy's ``sessionmaker`` with `scope` added. Its sessions are `sessionkit.Session` objects.
 
     Args:
-        bind, class_, autoflush, expire_on_commit, info: as in SQLAlchemy; every other argument of its ``Session``
-            goes through.
-        options: every option of `session_scope`, as the default for this factory's scopes; `retry` as a default
-            goes for decorated functions and `attempts`, not for a plain ``with``.
+        bind, class_, autoflush, expire_on_commit, info: as in SQLAlchemy; every other argument is passed on to its
+            ``Session``.
+        options: every option of `session_scope`, as the default for this factory's scopes. A default `retry` applies to
+            decorated functions and `attempts`, not to a plain ``with``.
         twophase: True: what a scope has written to several PostgreSQL databases commits as one; see `binding`.
         readers: replicas of `bind`, each an ``Engine``. A read-only scope runs on one of them for its whole transaction.
-        read_your_writes: True (default): only on one that has replayed what this context has committed.
-        reader_wait: how long a scope waits for such a one before the primary serves it, in seconds; default 0.5.
-        max_lag: how old what a reader shows may be, in seconds; default None: any age.
-        no_reader: what to do where no reader can serve: ``"primary"`` (default) or ``"error"``, which raises
+        read_your_writes: True (default): only on a reader that has replayed everything this context has committed.
+        reader_wait: how long a scope waits for such a reader before it turns to the primary, in seconds; default 0.5.
+        max_lag: how far a reader may be behind, in seconds; default None: any lag.
+        no_reader: what to do if no reader can serve: ``"primary"`` (default) or ``"error"``, which raises
             ``NoReader``.
-        allow_writable_readers: False (default): a reader that is no replica is an error.
-        warn_stale_locks: True (default): a locking read in a scope that hands back an object with the values of before
-            warns with ``StaleRead`` where it was called, once for each line. False: it does not.
+        allow_writable_readers: False (default): a reader that is not a replica is an error.
+        warn_stale_locks: True (default): a locking read in a scope that returns an object with its old values warns with
+            ``StaleRead`` at its call site, once for each line. False: no warning.
 
     Raises:
-        OptionError: an option has a value that cannot be honoured; `bind`, or a value of `binds`, is no engine;
+        OptionError: an option has a value that cannot be honoured; `bind`, or a value of `binds`, is not an engine;
             ``autocommit=True`` was given.
         SyncAsyncMismatch: an engine is async.
     """
@@ -119,7 +118,7 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
         self._sessionkit_info.warns = warns
 
     def configure(self, **new_kw: Any) -> None:
-        """Change the arguments of sessions and the defaults of scopes that are made from now on."""
+        """Change the arguments of future sessions and the defaults of future scopes."""
         info = self._sessionkit_info
         where = "sessionmaker.configure()"
         defaults = split_options(new_kw, where, info.defaults)
@@ -131,11 +130,11 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
 
 
 class ContextRegistry(ScopedRegistry[T]):
-    """The session of a scoped session: inside a scope the scope's, otherwise one per thread and task.
+    """The session of a scoped session: inside a scope, the scope's; otherwise one per thread and task.
 
     Args:
         create: makes a session.
-        scopefunc: as SQLAlchemy's: what it returns decides whose session is meant, outside of scopes.
+        scopefunc: as in SQLAlchemy: outside of scopes, its result decides which session is meant.
     """
 
     def __init__(self, create: Callable[[], T], scopefunc: Callable[[], Any] | None) -> None:
@@ -152,7 +151,7 @@ class ContextRegistry(ScopedRegistry[T]):
         if self._keyed is not None:
             return self._keyed() if self._keyed.has() else None
         own = self._own.get()
-        # A child task inherits a copy of the context, but its parent's session is not its own.
+        # A child task inherits a copy of the context, but must not use its parent's session.
         return own[1] if own is not None and own[0] == _reference(here()) else None
 
     def __call__(self) -> T:
@@ -179,21 +178,21 @@ class ContextRegistry(ScopedRegistry[T]):
 
 
 def _reference(owner: object) -> object:
-    # A task holds its context: held in turn by a value in it, it would live until the garbage collector comes by.
+    # A task holds its context: if a value in the context held the task, both would live until the next garbage collection.
     return owner if isinstance(owner, int) else weakref.ref(owner)
 
 
 class scoped_session(ScopeMethods[S], orm.scoped_session[S]):
-    """SQLAlchemy's ``scoped_session``, one session per thread and task; inside a scope, the scope's session.
+    """SQLAlchemy's ``scoped_session``: one session per thread and task; inside a scope, the scope's session.
 
-    SQLAlchemy keys its own by thread, which under asyncio hands one session to all tasks. This one goes by context.
+    SQLAlchemy's own keeps one per thread, which under asyncio gives all tasks the same session. This one uses the context.
 
     Args:
         session_factory: makes the sessions.
-        scopefunc: as in SQLAlchemy: a function whose result decides whose session is meant; default: the context.
+        scopefunc: as in SQLAlchemy, a function whose result decides which session is meant; default: the context.
 
-    ``remove()`` closes the session and forgets it, as SQLAlchemy's does; inside a scope it raises ``ScopeError``,
-    since the scope's session is the scope's to close.
+    ``remove()`` closes the session and forgets it, like SQLAlchemy's. Inside a scope it raises ``ScopeError``, because
+    the scope closes its own session.
     """
 
     def __init__(self, session_factory: orm.sessionmaker[S], scopefunc: Callable[[], Any] | None = None) -> None:

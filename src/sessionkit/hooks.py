@@ -1,8 +1,8 @@
-"""Work that waits for the outcome: `on_commit`, `on_rollback`; and asking for a rollback.
+"""Work that waits for the outcome: `on_commit`, `on_rollback`; and how to ask for a rollback.
 
-A hook belongs to the savepoint in which it was registered. When the outermost transaction has ended, the hooks run in
-the order of their registration, after the connection was given back: an on_commit hook if what it belongs to was
-committed, an on_rollback hook if that was undone.
+A hook belongs to the savepoint in which you register it. When the outermost transaction has ended and its connection is
+back in the pool, the hooks run in the order of registration: an on_commit hook if what it belongs to was committed, an
+on_rollback hook if that was undone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ F = TypeVar("F", bound=HookFunction)
 
 
 class _PlainHooks:
-    """The hooks of a session that no scope owns: its own events tell how its outermost transaction ended."""
+    """The hooks of a session that no scope owns: the session's events say how its outermost transaction ended."""
 
     def __init__(self, session: Session) -> None:
         self.savepoints = Savepoints(session)
@@ -38,24 +38,24 @@ class _PlainHooks:
         event.listen(session, "after_transaction_end", self._after_end)
 
     def _after_commit(self, session: Session) -> None:
-        # A savepoint's release fires this event as well.
+        # Releasing a savepoint fires this event too.
         self.committed = not session.in_nested_transaction()
 
     def _after_end(self, session: Session, transaction: SessionTransaction) -> None:
-        # close() ends a transaction without any rollback event: only what was seen to commit has committed.
+        # close() ends a transaction without a rollback event: only what was seen to commit has committed.
         if transaction.parent is None and self.hooks:
             hooks, self.hooks, committed = self.hooks, [], self.committed
             self.committed = False
             if committed:
                 run(due(hooks, "committed", self.savepoints), "committed")
             else:
-                # Maybe because of an error that is on its way to the caller; in an async session's greenlet it cannot
-                # be seen. So what fails here is logged, and takes no error's place.
+                # There may be an error on its way to the caller, but in an async session's greenlet we cannot see it. So
+                # log what fails here, and replace no error.
                 run(due(hooks, "rolled back", self.savepoints), "rolled back", logged=True)
 
 
 _PLAIN = "sessionkit_hooks"
-"""The key in ``Session.info`` under which a session that no scope owns keeps its hooks: they live as long as it does."""
+"""The key in ``Session.info`` under which a session that no scope owns keeps its hooks, for as long as it lives."""
 
 
 def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
@@ -71,8 +71,7 @@ def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
         unit = unit_of(target)
     if inspect.iscoroutinefunction(fn) and not (unit is not None and unit.asynchronous):
         raise ScopeError(
-            f"{asked} got the async function {getattr(fn, '__qualname__', fn)!r}, but only an async scope can await "
-            f"it; "
+            f"{asked} got the async function {getattr(fn, '__qualname__', fn)!r}, but only an async scope can await it; "
             "register a plain function"
         )
     if unit is not None:
@@ -80,7 +79,7 @@ def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
         unit.levels()
         level = target.get_nested_transaction() if nested else None
         hook = Hook(fn, after, level, robust)
-        # The session knows its own savepoints; those that were set on a connection by hand are known there only.
+        # The session knows its own savepoints. Savepoints set by hand are known only to their connection.
         for connection in connections(unit.transaction):
             if isinstance(connection, ScopeConnection) and connection.in_nested_transaction():
                 connection.log().mark(hook)
@@ -99,22 +98,21 @@ def _register(fn: F, after: Outcome, session: object | None, robust: bool) -> F:
 def on_commit(fn: F, *, session: object | None = None, robust: bool = False) -> F:
     """Call `fn` once, after the real COMMIT of the outermost transaction.
 
-    It is dropped when the transaction, or the savepoint in which it was registered, is rolled back. Hooks run in the
-    order of registration, when the connection has been given back; an error in one does not keep the others from
-    running.
+    It is dropped if the transaction, or the savepoint in which you registered it, is rolled back. Hooks run in the order
+    of registration, after the connection is back in the pool. An error in one does not stop the others.
 
     Args:
         fn: a callable without arguments; in an async scope it may be async. Its result is ignored.
-        session: the session whose transaction is meant, also a plain SQLAlchemy one; default: the ambient one.
+        session: the session whose transaction is meant, which may be a plain SQLAlchemy one; default: the ambient one.
         robust: log an error of `fn` instead of raising it.
 
     Returns:
-        `fn`, so that this can be used as a decorator.
+        `fn`, so you can use this as a decorator.
 
     Raises:
         NoCurrentSession: no scope is open in this thread and task, and no session was given.
-        ScopeError: `fn` is async and the session is not an async scope's.
-        HookError: raised by the scope's exit if `fn` fails (and is not robust): it says that the data is committed.
+        ScopeError: `fn` is async and the session does not belong to an async scope.
+        HookError: raised at the scope's exit if `fn` fails (and is not robust); it says that the data is committed.
 
     Emits no SQL.
     """
@@ -122,22 +120,22 @@ def on_commit(fn: F, *, session: object | None = None, robust: bool = False) -> 
 
 
 def on_rollback(fn: F, *, session: object | None = None, robust: bool = False) -> F:
-    """Call `fn` once, after the outermost transaction has ended, if what was done here was rolled back.
+    """Call `fn` once, after the outermost transaction has ended, if the work done here was rolled back.
 
-    That is so when the transaction failed, and also when it was committed but the savepoint in which `fn` was
-    registered was rolled back. Arguments, order and errors are those of `on_commit`; where an exception is on its way
-    to the caller already, a failing hook is logged and noted on it, never raised in its place; on a session that no
-    scope owns, it is always logged.
+    That is the case if the transaction failed, or if it was committed but the savepoint in which you registered `fn` was
+    rolled back. Arguments, order and errors are as for `on_commit`, with two differences. If an exception is already on
+    its way to the caller, a failing hook is logged and noted on it, and does not replace it. On a session that no scope
+    owns, a failing hook is always logged.
     """
     return _register(fn, "rolled back", session, robust)
 
 
 def set_rollback_only(session: object | None = None) -> None:
-    """Have the innermost scope that runs on `session` roll back when it ends, without an exception.
+    """Make the innermost scope that runs on `session` roll back when it ends, without an exception.
 
-    A scope that owns its transaction then commits nothing; a savepoint rolls back to where it began; if the scope had
-    joined another one, that one cannot commit either, and its exit raises ``UnexpectedRollback``, since its code does
-    not know.
+    A scope that owns its transaction then commits nothing; a savepoint rolls back to where it began. If the scope has
+    joined another one, that one cannot commit either: its exit raises ``UnexpectedRollback``, because its code does not
+    know about the rollback.
 
     Args:
         session: the scope's session; default: the ambient one.
@@ -157,13 +155,13 @@ def set_rollback_only(session: object | None = None) -> None:
             entry = entry.outer
     if unit is None:
         raise ScopeError(_NOT_OURS)
-    if entry is None or entry.opened:  # no entry: the session was handed on to another thread or task
+    if entry is None or entry.opened:  # no entry: the session was passed on to another thread or task
         unit.rollback_only = True
     else:
         entry.rollback_only = True
 
 
 _NOT_OURS = (
-    "set_rollback_only() was asked for on a session that no scope owns; its owner ends its transaction: "
-    "call session.rollback()"
+    "set_rollback_only() was called for a session that no scope owns: its owner ends the transaction; call "
+    "session.rollback() instead"
 )

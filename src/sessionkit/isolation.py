@@ -1,6 +1,6 @@
-"""Isolation levels and presets: what a transaction is asked to be, and what the database makes of it.
+"""Isolation levels and presets: what you ask of a transaction, and what the database makes of it.
 
-A preset is a promise that the database keeps. What each dialect gives for what was asked stands in ``_dialects``.
+A preset is a promise that the database keeps. ``_dialects`` says what each dialect provides for it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 class Isolation(StrEnum):
     """The isolation levels of the SQL standard, weakest first, in SQLAlchemy's spelling.
 
-    AUTOCOMMIT is none: it is no transaction.
+    AUTOCOMMIT is not among them, because it is not a transaction.
     """
 
     READ_UNCOMMITTED = "READ UNCOMMITTED"
@@ -42,7 +42,7 @@ class Isolation(StrEnum):
 
     @property
     def strength(self) -> int:
-        """The place in the order, 0 for the weakest."""
+        """The position in the order, 0 for the weakest."""
         return list(Isolation).index(self)
 
 
@@ -50,7 +50,7 @@ IsolationName = Literal["READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ",
 
 
 def as_isolation(level: object, asked: str) -> Isolation:
-    """Return `level` as an `Isolation`; any case and ``_`` for a space will do, as in SQLAlchemy.
+    """Return `level` as an `Isolation`. As in SQLAlchemy, case does not matter and ``_`` may replace the space.
 
     Raises:
         OptionError: there is no such level, or it is AUTOCOMMIT.
@@ -60,7 +60,7 @@ def as_isolation(level: object, asked: str) -> Isolation:
     name = level.upper().replace("_", " ") if isinstance(level, str) else ""
     if name == "AUTOCOMMIT":
         raise OptionError(
-            f"isolation={level!r} was asked of {asked}, but AUTOCOMMIT is no transaction: there would be nothing to "
+            f"isolation={level!r} was asked of {asked}, but AUTOCOMMIT is not a transaction: there would be nothing to "
             "commit or to roll back; execute such a statement on engine.connect() with that level"
         )
     try:
@@ -72,20 +72,20 @@ def as_isolation(level: object, asked: str) -> Isolation:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """What a transaction is asked to be. None leaves a thing to the server.
+    """What you ask of a transaction. None leaves a setting to the server.
 
     Args:
         isolation: the level, an `Isolation` or its name.
-        read_only: True: the database refuses every write. False: writes are needed, so joining a read-only
+        read_only: True: the database refuses every write. False: the unit needs to write, so joining a read-only
             transaction is an error.
-        deferrable: wait for a snapshot that cannot fail, then run like a snapshot: PostgreSQL's SERIALIZABLE READ ONLY
-            DEFERRABLE, and only with those two.
+        deferrable: wait for a snapshot that cannot fail, then run on it: PostgreSQL's SERIALIZABLE READ ONLY DEFERRABLE,
+            and only together with those two.
         statement_timeout: the longest that one statement may take, in seconds.
         lock_timeout: the longest that a statement may wait for a lock, in seconds.
         idle_timeout: the longest that the transaction may be idle between two statements, in seconds.
 
     Raises:
-        OptionError: a value is not of its kind, or `deferrable` is without its partners.
+        OptionError: a value has the wrong type or range, or `deferrable` is used without its partners.
     """
 
     isolation: Isolation | None = None
@@ -120,7 +120,7 @@ class Preset:
         def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def __post_init__(self) -> None:
-        """Check the values, each by itself and together."""
+        """Check the values, each alone and all together."""
         if self.isolation is not None:
             object.__setattr__(self, "isolation", as_isolation(self.isolation, "a preset"))
         for name in ("read_only", "deferrable"):
@@ -147,12 +147,12 @@ class Preset:
         """Return this preset with some values changed.
 
         Raises:
-            OptionError: there is no such value, or it does not go with the others.
+            OptionError: there is no such setting, or its value does not fit the others.
         """
         return merge(self, changes, "Preset.replace()")
 
     def __or__(self, other: Preset) -> Preset:
-        """Return this preset with what `other` asks for put over it."""
+        """Return this preset, overridden by what `other` asks for."""
         return merge(self, {f.name: value for f in fields(other) if (value := getattr(other, f.name)) is not None}, "|")
 
 
@@ -163,7 +163,7 @@ PRESET_FIELDS = frozenset(f.name for f in fields(Preset))
 
 
 def merge(preset: Preset, changes: dict[str, Any], asked: str) -> Preset:
-    """Return `preset` with `changes` put over it, checked as a whole."""
+    """Return `preset`, overridden by `changes` and checked as a whole."""
     if not changes:
         return preset
     if unknown := changes.keys() - PRESET_FIELDS:
@@ -182,25 +182,25 @@ REPEATABLE_READ = Preset(isolation=Isolation.REPEATABLE_READ)
 """The transaction sees what was committed before its first statement; on PostgreSQL, snapshot isolation."""
 
 SERIALIZABLE = Preset(isolation=Isolation.SERIALIZABLE)
-"""The outcome is as if the transactions had run one after the other; be ready to retry."""
+"""The outcome is as if the transactions had run one after another; be ready to retry."""
 
 READ_ONLY = Preset(read_only=True)
 """The database refuses every write."""
 
 SNAPSHOT = Preset(isolation=Isolation.REPEATABLE_READ, read_only=True)
-"""One consistent picture of the database, and no writes."""
+"""One consistent picture of the database, without writes."""
 
 REPORT = Preset(isolation=Isolation.SERIALIZABLE, read_only=True, deferrable=True)
-"""A long report: serializable, yet it never fails and is nobody's conflict; it may wait before it begins."""
+"""A long report: serializable, yet it never fails and never makes another transaction fail; it may wait at the start."""
 
 
 @dataclass(frozen=True, slots=True)
 class EffectiveIsolation:
-    """What one really gets.
+    """What a transaction really gets.
 
     Attributes:
-        level: the level that the database runs at.
-        anomalies: what can still happen, by the names of Adya's thesis as the Hermitage suite uses them: G0 (dirty
+        level: the level at which the database runs it.
+        anomalies: what can still happen, in the names of Adya's thesis as the Hermitage suite uses them: G0 (dirty
             write), G1a (aborted read), G1b (intermediate read), G1c (circular information flow), OTV (observed
             transaction vanishes), PMP (predicate-many-preceders), P4 (lost update), G-single (read skew), G2-item
             (write skew), G2 (anti-dependency cycle).
@@ -211,21 +211,21 @@ class EffectiveIsolation:
 
 
 def effective_isolation(bind: Any, level: Isolation | IsolationName) -> EffectiveIsolation:
-    """Tell which level one gets where `level` is asked for, and which anomalies remain. Emits no SQL.
+    """Return the level that you get if you ask for `level`, and the anomalies that remain. Emits no SQL.
 
     Args:
         bind: an engine, connection or session, sync or async.
-        level: what would be asked for.
+        level: the level you would ask for.
 
     Raises:
-        OptionError: there is no such level, the dialect has neither it nor a stronger one, nobody has looked what
-            the dialect gives, or `bind` is none.
+        OptionError: there is no such level; the dialect has neither it nor a stronger one; sessionkit does not know the
+            dialect's anomalies; or `bind` has no dialect.
 
-    The table is proved, cell by cell, by tests/concurrency/test_anomalies.py for PostgreSQL and SQLite; for other
-    dialects it is what their documentation says. Sources: A. Adya, "Weak Consistency" (1999); the Hermitage suite
+    tests/concurrency/test_anomalies.py proves the table, cell by cell, for PostgreSQL and SQLite; for other dialects it
+    follows their documentation. Sources: A. Adya, "Weak Consistency" (1999); the Hermitage suite
     (https://github.com/ept/hermitage); PostgreSQL manual 13.2; https://www.sqlite.org/isolation.html.
     """
-    from . import _dialects  # here, so that a preset can be had without the dialects' tables
+    from . import _dialects  # here, so that a preset does not need the dialects' tables
 
     asked = as_isolation(level, "effective_isolation()")
     dialect: Dialect | None = getattr(bind, "dialect", None)
@@ -237,7 +237,7 @@ def effective_isolation(bind: Any, level: Isolation | IsolationName) -> Effectiv
     given = entry.given(str(asked))
     if given not in entry.anomalies:
         raise OptionError(
-            f"effective_isolation() was asked about {dialect.name}, but nobody has looked yet what its levels allow; "
-            "sessionkit._dialects has a table with an entry for each dialect"
+            f"effective_isolation() was asked about {dialect.name}, but sessionkit does not know what its levels allow; "
+            "its entry in sessionkit._dialects has no table of anomalies"
         )
     return EffectiveIsolation(Isolation(given), entry.anomalies[given])

@@ -1,11 +1,11 @@
-"""Locks that tell the truth: an object is locked and, at the same time, becomes what its row is now.
+"""Locks that tell the truth: they lock a row and, at the same time, refresh its object.
 
-SQLAlchemy's ``with_for_update()`` locks the row of an object that is loaded already and hands the object back with the
-values of before. Here it is refreshed, and changes of it that were not flushed are an error. A lock belongs to the
-transaction of the session that it was given, and ends with it.
+SQLAlchemy's ``with_for_update()`` locks the row of an object that is already loaded, but returns the object with its old
+values. Here it is refreshed, and unflushed changes of it are an error. A lock belongs to the transaction of the session
+you pass, and ends with it.
 
-On SQLite, which has one writer at a time, the lock of every row is the BEGIN IMMEDIATE of a scope or of an engine that
-`sqlite.configure` has set up.
+SQLite has one writer at a time: the BEGIN IMMEDIATE of a scope, or of an engine that `sqlite.configure` has set up, locks
+every row.
 """
 
 from __future__ import annotations
@@ -54,47 +54,47 @@ _MODES: dict[str, dict[str, bool]] = {
     "share": {"read": True},
     "key_share": {"read": True, "key_share": True},
 }
-"""What `Select.with_for_update` calls them."""
+"""The arguments of `Select.with_for_update` for each mode."""
 
 _EXCLUSIVE = ("update", "no_key_update")
 
 _MOST = 30_000
-"""How many parameters a statement may have on every driver."""
+"""The number of parameters that a statement may have on every driver."""
 
 
 def lock(session: AnySession, entity: type[T], key: Any, *, mode: Mode = "update", wait: bool | float = True) -> T:
-    """Lock the row with a primary key and return its object as it is now, refreshed if the session had it already.
+    """Lock the row with this primary key and return its object as it is now, refreshed if it was loaded before.
 
-    The lock lasts to the end of the session's transaction. For a class with joined inheritance the rows of all tables of
-    the object's own class are locked.
+    The lock lasts until the session's transaction ends. With joined inheritance it covers the rows of all tables of the
+    object's own class.
 
     Args:
         session: any session; its transaction gets the lock.
         entity: the mapped class.
-        key: as in ``Session.get``: a value, or for a key of several columns a tuple or a mapping.
-        mode: how strongly. ``"update"``: nobody else may change, delete or lock the row. ``"no_key_update"``: the same,
-            but rows that refer to it may be inserted. ``"share"``: others may lock it so as well, and nobody may change
-            it. ``"key_share"``: nobody may delete it or change its key.
-        wait: True: until it can be had, or the scope's ``lock_timeout`` is over. False: not at all. A number of seconds:
-            so long at the most. Anything but True runs in a savepoint, so that the session is usable after `NotLocked`.
+        key: as in ``Session.get``: a value, or a tuple or mapping for a key of several columns.
+        mode: how strong the lock is. ``"update"``: no other transaction may change, delete or lock the row.
+            ``"no_key_update"``: the same, but others may insert rows that refer to it. ``"share"``: others may lock it in
+            the same mode, and none may change it. ``"key_share"``: none may delete it or change its key.
+        wait: True: as long as it takes, or until the scope's ``lock_timeout``. False: not at all. A number: at most that
+            many seconds. Anything but True runs in a savepoint, so that the session is usable after `NotLocked`.
 
     Raises:
-        NotLocked: somebody else has the row, and has not let go of it in time.
-        LockError: the object has changes that are not flushed, or is to be deleted; the scope is read-only; the
-            connection is in AUTOCOMMIT; on SQLite, the transaction has not begun with BEGIN IMMEDIATE; the class is mapped
-            to what cannot be locked. Nothing was sent then, and the changes are still there.
+        NotLocked: another transaction holds the row and did not release it in time.
+        LockError: the object has unflushed changes or is marked for deletion; the scope is read-only; the connection is
+            in AUTOCOMMIT; the class is not mapped to tables that can be locked. On SQLite also: the transaction has not
+            begun with BEGIN IMMEDIATE. Nothing was sent, and the changes are still there.
         NoResultFound: there is no such row.
-        OptionError: there is no such mode, or `wait` cannot be waited.
+        OptionError: there is no such mode, or `wait` is not a time.
 
-    SQL: ``SELECT ... FOR UPDATE OF accounts``, with ``NOWAIT`` or a local ``lock_timeout`` inside a savepoint; a second one
-    for the tables of a subclass which the first did not read. On SQLite without ``FOR UPDATE``.
+    SQL: ``SELECT ... FOR UPDATE OF accounts``, with ``NOWAIT`` or a local ``lock_timeout`` inside a savepoint, and a second
+    SELECT for the tables of a subclass that the first did not read. On SQLite without ``FOR UPDATE``.
     """
     locking = _Locking(session, entity, "lock()", mode, wait)
     identity = locking.identity(key)
     locking.prepare([identity])
     found = locking.run(lambda: locking.read([identity]), [identity], several=False)
     if not found:
-        raise NoResultFound(f"{locking.name} {_shown(identity)} was to be locked, but there is no such row")
+        raise NoResultFound(f"{locking.name} {_shown(identity)} was asked for, but there is no such row")
     return cast("T", found[0])
 
 
@@ -103,16 +103,16 @@ def lock_all(
 ) -> list[T]:
     """Lock the rows with these primary keys and return their objects as they are now, in the order of `keys`.
 
-    The rows are locked in the order in which the database sorts their keys, whatever the order of `keys`: two that lock
-    some of the same rows wait for each other, and never in a circle. All are locked or none of them.
+    The rows are locked in the order in which the database sorts their keys, whatever the order of `keys`: two calls for
+    some of the same rows wait for each other, but never deadlock. Either all rows are locked or none.
 
     Args:
-        session, entity, mode, wait: as for `lock`; a number of seconds goes for each row.
-        keys: each as in ``Session.get``. One that comes twice is returned twice. Without any, nothing is sent.
+        session, entity, mode, wait: as for `lock`; a number of seconds applies to each row.
+        keys: each as in ``Session.get``. A key given twice is returned twice. Without keys, nothing is sent.
 
     Raises:
         NotLocked, LockError, OptionError: as for `lock`.
-        NoResultFound: some rows are not there; it names all of them, and nothing of the call stays locked.
+        NoResultFound: some rows do not exist. It names all of them, and the call leaves no row locked.
 
     SQL: ``SAVEPOINT``, ``SELECT ... ORDER BY accounts.id FOR UPDATE OF accounts``, ``RELEASE SAVEPOINT``.
     """
@@ -127,7 +127,7 @@ def lock_all(
         found = locking.by_key(identities, locking.read(identities))
         missing = [_shown(identity) for identity in identities if identity not in found]
         if missing:
-            raise NoResultFound(f"{locking.name} {', '.join(missing)} were to be locked, but there are no such rows")
+            raise NoResultFound(f"{locking.name} {', '.join(missing)} were asked for, but there are no such rows")
         return found
 
     found = locking.run(all_of_them, identities, several=len(identities) > 1)
@@ -139,25 +139,26 @@ def take(session: AnySession, statement: Select[Any], *, limit: None = None, mod
 @overload
 def take(session: AnySession, statement: Select[Any], *, limit: int, mode: Mode = "update") -> list[Any]: ...
 def take(session: AnySession, statement: Select[Any], *, limit: int | None = None, mode: Mode = "update") -> Any:
-    """Lock the first row of a query that nobody else has locked, and return its object as it is now; None if there is none.
+    """Lock the first row of a query that no other transaction has locked, and return its object, or None.
 
-    For a table of jobs: no row goes to two takers before the transaction of the first has ended. In it, change the row so
-    that the query does not find it any more, or delete it. A taker that dies leaves the row to the next one.
+    Use it for a table of jobs: no row goes to a second taker before the first one's transaction has ended. In that
+    transaction, change the row so that the query no longer finds it, or delete it. If a taker dies, the next one gets the
+    row.
 
     Args:
         session: any session. It is flushed first.
-        statement: a ``select()`` of one mapped class (or an alias of it), with joins, filters and an order; no LIMIT,
-            OFFSET, DISTINCT, GROUP BY or FOR UPDATE of its own.
-        limit: None: one object, or None. A number: a list of so many objects at the most, maybe none, in the order of
-            the query. Where a join repeats an object, the repetitions count.
+        statement: a ``select()`` of one mapped class (or an alias of it), with joins, filters and an order, but without
+            LIMIT, OFFSET, DISTINCT, GROUP BY or FOR UPDATE.
+        limit: None: return one object, or None. A number: return a list of at most that many objects, possibly empty, in
+            the order of the query. If a join repeats an object, the repetitions count.
         mode: ``"update"`` or ``"no_key_update"``, as for `lock`.
 
     Raises:
-        LockError: the statement cannot be locked as it is; autoflush is off, and an object of the class has changes; and
+        LockError: the statement cannot be locked as it is; or autoflush is off and an object of the class has changes; or
             as for `lock`.
-        OptionError: `mode` or `limit` is none of these.
+        OptionError: there is no such `mode` or `limit`.
 
-    SQL: the statement with ``LIMIT 1 FOR UPDATE OF jobs SKIP LOCKED``. On SQLite with ``LIMIT 1``.
+    SQL: the statement with ``LIMIT 1 FOR UPDATE OF jobs SKIP LOCKED``. On SQLite only with ``LIMIT 1``.
     """
     entity = _entity_of(statement)
     locking = _Locking(session, entity, "take()", mode, True, modes=_EXCLUSIVE)
@@ -169,7 +170,7 @@ def take(session: AnySession, statement: Select[Any], *, limit: int | None = Non
         for obj in locking.changed():
             raise LockError(
                 f"take() was called while {type(obj).__name__} objects of the session have changes and its autoflush is "
-                "off, so they would be overwritten; flush before"
+                "off, so the read would overwrite them; flush first"
             )
     locking.prepare([])
     found = locking.run(lambda: locking.send(statement, limit or 1), [], several=False)
@@ -177,7 +178,7 @@ def take(session: AnySession, statement: Select[Any], *, limit: int | None = Non
 
 
 class _Locking:
-    """One call: what it locks, how, and in which session."""
+    """One call: what it locks, in which mode, and in which session."""
 
     def __init__(
         self,
@@ -206,7 +207,7 @@ class _Locking:
     # -- before anything is sent ------------------------------------------------------------------------------------
 
     def identity(self, key: Any) -> Key:
-        """Return a primary key as the identity map has it."""
+        """Return a primary key in the form that the identity map uses."""
         mapper = self.mapper
         if isinstance(key, Mapping):
             names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
@@ -227,13 +228,13 @@ class _Locking:
         return values
 
     def changed(self) -> list[Any]:
-        """Return the objects of the class, and of what it is derived from, that have changes or are to be deleted."""
+        """Return the objects of the class, or of its base classes, that have changes or are marked for deletion."""
         session, base = self.session, self.mapper.base_mapper.class_
         changed = [obj for obj in session.dirty if isinstance(obj, base) and session.is_modified(obj)]
         return changed + [obj for obj in session.deleted if isinstance(obj, base)]
 
     def prepare(self, identities: Sequence[Key]) -> None:
-        """Refuse what cannot be locked; begin the transaction, and flush where the session flushes by itself.
+        """Refuse what cannot be locked; then begin the transaction, and flush if the session autoflushes.
 
         Raises:
             LockError: see `lock`.
@@ -243,10 +244,10 @@ class _Locking:
             for obj in self.changed():
                 identity = _identity_of(obj)
                 if tuple(map(str, identity)) in wanted:
-                    state = "is to be deleted" if obj in self.session.deleted else "has changes"
+                    state = "is marked for deletion" if obj in self.session.deleted else "has changes"
                     raise LockError(
                         f"{self.where} was asked for {type(obj).__name__} {_shown(identity)}, which {state} in this session: "
-                        "what is read with the lock would overwrite it; flush before, or lock before you change it"
+                        "the locking read would overwrite it; flush first, or lock before you change it"
                     )
         unit = unit_of(self.session)
         if unit is not None and unit.read_only:
@@ -266,11 +267,11 @@ class _Locking:
             raise LockError(f"{self.where} was called on {connection.engine!r}, but {why}")
         if not self._made_of_tables():
             raise LockError(
-                f"{self.where} was asked for {self.name}, whose mapping is no table and no inner join of tables, so its rows "
-                "cannot be locked; lock the class that has the table"
+                f"{self.where} was asked for {self.name}, whose mapping is neither a table nor an inner join of tables, so "
+                "its rows cannot be locked; lock the class that has the table"
             )
         if self.session.autoflush:
-            self.session.flush()  # what it raises is not about the lock
+            self.session.flush()  # its errors are not about the lock
 
     def connection(self) -> Connection:
         return self.session.connection(bind_arguments={"mapper": self.mapper})
@@ -285,7 +286,7 @@ class _Locking:
     # -- sending ----------------------------------------------------------------------------------------------------
 
     def run(self, read: Callable[[], T], identities: Sequence[Key], *, several: bool) -> T:
-        """Call what sends the statements, in a savepoint where the call needs one.
+        """Call the function that sends the statements, in a savepoint if the call needs one.
 
         Raises:
             NotLocked: see `lock`.
@@ -322,8 +323,8 @@ class _Locking:
         at_once = max(1, _MOST // width)
         if len(identities) > at_once and self.dialect.bulk.locks_rows and width > 1:
             raise LockError(
-                f"{self.where} was asked for {len(identities)} rows of {self.name}, and can lock {at_once} of them in one "
-                "order; lock fewer at once, or all of the table"
+                f"{self.where} was asked for {len(identities)} rows of {self.name}, but can lock only {at_once} of them in "
+                "one order; lock fewer rows at once, or the whole table"
             )
         statement = select(self.entity).order_by(*self.mapper.primary_key)
         step = len(identities) if width == 1 and self.dialect.bulk.locks_rows else at_once
@@ -334,7 +335,7 @@ class _Locking:
 
     def _has_key(self, identities: Sequence[Key]) -> ColumnElement[bool]:
         columns = self.mapper.primary_key
-        # With the types of the columns, as Session.get: a key may be the text of a number.
+        # With the types of the columns, like Session.get: a key may be the text of a number.
         if len(identities) == 1:
             values = zip(columns, identities[0], strict=True)
             return and_(*(column == bindparam(None, value, type_=column.type) for column, value in values))
@@ -347,16 +348,16 @@ class _Locking:
         return column.in_(bindparam(None, keys, type_=column.type, expanding=True)) if told is None else told
 
     def send(self, statement: Select[Any], limit: int | None = None) -> list[Any]:
-        """Lock the rows that a query of the class gives, and return their objects, fresh; with a limit, what nobody has."""
+        """Lock the rows that a query of the class returns, and return their objects, fresh; with a limit, skip locked rows."""
         tables = self._tables()
         if alone(statement) is None and not set(tables) <= certain(statement):
             raise LockError(
-                f"{self.where} was given a query in which {self.name} is on the nullable side of an outer join, where a row "
-                "may not be there and cannot be locked; turn the join round"
+                f"{self.where} was given a query with {self.name} on the nullable side of an outer join, where a row may not "
+                "exist and cannot be locked; turn the join round"
             )
         found = self._refreshed(statement, tables, limit)
-        # The tables of a subclass, which a query of its base does not read, or reads by an outer join.
-        own = {getattr(table, "element", table) for table in tables}  # of an alias the table
+        # The tables of a subclass, which a query of its base class does not read, or reads through an outer join.
+        own = {getattr(table, "element", table) for table in tables}  # for an alias, its table
         derived: dict[Mapper[Any], list[Any]] = {}
         for obj in found:
             derived.setdefault(instance_state(obj).mapper, []).append(obj)
@@ -378,8 +379,8 @@ class _Locking:
         skips = limit is not None
         locking = statement.limit(limit).with_for_update(of=tables, nowait=self.wait == 0, skip_locked=skips, **modes)
         clean = not (any(map(session.is_modified, session.dirty)) or session.deleted)
-        # An object that this query meets and that has changes, which nothing flushes, is not to be overwritten: then those
-        # that were locked are refreshed one by one.
+        # This query must not overwrite an object with changes that nothing flushes: if there is one, refresh the locked
+        # objects one by one.
         before = set() if clean else {id(obj) for obj in session.identity_map.values()}
         options = {LOCKING: True, "populate_existing": True} if clean else {LOCKING: True}
         found = list(session.scalars(locking.execution_options(**options)).unique())
@@ -395,7 +396,7 @@ class _Locking:
     # -- keys -------------------------------------------------------------------------------------------------------
 
     def by_key(self, identities: Sequence[Key], objects: Sequence[Any]) -> dict[Key, Any]:
-        """Return the objects by the keys that were asked for, which the database may see as equal where Python does not."""
+        """Return the objects by the requested keys, which may be equal in the database and still differ in Python."""
         having: dict[Key, Any] = {_identity_of(obj): obj for obj in objects}
         found = {identity: having[identity] for identity in identities if identity in having}
         if len(found) == len(identities) or not objects:
@@ -413,7 +414,7 @@ def _entity_of(statement: object) -> Any:
     """Return the class or alias that a query selects.
 
     Raises:
-        LockError: it selects something else, or has what take() cannot lock.
+        LockError: it selects something else, or has a clause that take() cannot lock.
     """
     if not isinstance(statement, Select):
         raise LockError(f"take() was given {type(statement).__name__}; it takes a select() of one mapped class")
@@ -438,7 +439,7 @@ def _entity_of(statement: object) -> Any:
     return entity
 
 
-_INSTEAD = {"LIMIT": ", and say limit= to take()", "FOR UPDATE": ", and say mode= to take()"}
+_INSTEAD = {"LIMIT": ", and pass limit= to take()", "FOR UPDATE": ", and pass mode= to take()"}
 
 
 def _sync_session(session: Any, where: str) -> Session:
@@ -469,19 +470,19 @@ def _held_by(holders: Sequence[Holder]) -> str:
 
 
 def _async(fn: Callable[..., Any]) -> Any:
-    """Return the twin of a function of this file for an AsyncSession, or an async scoped session."""
+    """Return the twin of a function of this module for an AsyncSession or an async scoped session."""
 
     @wraps(fn)
     async def twin(session: Any, /, *args: Any, **kwargs: Any) -> Any:
         current = current_of(session)
         if not hasattr(current, "run_sync"):
             raise SyncAsyncMismatch(
-                f"async_{fn.__name__}() was given {session!r}, which is no AsyncSession; call {fn.__name__}()"
+                f"async_{fn.__name__}() was given {session!r}, which is not an AsyncSession; call {fn.__name__}()"
             )
         return await current.run_sync(fn, *args, **kwargs)
 
     twin.__name__ = twin.__qualname__ = f"async_{fn.__name__}"
-    twin.__doc__ = f"Do as `{fn.__name__}`, on an ``AsyncSession``."
+    twin.__doc__ = f"The async twin of `{fn.__name__}`, on an ``AsyncSession``."
     return twin
 
 
@@ -490,7 +491,7 @@ if TYPE_CHECKING:
     def async_lock(
         session: AnyAsyncSession, entity: type[T], key: Any, *, mode: Mode = "update", wait: bool | float = True
     ) -> Coroutine[Any, Any, T]:
-        """Do as `lock`, on an ``AsyncSession``."""
+        """The async twin of `lock`, on an ``AsyncSession``."""
         ...
 
     def async_lock_all(
@@ -501,7 +502,7 @@ if TYPE_CHECKING:
         mode: Mode = "update",
         wait: bool | float = True,
     ) -> Coroutine[Any, Any, list[T]]:
-        """Do as `lock_all`, on an ``AsyncSession``."""
+        """The async twin of `lock_all`, on an ``AsyncSession``."""
         ...
 
     @overload
@@ -515,7 +516,7 @@ if TYPE_CHECKING:
     def async_take(
         session: AnyAsyncSession, statement: Select[Any], *, limit: int | None = None, mode: Mode = "update"
     ) -> Coroutine[Any, Any, Any]:
-        """Do as `take`, on an ``AsyncSession``."""
+        """The async twin of `take`, on an ``AsyncSession``."""
         ...
 else:
     async_lock = _async(lock)

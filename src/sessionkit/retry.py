@@ -1,7 +1,7 @@
-"""Retry: when a unit of work is run again, how often, and after which wait. Pure: clock and dice are arguments.
+"""Retry: when a unit of work runs again, how often, and after which wait. Pure: clock and dice are arguments.
 
-What is run again is always the whole unit, in a new session and a new transaction, COMMIT included: a serialization
-failure can arrive at COMMIT, and after any failure what was read before is worth nothing.
+What runs again is always the whole unit, in a new session and a new transaction, COMMIT included: a serialization failure
+can arrive at COMMIT, and after any failure everything read before is worthless.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Attempt:
     """One run of a unit of work.
 
     Attributes:
-        number: which one, from 1.
-        error: what it failed with, if another attempt follows; None while it runs, and where the error is raised.
-        errors: what this and the earlier ones failed with, the oldest first; those of earlier ones without tracebacks.
-        delay: how long to wait before the next one, in seconds; None if it is the last one.
+        number: its number, from 1.
+        error: the error it failed with, if another attempt follows; None while it runs, and if the error is raised.
+        errors: the errors of the attempts so far, the oldest first; those of earlier attempts without tracebacks.
+        delay: how long to wait before the next attempt, in seconds; None if it is the last one.
     """
 
     number: int
@@ -43,36 +43,36 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """When and how a unit of work is run again.
+    """When and how a unit of work runs again.
 
     Args:
-        attempts: how many runs at the most, the first included.
+        attempts: how many runs at most, including the first.
         wait: the wait after the first failure, in seconds; it doubles after each further one.
         wait_max: the longest wait, in seconds.
-        reconnect_wait_max: the longest wait, in seconds, after a connection that could not be made or was lost. Nobody
-            is contended with then, and who waits for long goes on long after the server is back.
+        reconnect_wait_max: the longest wait, in seconds, after a connection was lost or could not be made. There is no
+            contention then, and a long wait would go on long after the server is back.
         jitter: wait a random time between zero and that ("full jitter", https://aws.amazon.com/blogs/architecture/
-            exponential-backoff-and-jitter/), so that units that failed together do not meet again.
+            exponential-backoff-and-jitter/), so that units that failed together do not collide again.
         timeout: the longest that all runs and waits may take together, in seconds; a statement that hangs is cut then.
-        on: run again after these instead of the default: an exception class, a tuple of them, or a predicate.
-        also: kinds of `errors.classify` to run again after besides the default, such as ``("lock_not_available",)``;
-            not together with `on`.
+        on: run again after these errors instead of the default ones: an exception class, a tuple of them, or a predicate.
+        also: kinds of `errors.classify` to run again after, in addition to the default, such as
+            ``("lock_not_available",)``; not together with `on`.
         before_retry: called with the failed `Attempt` before the wait; in async code it may be async.
-        lock_on_retry: from the second run on, the unit's ORM SELECTs of entities lock their rows (``FOR UPDATE``),
-            which on a contended row ends the contest instead of repeating it. After a stale version there is no wait
-            then: the queue for the lock is one. A function (or a scope with a ``name=``) whose units keep conflicting
-            locks from the first run on, until they have cooled down: at the latest after 10 in a row that conflicted,
-            and back at the latest after 200 that did not; one in 64 is not locked, to find that out. What is learnt is
-            kept per function and factory, in this process. For version columns; a SERIALIZABLE transaction has its
-            snapshot before it waits for a lock, and fails all the same.
+        lock_on_retry: from the second run on, the unit's ORM SELECTs of entities lock their rows (``FOR UPDATE``). On a
+            contended row this ends the contest instead of repeating it. After a stale version there is no wait, because
+            the queue for the lock is wait enough. If the units of a function (or of a scope with a ``name=``) keep conflicting,
+            they lock from the first run on, until they have cooled down: they start at the latest after 10 conflicts in
+            a row, and stop at the latest after 200 units without one. One unit in 64 runs without locks, to find that
+            out. What is learned is kept per function and factory, in this process. Made for version columns: a
+            SERIALIZABLE transaction takes its snapshot before it waits for a lock, and fails all the same.
 
-    By default a unit is run again after a serialization failure, a deadlock, SQLite's BUSY and LOCKED, a stale
-    version, a connection that was lost before COMMIT was sent, and a write refused by a server that was chosen because
-    it takes writes (``target_session_attrs=read-write`` in the engine's URL). A unit whose outcome is unknown is never
-    run again.
+    By default a unit runs again after a serialization failure, a deadlock, SQLite's BUSY and LOCKED, a stale version, and
+    a connection that was lost before COMMIT was sent. It also does so after a refused write, if the server was chosen
+    because it takes writes (``target_session_attrs=read-write`` in the engine's URL). A unit whose outcome is unknown
+    never runs again.
 
     Raises:
-        OptionError: a value is not of its kind.
+        OptionError: a value has the wrong type or range.
     """
 
     attempts: int = 5
@@ -99,7 +99,7 @@ class Retry:
             if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
                 raise OptionError(f"{name}={seconds!r} was asked for; it is a number of seconds, 0 or more")
         if self.timeout == 0:
-            raise OptionError("timeout=0 was asked for; it would allow no attempt at all")
+            raise OptionError("timeout=0 was asked for, but it would allow no attempt at all; use None for no limit")
         if self.on is not None:
             _check_on(self.on)
         object.__setattr__(self, "also", _check_also(self.also, self.on))
@@ -113,20 +113,20 @@ class Retry:
 
         Args:
             attempt: its number, from 1.
-            rng: the dice for the jitter; default: the process's.
-            error: what it failed with.
+            rng: the dice for the jitter; default: those of the process.
+            error: the error it failed with.
         """
-        # 2.0 ** 1024 overflows, and long before that the cap holds.
+        # 2.0 ** 1024 overflows, but the cap applies long before that.
         longest = min(self.wait_max, self.wait * 2.0 ** min(attempt - 1, 1000))
         if error is not None and classify(first_of(error)).kind in _UNREACHABLE:
-            # A primary that fails over is away for seconds: long enough for the wait to reach any cap. Half a second
-            # is a quarter on average: four knocks a second by each unit that waits; see test_failover.
+            # A primary that fails over is away for seconds: long enough for the wait to reach any cap. With half a second
+            # the average wait is a quarter: each waiting unit knocks four times a second; see test_failover.
             longest = min(longest, self.reconnect_wait_max)
         return (rng or random).uniform(0.0, longest) if self.jitter else longest
 
     def retries(self, error: BaseException) -> bool:
-        """Tell whether a unit that failed with `error` may be run again at all."""
-        # CommitOutcomeUnknown is unknown by its class already; this is for whatever else comes after COMMIT was sent.
+        """Return whether a unit that failed with `error` may run again at all."""
+        # The class CommitOutcomeUnknown already means unknown; this covers any other error after COMMIT was sent.
         if not isinstance(error, Exception) or outcome_of(error) != "rolled back":
             return False
         if self.on is None:
@@ -143,8 +143,8 @@ def _check_on(on: object) -> None:
         if isinstance(each, type):
             if not issubclass(each, Exception):
                 raise OptionError(
-                    f"on={on!r} was asked for, but {each.__qualname__} is no subclass of Exception; "
-                    "what is to end the program, or a task, is never retried"
+                    f"on={on!r} was asked for, but {each.__qualname__} is not a subclass of Exception; exceptions that end "
+                    "the program or a task are never retried"
                 )
         elif isinstance(on, tuple) or not callable(each):
             raise OptionError(f"on={on!r} was asked for; it is an exception class, a tuple of them, or a predicate")
@@ -169,7 +169,7 @@ def _check_also(also: object, on: object) -> tuple[str, ...]:
 
 
 def as_retry(retry: object, where: str) -> Retry:
-    """Return what ``retry=`` means: a number is a number of attempts.
+    """Return the policy that ``retry=`` means: a number is a number of attempts.
 
     Raises:
         OptionError: it is neither a `Retry` nor a number.
@@ -182,12 +182,12 @@ def as_retry(retry: object, where: str) -> Retry:
 
 
 class Run(NamedTuple):
-    """What a unit has to know of the attempt that it is.
+    """What a unit needs to know about its attempt.
 
     Attributes:
         deadline: when the last attempt must be over, on the monotonic clock.
         lock: whether its SELECTs of entities lock their rows.
-        number: which one, from 1.
+        number: its number, from 1.
         memory: what the observers keep from one attempt to the next.
     """
 
@@ -198,17 +198,17 @@ class Run(NamedTuple):
 
 
 class Heat:
-    """Whether the units of one function keep conflicting, as far as their first attempts tell: a share that forgets.
+    """Whether the units of one function keep conflicting: a moving average over their first attempts.
 
-    Units that lock tell nothing, so while it is hot one in `PROBE` goes without.
+    Units that lock give no evidence, so while it is hot one unit in `PROBE` runs without locks.
     """
 
     __slots__ = ("_share", "_units", "hot")
 
     STEP = 0.35
-    """How much of the estimate the newest unit is: 5 conflicts in a row make it hot, 3 probes without one calm again.
+    """The weight of the newest unit: 5 conflicts in a row make it hot, 3 probes without a conflict cool it down.
 
-    A probe that conflicts costs twice a unit that locks, so they are few.
+    A probe that conflicts costs twice as much as a unit that locks, so probes are rare.
     """
 
     HOT, CALM, MOST = 0.85, 0.3, 0.95
@@ -221,27 +221,27 @@ class Heat:
 
     @property
     def cold(self) -> bool:
-        """Whether there is nothing left to remember."""
+        """Whether nothing is left to remember."""
         return self._share < 0.01
 
     def locks(self) -> bool:
-        """Decide whether a unit that begins now locks what it selects."""
+        """Decide whether a unit that begins now locks the rows it selects."""
         self._units += 1
         return self.hot and self._units % self.PROBE != 0
 
     def conflicted(self) -> None:
-        """Take note of a first attempt, without locks, that has conflicted."""
+        """Note a first attempt without locks that conflicted."""
         self._share = min(self.MOST, self._share + (1.0 - self._share) * self.STEP)
         self.hot = self.hot or self._share > self.HOT
 
     def went_well(self) -> None:
-        """Take note of a first attempt, without locks, that has not."""
+        """Note a first attempt without locks that did not conflict."""
         self._share -= self._share * self.STEP
         self.hot = self.hot and self._share >= self.CALM
 
 
 REMEMBERED = 256
-"""Of how many functions a factory remembers that they conflict."""
+"""For how many functions a factory remembers that they conflict."""
 
 _CONFLICTS = ("stale_version", "serialization_failure", "record_changed")
 
@@ -250,7 +250,7 @@ _NO_HEATS: dict[str, Heat] = {}
 
 
 class Attempts:
-    """The attempts of one call: counts them, and decides after each failure. The clock is an argument."""
+    """The attempts of one call: it counts them, and decides after each failure. The clock is an argument."""
 
     __slots__ = ("_errors", "_locks", "_rng", "deadline", "heats", "learns", "memory", "policy")
 
@@ -259,9 +259,9 @@ class Attempts:
         self.deadline = None if policy.timeout is None else now + policy.timeout
         self._errors: list[Exception] = []
         self._rng = rng
-        self.memory: dict[object, Any] = {}  # of those who look on
-        # What is remembered of functions that conflict, by name; and the name of this one, if anything is learnt of it.
-        # A function that never conflicts has no entry, and pays nothing.
+        self.memory: dict[object, Any] = {}  # for the observers
+        # The functions known to conflict, by name, and the name of this one if anything is learned about it. A function
+        # that never conflicts has no entry and pays nothing.
         self.heats: dict[str, Heat] = _NO_HEATS
         self.learns: str | None = None
         self._locks = False  # from the first attempt on
@@ -273,7 +273,7 @@ class Attempts:
         return Attempt(len(self._errors) + 1, errors=self._errors)
 
     def run_of(self, attempt: Attempt) -> Run:
-        """Return what the unit of an attempt has to know of it."""
+        """Return what the unit of an attempt needs to know about it."""
         if attempt.number == 1 and self.learns in self.heats:
             heat = self.heats.get(self.learns or "")
             self._locks = heat is not None and heat.locks()
@@ -281,7 +281,7 @@ class Attempts:
         return Run(self.deadline, lock, attempt.number, self.memory)
 
     def went_well(self, attempt: Attempt) -> None:
-        """Learn from an attempt that has succeeded."""
+        """Learn from an attempt that succeeded."""
         heat = self.heats.get(self.learns or "")
         if heat is not None and attempt.number == 1 and not self._locks:
             heat.went_well()
@@ -289,7 +289,7 @@ class Attempts:
                 self.heats.pop(self.learns or "", None)
 
     def _learn(self, error: BaseException) -> None:
-        """Learn from a first attempt without locks that has failed."""
+        """Learn from a first attempt without locks that failed."""
         if self.learns is None or classify(first_of(error)).kind not in _CONFLICTS:
             return
         heat = self.heats.get(self.learns)
@@ -300,9 +300,9 @@ class Attempts:
         heat.conflicted()
 
     def failed(self, attempt: Attempt, error: BaseException, now: float) -> bool:
-        """Decide whether there is another attempt; if so, ``attempt.delay`` says after which wait.
+        """Decide whether there is another attempt; if so, set ``attempt.delay``.
 
-        Otherwise `error` is what the caller sees, with a note of what was tried.
+        If not, the caller sees `error`, with a note about what was tried.
         """
         if isinstance(error, Exception):
             attempt.error = error
@@ -318,7 +318,7 @@ class Attempts:
         return False
 
     def _ends(self, attempt: Attempt, error: BaseException, now: float) -> str | None:
-        """Return why there is no other attempt; None if there is one, after ``attempt.delay``."""
+        """Return why there is no other attempt; None if there is one, after setting ``attempt.delay``."""
         if not self.policy.retries(error):
             return f"this was attempt {attempt.number}"
         if self.policy.lock_on_retry and isinstance(error, StaleDataError):
@@ -333,20 +333,20 @@ class Attempts:
         return None
 
     def raised(self, attempt: Attempt) -> None:
-        """Let go of the error of an attempt, which is raised: the frames of its traceback hold the attempt."""
+        """Let go of an attempt's error, because it is raised: the frames of its traceback hold the attempt."""
         if attempt.error is not None and self._errors and self._errors[-1] is attempt.error:
             self._errors.pop()
         attempt.error = attempt.delay = None
 
     def _before(self) -> str:
         earlier = [f"{type(e).__name__} ({classify(e).code or classify(e).kind})" for e in self._errors[:-1]]
-        return f"the attempts before failed with {', '.join(earlier)}" if earlier else "there was none before"
+        return f"the earlier attempts failed with {', '.join(earlier)}" if earlier else "there was no earlier one"
 
 
 def forget_frames(error: BaseException | None) -> None:
-    """Take the tracebacks from an error that was swallowed, and from those behind it.
+    """Drop the tracebacks of an error that was swallowed, and of the errors behind it.
 
-    Their frames hold the session, the objects and whatever else the unit had in its hands (law 14).
+    Their frames hold the session, the objects and everything else that the unit was using (law 14).
     """
     while error is not None and error.__traceback__ is not None:
         error.__traceback__ = None

@@ -1,12 +1,13 @@
 """Scopes: begin, hand over a session, commit or roll back, close.
 
-`Scope` and `AsyncScope` stand side by side and differ in what they await only: what to do is decided in ``_plan`` and
-done in ``_core``.
+`Scope` and `AsyncScope` are side by side and differ only in what they await: ``_plan`` decides what to do, and ``_core``
+does it.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from os import getpid
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
 from sqlalchemy import orm
@@ -28,11 +29,13 @@ from .context import (
     State,
     current_of,
     factory_key,
+    forked,
     get_ident,
     get_running_loop,
     here,
     innermost,
     pop,
+    process,
     push,
     sync_session_of,
     top,
@@ -54,14 +57,14 @@ else:
 
 __all__ = ["INJECTED", "AsyncScope", "Scope", "session_scope"]
 
-H = TypeVar("H")  # what the body is handed
+H = TypeVar("H")  # what the body gets
 S = TypeVar("S", bound=orm.Session)
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class BaseScope(Generic[H]):
-    """What sync and async scopes share: which factory, which options, and which entries are open. No I/O."""
+    """What sync and async scopes have in common: factory, options and open entries. No I/O."""
 
     __slots__ = ("_beginnings", "_entries", "_factory", "_fn", "_info", "_learns", "_request")
 
@@ -70,8 +73,8 @@ class BaseScope(Generic[H]):
         self._factory = factory
         self._request = request
         self._beginnings = info.plain if request.preset is NOTHING_ASKED else info.beginnings(request.preset)
-        self._fn: Callable[..., Any] | None = None  # what it decorates
-        self._learns = request.name  # under which name it is remembered whether its units conflict
+        self._fn: Callable[..., Any] | None = None  # the function it decorates
+        self._learns = request.name  # the name under which the factory remembers whether its units conflict
         self._entries: dict[Entry, None] = {}
 
     def __repr__(self) -> str:
@@ -79,7 +82,7 @@ class BaseScope(Generic[H]):
         return f"<{type(self).__name__}{name} of {self._factory!r}>"
 
     def _around(self, fn: Callable[..., Any]) -> Self:
-        """Return the scope for a decorated function, called as that is if it has no name."""
+        """Return the scope for a decorated function, named after the function if it has no name."""
         request = self._request
         if request.name is None:
             request = replace(request, name=getattr(fn, "__qualname__", None))
@@ -91,9 +94,9 @@ class BaseScope(Generic[H]):
         return made
 
     def _called_with(self, arguments: dict[str, Any]) -> Self:
-        """Return the scope of one call, whose options that are functions of the call's arguments have been asked."""
+        """Return the scope for one call, with the options that are functions of the call's arguments evaluated."""
         key = ask(self._request.mutex, arguments, "mutex")
-        mutex_text(key)  # None is no key: what a function forgets to return would be a scope without a mutex
+        mutex_text(key)  # refuses None: a function that forgets to return a key would make a scope without a mutex
         asked = replace(self._request, mutex=key)
         made = type(self)(self._info, self._factory, asked)
         made._fn, made._learns = self._fn, self._learns
@@ -107,7 +110,7 @@ class BaseScope(Generic[H]):
         return (plan_passed(None, self._request) if unit is None else plan(unit, self._request)), outer
 
     def _joins(self) -> bool:
-        """Return whether entering now would take part in what runs; an error if the options do not allow it."""
+        """Return whether entering now would join an open scope; raise if the options do not allow it."""
         return self._decide(here())[0] is not Step.OPEN
 
     def _policy(self) -> Retry | None:
@@ -115,19 +118,19 @@ class BaseScope(Generic[H]):
 
     def _refuse_retry(self) -> NoReturn:
         raise OptionError(
-            "retry= was given to a plain `with`, whose body cannot be run again; decorate a function with it, or write "
+            "retry= was given to a plain `with`, whose body cannot run again; decorate a function with it, or write "
             "`for attempt in Session.attempts(retry=...): with attempt as session: ...`"
         )
 
     def _open(self, handed: Any, owner: object, run: Run | None) -> Unit:
-        """Begin on a new session. No I/O of ours: the transaction reaches the database with the first statement."""
+        """Begin on a new session. This does no I/O: the transaction reaches the database with the first statement."""
         session = handed.sync_session if self._info.asynchronous else handed
         if not isinstance(session, ScopeAware):
             make_aware(session)
         try:
             return Unit(self, handed, session, owner, run)
         except BaseException:
-            session._sessionkit_unit = None  # it never was in use
+            session._sessionkit_unit = None  # the unit was never in use
             session.close()
             raise
 
@@ -141,7 +144,7 @@ class BaseScope(Generic[H]):
         return handed
 
     def _leave(self) -> Entry:
-        """Return the entry that ends now."""
+        """Return the entry that is ending now."""
         entry = top()
         if entry is None or entry.scope is not self or entry.handed is None:
             entry = self._left_elsewhere()
@@ -149,7 +152,7 @@ class BaseScope(Generic[H]):
         return entry
 
     def _left_elsewhere(self) -> Entry:
-        """Find the entry that is left in another context than it was entered in, as some frameworks do."""
+        """Find the entry when a scope is left in another context than it was entered in, as some frameworks do."""
         found = list(self._entries)
         if len(found) > 1:
             owner = here()
@@ -158,22 +161,22 @@ class BaseScope(Generic[H]):
             return found[0]
         if not self._entries:
             raise ScopeError(f"{self!r} was left without having been entered")
-        # To end a stranger's transaction would be worse than to say that it is not known which one is meant.
+        # Ending the wrong transaction would be worse than saying that we do not know which one is meant.
         raise ScopeError(
             f"{self!r} was left in another context than it was entered in, and more than one entry of it is open; "
-            "use a scope of its own for each"
+            "make a scope for each entry"
         )
 
     def _plan_passed(self, session: object) -> tuple[Step, Unit | None, orm.Session]:
         sync_session = sync_session_of(session, "a decorated function")
         if isinstance(session, orm.Session) is self._info.asynchronous:
-            raise SyncAsyncMismatch(f"{self!r} was given {session!r}; one of them is sync and the other async")
+            raise SyncAsyncMismatch(f"{self!r} was given {session!r}, but one of them is sync and the other async")
         unit = unit_of(sync_session)
         return plan_passed(unit, self._request), unit, sync_session
 
 
 def _settled(entry: Entry, *errors: BaseException | None) -> list[hooks.Hook]:
-    """Tell of an entry whose transaction is settled, and return the hooks that run now."""
+    """Notify the observers of an entry whose transaction has ended, and return the hooks to run now."""
     unit: Unit = entry.unit
     for error in errors:
         if error is not None:
@@ -195,6 +198,8 @@ class Scope(BaseScope[S]):
         return self._begin(None)
 
     def _begin(self, run: Run | None) -> S:
+        if getpid() != process[0]:
+            forked()
         owner = get_ident() if get_running_loop() is None else here()
         step, outer = Step.OPEN, None
         if top() is not None or self._request.propagation == "require":
@@ -237,7 +242,7 @@ class Scope(BaseScope[S]):
     @overload
     def __call__(self, fn: Callable[P, R], /) -> Callable[P, R]: ...
     def __call__(self, fn: Callable[..., Any], /) -> Callable[..., Any]:
-        """Return `fn` inside a scope that each call enters afresh, with the session supplied."""
+        """Return `fn` wrapped in a scope: each call enters a fresh one and gets its session."""
         decorated: Callable[..., Any] = wrap(self._around(fn), fn, form_of(fn, False, "a scope"))
         return decorated
 
@@ -249,7 +254,7 @@ class Scope(BaseScope[S]):
     def _passed(self, session: object) -> CallerOwned:
         return CallerOwned(self, current_of(session))
 
-    if not TYPE_CHECKING:  # the type checkers refuse it by themselves
+    if not TYPE_CHECKING:  # type checkers already refuse it
 
         async def __aenter__(self) -> NoReturn:
             raise SyncAsyncMismatch(
@@ -269,7 +274,7 @@ def _enter_feature(unit: Unit, entering: Callable[[], None]) -> None:
 
 
 def _finish_joined(entry: Any, error: BaseException | None) -> None:
-    """End an entry that has joined."""
+    """End an entry that joined."""
     if entry.state is State.FORKED:
         return
     session = None if entry.only_joins else sync_session_of(entry.handed, "a scope")
@@ -298,13 +303,15 @@ class AsyncScope(BaseScope[AS]):
         return await self._begin(None)
 
     async def _begin(self, run: Run | None) -> AS:
+        if getpid() != process[0]:
+            forked()
         owner = here()
         step, outer = Step.OPEN, None
         if top() is not None or self._request.propagation == "require":
             step, outer = self._decide(owner)
         if outer is None or step is Step.OPEN:
             made: Any = self._factory()
-            if made.sync_session.dispatch.after_transaction_create:  # whose listeners may send SQL
+            if made.sync_session.dispatch.after_transaction_create:  # the listeners may send SQL
                 unit = await greenlet_spawn(self._open, made, owner, run)
             else:
                 unit = self._open(made, owner, run)
@@ -352,7 +359,7 @@ class AsyncScope(BaseScope[AS]):
     @overload
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
     def __call__(self, fn: Callable[..., Any], /) -> Callable[..., Any]:
-        """Return `fn` inside a scope that each call enters afresh, with the session supplied."""
+        """Return `fn` wrapped in a scope: each call enters a fresh one and gets its session."""
         decorated: Callable[..., Any] = wrap_async(self._around(fn), fn, form_of(fn, True, "a scope"))
         return decorated
 
@@ -364,7 +371,7 @@ class AsyncScope(BaseScope[AS]):
     def _passed(self, session: object) -> CallerOwned:
         return CallerOwned(self, current_of(session))
 
-    if not TYPE_CHECKING:  # the type checkers refuse it by themselves
+    if not TYPE_CHECKING:  # type checkers already refuse it
 
         def __enter__(self) -> NoReturn:
             raise SyncAsyncMismatch(
@@ -376,7 +383,7 @@ class AsyncScope(BaseScope[AS]):
 
 async def _async_finish(unit: Unit, error: BaseException | None, owner: object) -> None:
     await unit.wait_until_free(owner)
-    # This task works for the owner, who waits for it: what encloses the unit is visible to its listeners too.
+    # This task works for the owner, which waits for it: let the unit's listeners see the enclosing entries too.
     enclosing, entry = [], unit.outer
     while entry is not None:
         if entry.owner == owner:
@@ -391,7 +398,7 @@ async def _async_finish(unit: Unit, error: BaseException | None, owner: object) 
 
 
 async def _async_finish_joined(entry: Any, error: BaseException | None) -> None:
-    """End an entry that has joined."""
+    """End an entry that joined."""
     if entry.only_joins or entry.state is State.FORKED:
         _finish_joined(entry, error)
         return
@@ -416,12 +423,12 @@ async def _async_finish_joined(entry: Any, error: BaseException | None) -> None:
 
 
 async def _async_end_joined(entry: Any, error: BaseException | None) -> None:
-    entry.owner = here()  # the task that ends it: listeners of its flush are inside
+    entry.owner = here()  # this task ends it: listeners of its flush run inside it
     await entry.handed.run_sync(entry.finish, error)
 
 
 class CallerOwned:
-    """The body of a function whose caller passed a session in: the caller owns it."""
+    """The body of a function whose caller passed in a session, which stays the caller's."""
 
     __slots__ = ("scope", "session")
 
@@ -453,62 +460,61 @@ def session_scope(
 @overload
 def session_scope(factory: orm.sessionmaker[S] | orm.scoped_session[S], **options: Unpack[Options]) -> Scope[S]: ...
 def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | AsyncScope[Any]:
-    """Begin, hand over a session, commit. A context manager and a decorator, sync or async as the factory is.
+    """Begin, hand over a session, commit. A context manager and a decorator, sync or async like the factory.
 
-    On entering, a session is made by `factory` and a transaction begun; the body gets the session. Without an exception
-    the scope commits, with one it rolls back and lets the exception pass; in any case the session is closed
-    and its connection given back. What the body loaded stays readable after it.
+    On entering, `factory` makes a session and the scope begins a transaction; the body gets the session. If the body raises
+    nothing the scope commits; otherwise it rolls back and lets the exception pass. Either way it closes the session and
+    gives the connection back. What the body loaded stays readable.
 
-    A scope that is entered without an exception and left without one has committed everything that was done in it, or
-    it raises ``UnexpectedRollback``: also where an error was swallowed inside.
+    If the body and the scope raise nothing, everything done in the scope is committed. If that was not possible, the scope
+    raises ``UnexpectedRollback``, even if the error was swallowed inside.
 
     Args:
         factory: any ``sessionmaker`` or ``async_sessionmaker``, or a scoped session made from one.
-        propagation: what to do where a scope of the same factory is open in this thread and task.
-            ``"join"`` (default): take part in its transaction, which alone decides. ``"savepoint"``: set a savepoint,
-            so that a failure undoes this scope only. ``"new"``: a transaction of its own on another connection.
-            ``"require"``: join, and it is an error if none is open. ``"forbid"``: it is an error if one is open.
-        preset, isolation, read_only, deferrable, statement_timeout, lock_timeout, idle_timeout: what the
-            transaction is asked to be; see `Preset`, whose fields they are, and which they change. Timeouts are in
-            seconds. What the database cannot keep is refused before the first statement.
-        retry: run the unit again after errors for which that can help: a `Retry`, or a number of attempts. For
-            decorated functions and for ``attempts()``; a plain ``with`` cannot run its body again.
-        verify_commit: what to do where the answer to COMMIT is lost. False: raise ``CommitOutcomeUnknown``. True:
-            find out through a marker row (`commits`). A function: ask it; it gets a new session and answers whether
-            the unit was committed: True, False, or None if it cannot tell; a COMMIT that is still on its way is its
-            risk.
+        propagation: what to do if a scope of the same factory is open in this thread and task. ``"join"`` (default): take
+            part in its transaction, which alone decides. ``"savepoint"``: set a savepoint, so that a failure undoes only
+            this scope. ``"new"``: begin a transaction of its own on another connection. ``"require"``: join, and raise if
+            none is open. ``"forbid"``: raise if one is open.
+        preset, isolation, read_only, deferrable, statement_timeout, lock_timeout, idle_timeout: what you ask of the
+            transaction. The others are the fields of `Preset` and override those of `preset`. Timeouts are in seconds. What
+            the database cannot keep is refused before the first statement.
+        retry: run the unit again after errors for which that can help: a `Retry`, or a number of attempts. For decorated
+            functions and ``attempts()``; a plain ``with`` cannot run its body again.
+        verify_commit: what to do if the answer to COMMIT is lost. False: raise ``CommitOutcomeUnknown``. True: find out
+            with a marker row (`commits`). A function: call it; it gets a new session and returns True if the unit was
+            committed, False if not, None if it cannot tell. It must allow for a COMMIT that is still on its way.
         commit_timeout: the longest that COMMIT may take, in seconds; then the connection is cut.
         schema_translate_map: the schema names that the unit's tables have in the database, such as
-            ``{None: "tenant_1"}``; as SQLAlchemy's execution option, flushes and bulk calls included. It takes the
-            place of the engine's own. A scope that joins must ask for the same, or for none.
-        manual_commit: what ``commit()``, ``rollback()`` and ``close()`` by hand do inside the scope. ``"refuse"``
-            (default): they raise ``ScopeError``. ``"savepoint"``: for applications that commit by hand; ``commit()``
-            flushes and keeps what was done since the last one in a savepoint, ``rollback()`` undoes it, and the
-            transaction commits once, at the end of the scope. Each call site gets a ``ManualCommit`` warning once.
-        mutex: one at a time in the whole system: a ``str``, ``int``, ``bytes`` or ``UUID``, a tuple of these, or a function
-            of the call's arguments that returns one. On entering, before the body, the transaction takes an advisory lock
-            of the database (see `locks.mutex_key`), which ends with it; on SQLite its ``BEGIN IMMEDIATE`` is the mutex. A
-            scope that joins takes it in the transaction of the outer one, which keeps it. It is refused at REPEATABLE
-            READ, whose snapshot would be older than the wait.
-        mutex_wait: True (default): wait until it can be had, or ``lock_timeout`` or the timeout of `retry` is over. False:
-            do not wait. A number of seconds: so long at the most.
-        no_rollback_for: an exception class or a tuple of them. Such an exception passes on, but does not keep the scope
-            from committing, nor the scope that it has joined, unless a statement or a flush has failed.
+            ``{None: "tenant_1"}``. It works like SQLAlchemy's execution option, also for flushes and bulk calls, and
+            replaces the engine's own. A scope that joins must ask for the same map, or for none.
+        manual_commit: what ``commit()``, ``rollback()`` and ``close()`` do when called inside the scope. ``"refuse"``
+            (default): they raise ``ScopeError``. ``"savepoint"``, for applications that commit by hand: ``commit()``
+            flushes and keeps the work since the last one in a savepoint, ``rollback()`` undoes it, and the transaction
+            commits once, at the end of the scope. Each call site gets a ``ManualCommit`` warning once.
+        mutex: let one unit at a time run in the whole system: a ``str``, ``int``, ``bytes`` or ``UUID``, a tuple of these,
+            or a function of the call's arguments that returns one. On entering, before the body, the transaction takes an
+            advisory lock of the database (see `locks.mutex_key`), which ends with it; on SQLite its ``BEGIN IMMEDIATE`` is
+            the mutex. A scope that joins takes it in the outer transaction, which keeps it. Refused at REPEATABLE READ,
+            because the snapshot would be older than the wait.
+        mutex_wait: True (default): wait as long as it takes, or until ``lock_timeout`` or the timeout of `retry`. False:
+            do not wait. A number: wait at most that many seconds.
+        no_rollback_for: an exception class or a tuple of them. Such an exception passes on, but neither the scope nor one
+            that it has joined rolls back because of it, unless a statement or a flush has failed.
         name: what messages call this scope; default: the name of the decorated function.
 
     Returns:
-        A ``Scope`` or, for an async factory, an ``AsyncScope``. It is a value: it can be entered again, nested, and by
-        many threads and tasks at once; each entry has a state of its own.
+        A ``Scope`` or, for an async factory, an ``AsyncScope``. You can enter it again, nested, and in many threads and
+        tasks at once; each entry has a state of its own.
 
     Raises:
-        ScopeError: `factory` is none, or the propagation does not allow what is asked (when entered).
+        ScopeError: `factory` is not a factory, or (when entered) the propagation does not allow it.
         UnknownOptionError, OptionError: there is no such option, or it cannot have this value.
         UnexpectedRollback: (when left) the body raised nothing, but nothing could be committed.
-        NotLocked: (when entered) somebody else has the mutex, and has not let go of it in time.
+        NotLocked: (when entered) another transaction holds the mutex and did not release it in time.
         CommitOutcomeUnknown: (when left) the connection was lost during COMMIT.
-        HookError: (when left) a hook failed after the transaction had ended; it says how it ended.
+        HookError: (when left) a hook failed after the transaction had ended; it says how that ended.
 
-    `errors.outcome_of` tells of any exception that leaves the scope how the transaction ended.
+    For any exception that leaves the scope, `errors.outcome_of` says how the transaction ended.
 
     SQL: ``BEGIN`` with the first statement (``BEGIN IMMEDIATE`` on SQLite), ``COMMIT`` or ``ROLLBACK``. Inside another
     scope: nothing, or ``SAVEPOINT`` with the first statement, ``RELEASE SAVEPOINT`` or ``ROLLBACK TO SAVEPOINT``. With a

@@ -1,4 +1,4 @@
-"""The SQLite engine preset: what a pooled, concurrent application wants of SQLite, in one call."""
+"""The SQLite engine preset: what a pooled, concurrent application needs from SQLite, in one call."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def configure(
 ) -> E:
     """Set a SQLite engine up, and return it: ``engine = sqlite.configure(create_engine("sqlite:///app.db"))``.
 
-    Every transaction of the engine then begins with a real BEGIN, in scopes and outside of them, so that reads are
-    repeatable, DDL is transactional and a savepoint is undone with the transaction around it.
+    Every transaction of the engine then begins with a real BEGIN, inside and outside of scopes. So reads are repeatable,
+    DDL is transactional, and a savepoint is undone with the transaction around it.
 
     Args:
-        engine: an ``Engine`` or ``AsyncEngine``. Connections that it has already are set up when they are next used.
+        engine: an ``Engine`` or ``AsyncEngine``. Existing connections are set up when they are next used.
         wal: write-ahead logging: readers and the writer do not wait for each other. False leaves the journal mode
             alone.
-        foreign_keys: have SQLite enforce them.
+        foreign_keys: make SQLite enforce them.
         busy_timeout: how long a statement waits for another connection's lock, in seconds.
-        synchronous: how often SQLite waits for the disk; ``"NORMAL"`` cannot corrupt a database in WAL mode, but
-            the last transactions may be lost with the power (https://www.sqlite.org/pragma.html#pragma_synchronous).
-        begin: ``"immediate"``: a transaction that is not read-only takes the write lock at its beginning, so that
-            writers queue. ``"deferred"``: it takes it at its first write, which fails without waiting if what was
+        synchronous: how often SQLite waits for the disk. In WAL mode ``"NORMAL"`` cannot corrupt a database, but a power
+            failure may lose the last transactions (https://www.sqlite.org/pragma.html#pragma_synchronous).
+        begin: ``"immediate"``: a transaction that is not read-only takes the write lock when it begins, so that writers
+            queue. ``"deferred"``: it takes the lock with its first write, which fails without waiting if anything that it
             read has changed since.
 
     Raises:
-        OptionError: it is no SQLite engine, an option cannot have this value, or SQLite is older than 3.35.
+        OptionError: it is not a SQLite engine, an option cannot have this value, or SQLite is older than 3.35.
 
     SQL, on each new connection: ``PRAGMA busy_timeout``, ``foreign_keys``, ``journal_mode``, ``synchronous``; then
     ``BEGIN`` or ``BEGIN IMMEDIATE`` for each transaction.

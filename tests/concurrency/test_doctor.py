@@ -41,7 +41,7 @@ def test_a_pooler_is_found_and_what_it_asks_of_the_driver(
         arguments = told.partition("connect_args=")[2].partition("), or")[0]
         make = "create_engine" if doors.colour == "sync" else "create_async_engine"
         name = module(f"from uuid import uuid4\nengine = {make}({address!r}, connect_args={arguments})")
-        assert "nothing is prepared" in doctor(f"{name}:engine").one("pool.pooler", "ok")
+        assert "prepares no statements" in doctor(f"{name}:engine").one("pool.pooler", "ok")
 
 
 @pytest.mark.pgbouncer
@@ -49,7 +49,7 @@ def test_a_pooler_is_found_and_what_it_asks_of_the_driver(
 @pytest.mark.parametrize(
     ("mode", "size", "check", "status", "told"),
     [
-        ("session", 4, "pool.pooler", "ok", "a server connection of its own (session mode)"),
+        ("session", 4, "pool.pooler", "ok", "its own server connection (session mode)"),
         ("session", 1, "pool.pooler", "warn", "a second connection has to wait for the first"),
         ("statement", 4, "server.connection", "fail", "not allowed in statement pooling mode"),
     ],
@@ -99,7 +99,7 @@ def test_replicas_that_lag_are_seen_and_are_well_when_they_have_caught_up(doctor
         assert (seen.exit_status, seen.all("fail")) == (1, {"readers.1", "readers.2"})
         assert "is paused" in seen.one("readers.1", "fail")
         assert "pg_wal_replay_resume()" in seen.one("readers.1", "fail")
-        assert "is no standby" in seen.one("readers.2", "fail")
+        assert "is not a standby" in seen.one("readers.2", "fail")
         assert "pg_drop_replication_slot('of_nobody')" in seen.one("replication.slots", "warn")
 
         # The standby itself, given as the database.
@@ -133,6 +133,6 @@ def test_replicas_that_lag_are_seen_and_are_well_when_they_have_caught_up(doctor
         replica.stop()
         seen = doctor(primary, "--reader", reader)
         assert "no connection" in seen.one("readers.1", "fail")
-        assert seen.one("replication.replicas", "ok") == "none follows this server"
+        assert seen.one("replication.replicas", "ok") == "no standby follows this server"
     finally:
         cluster.close()

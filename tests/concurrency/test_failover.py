@@ -96,7 +96,7 @@ def site() -> Iterator[Site]:
 
 def until(found: Callable[[], Any]) -> Any:
     """Wait until something is so."""
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + (300 if LONG else 60)
     while not (result := found()):
         assert time.monotonic() < ends, "it did not become so"
         time.sleep(0.005)

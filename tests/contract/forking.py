@@ -7,6 +7,7 @@ It prints a JSON object with what parent and children saw. The database has the 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import multiprocessing
@@ -186,7 +187,32 @@ def served_while_open() -> dict[str, Any]:
     return {"before": before, "after": after, "workers": workers}
 
 
+def in_child_without_hooks(work: Any) -> Any:
+    """Call `work` in a child that was forked as a server written in C does it: none of Python's hooks is called."""
+    read, write = os.pipe()
+    child = ctypes.CDLL(None).fork()
+    if child == 0:
+        try:
+            os.write(write, json.dumps(told(work)).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        said = json.loads(answer.read())
+    os.waitpid(child, 0)
+    return said
+
+
+def served_without_hooks() -> dict[str, Any]:
+    """Workers of a server that does not call Python's hooks."""
+    add("parent")
+    before = backend()
+    workers = [in_child_without_hooks(lambda: [backend(), backend()]) for _ in range(2)]
+    return {"before": before, "after": backend(), "workers": workers}
+
+
 CASES = {
+    "served without hooks": served_without_hooks,
     "decorated inside": decorated_inside,
     "session inside": session_inside,
     "leaves by an error": lambda: leaves("raise"),

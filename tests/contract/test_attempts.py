@@ -106,7 +106,7 @@ async def test_what_cannot_be_helped_leaves_the_loop_at_once(doors: Door) -> Non
 # Nothing is swallowed that is not made good
 
 
-NOT_RETRIED = "it was not retried, because the code does not go on with the next attempt from here"
+NOT_RETRIED = "it was not retried, because the code does not go straight on with the next attempt"
 
 
 async def test_code_after_the_block_does_not_run_as_if_the_work_were_done(doors: Door) -> None:

@@ -424,7 +424,7 @@ async def test_a_limit_that_is_none_is_refused(doors: Door, limit: Any) -> None:
     async with doors.scope() as session:
         with pytest.raises(OptionError, match="max_rejected="):
             await call(session, User, [{"name": "a"}], on_error="collect", max_rejected=limit)
-        with pytest.raises(OptionError, match="say on_error='collect'"):
+        with pytest.raises(OptionError, match="use on_error='collect'"):
             await call(session, User, [{"name": "a"}], max_rejected=5)
 
 

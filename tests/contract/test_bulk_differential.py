@@ -37,7 +37,7 @@ METHODS = {
     ("postgresql", "upsert"): ["unnest", "temp", "sqlalchemy"],
     ("postgresql", "delete"): ["unnest", "temp", "sqlalchemy"],
 }
-REFUSALS = ["arrays of arrays", "is SQL", "an array of hstore", "multirange cannot be sent here"]
+REFUSALS = ["arrays of arrays", "is SQL", "an array of hstore", "multirange; 'temp' works"]
 EXTENSIONS = ["hstore", "citext"]
 LONG = bool(os.environ.get("SESSIONKIT_LONG"))
 CHECKS = settings(

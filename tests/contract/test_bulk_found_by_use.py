@@ -80,7 +80,7 @@ async def are_duplicates(doors: Door, type_: Any, one: Any, other: Any) -> None:
     upsert = verb(doors, "upsert")
     rows = [{"k": one, "v": 1}, {"k": other, "v": 2}]
     async with doors.scope() as session:
-        with pytest.raises(errors.BulkError, match="row 1 has the key"):
+        with pytest.raises(errors.BulkError, match="row 1 has the same key as row 0"):
             await upsert(session, Row, rows, match=[Row.k])
         result = await upsert(session, Row, rows, match=[Row.k], on_duplicate="last", status=True)
         assert result.status == ["unchanged", "inserted"]
@@ -245,5 +245,5 @@ async def test_an_error_that_ends_the_transaction_is_the_one_that_is_seen(doors:
 async def test_a_chunk_that_is_no_number_of_rows_is_refused(doors: Door, chunk: Any) -> None:
     Row = await table(doors, Integer)
     async with doors.scope() as session:
-        with pytest.raises(errors.OptionError, match="it is a number of rows"):
+        with pytest.raises(errors.OptionError, match="give a number of rows"):
             await verb(doors, "insert")(session, Row, [{"v": 1}], chunk=chunk)

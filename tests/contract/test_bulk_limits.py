@@ -152,7 +152,7 @@ async def test_a_connection_without_transactions_is_refused(doors: Door, how: st
             await session.connection(execution_options=auto)
         for name, rows in (("insert", [{"name": "a"}]), ("update", [{"id": 1, "name": "a"}]), ("delete", [1])):
             call = doors.twin(getattr(bulk, name), getattr(bulk, f"async_{name}"))
-            with pytest.raises(OptionError, match="this connection runs in AUTOCOMMIT"):
+            with pytest.raises(OptionError, match="but this connection runs in AUTOCOMMIT"):
                 await call(session, User, rows)
     assert await doors.rows("SELECT * FROM users") == []
 

@@ -43,7 +43,7 @@ async def test_objects_come_in_the_order_of_their_keys(doors: Door) -> None:
         with doors.statements() as sql:
             await get(session, User, [40, 7])
         assert sql == []  # the session has them
-        with pytest.raises(BulkError, match="row 1 holds no value for 'id'"):
+        with pytest.raises(BulkError, match="row 1 has no value for 'id'"):
             await get(session, User, [1, None])
 
 

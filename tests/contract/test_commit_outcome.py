@@ -39,7 +39,7 @@ async def test_an_answer_that_is_lost_is_an_unknown_outcome_and_is_not_retried(d
         unit, log = Log(), []
         struck = way.proxy.at("COMMIT", fault)
         run = doors.decorate(unit.body, way.factory, retry=Retry(5, wait=0, before_retry=log.append, on=Exception))
-        with pytest.raises(errors.CommitOutcomeUnknown, match="may have been committed or not") as caught:
+        with pytest.raises(errors.CommitOutcomeUnknown, match="may or may not have been committed") as caught:
             await run()
         assert struck.struck
         assert isinstance(caught.value.__cause__, DBAPIError)

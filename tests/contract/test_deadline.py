@@ -79,7 +79,7 @@ async def test_a_server_that_takes_no_connection_does_not_hold_the_call(doors: D
         with in_time(), pytest.raises(DBAPIError) as caught:
             await doors.decorate(body, cold, retry=RETRY)()
         assert errors.classify(caught.value).kind == "cannot_connect"
-        assert "had not taken the connection when the time of the unit was over" in str(caught.value)
+        assert "had not accepted the connection when the time of the unit was over" in str(caught.value)
         way.proxy.heal()
         async with doors.scope(cold) as session:
             await session.execute(text("SELECT 1"))
@@ -147,7 +147,7 @@ async def test_a_question_that_nobody_answers_does_not_hold_the_call(doors: Door
             session.add(User(name="ann"))
 
         event.listen(doors.sync_engine_of(way.engine), "handle_error", silence)
-        with in_time(), pytest.raises(errors.CommitOutcomeUnknown, match="no answer could be had") as caught:
+        with in_time(), pytest.raises(errors.CommitOutcomeUnknown, match="got no answer") as caught:
             await doors.decorate(body, way.factory, retry=RETRY, verify_commit=True)()
         assert struck.struck
         assert caught.value.key is not None
@@ -257,7 +257,9 @@ async def test_the_waits_between_the_attempts_count_as_well(doors: Door) -> None
 
     with in_time(), pytest.raises(StaleDataError) as caught:
         await doors.decorate(body, retry=Retry(1000, wait=30, wait_max=30, jitter=False, timeout=TIMEOUT))()
-    assert caught.value.__notes__ == [f"gave up after 1 attempt, at the timeout of {TIMEOUT} s; there was none before"]
+    assert caught.value.__notes__ == [
+        f"gave up after 1 attempt, at the timeout of {TIMEOUT} s; there was no earlier one"
+    ]
 
 
 async def test_a_body_that_ends_after_its_time_is_not_committed(doors: Door) -> None:

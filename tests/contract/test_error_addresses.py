@@ -58,4 +58,4 @@ async def test_the_error_of_a_hook_is_quoted_without_its_address(doors: Door) ->
             doors.call(on_rollback, fail, session=session)
             raise errors.ScopeError("the body's own")
     assert addresses(first.value) == ["ScopeError"]
-    assert first.value.__notes__ == ["besides, a hook failed: OptionError: the hook was given nonsense"]
+    assert first.value.__notes__ == ["also, a hook failed: OptionError: the hook was given nonsense"]

@@ -90,3 +90,15 @@ async def test_children_that_are_forked_inside_a_scope_share_no_connection_with_
     assert all(worker.get("refused") for worker in said["workers"] if "returned" not in worker), said
     assert said["before"] not in served
     assert len(set(served)) == len(served)
+
+
+async def test_a_server_that_forks_without_pythons_hooks_shares_no_connection_with_its_workers(doors: Door) -> None:
+    """As uWSGI does, in whose workers every scope ran on the master's connection."""
+    said = run(doors, "served without hooks")
+    seen = [said["before"]]
+    for worker in said["workers"]:
+        own, again = worker["returned"]
+        assert own == again, "the pool of the child is a pool"
+        seen.append(own)
+    assert len(set(seen)) == len(seen) == 3, "two processes have used one connection"
+    assert said["after"] == said["before"]

@@ -98,7 +98,7 @@ async def test_an_exception_that_does_not_roll_back_says_where_it_did(doors: Doo
                 await session.execute(text("INSERT INTO users (name) VALUES ('taken')"))
             raise Planned
     assert errors.outcome_of(caught.value) == "rolled back"
-    assert "in spite of no_rollback_for" in caught.value.__notes__[0]
+    assert "despite no_rollback_for" in caught.value.__notes__[0]
     assert await names(doors) == []
 
 

@@ -41,6 +41,9 @@ async def test_ending_the_transaction_by_hand_is_refused_with_the_way_out(
         assert "propagation='new'" in str(caught.value)
         if method == "rollback":
             assert "set_rollback_only" in str(caught.value)
+        if method == "commit":  # the two usual reasons for the call
+            assert "to get generated keys, call session.flush()" in str(caught.value)
+            assert "to make the work durable, end the block" in str(caught.value)
         # And nothing has happened to it.
         session.add(User(name="bob"))
     assert await names(doors) == ["ann", "bob"]
@@ -62,7 +65,7 @@ async def test_a_session_whose_scope_has_ended_takes_nothing_in(doors: Door, pla
         over.commit,
     ):
         with pytest.raises(
-            errors.ScopeError, match="of a scope that has ended; do it inside the scope, or open another"
+            errors.ScopeError, match="belongs to a scope, which has ended; do this inside the scope, or open another"
         ):
             take()
     assert not over.new

@@ -77,6 +77,8 @@ async def test_a_swallowed_flush_error_cannot_be_committed_over(doors: Door) -> 
             first = await swallow_failed_flush(session)
     assert caught.value.__cause__ is first
     assert "IntegrityError" in str(caught.value)
+    assert "re-raise it, or run the part that may fail in a scope with propagation='savepoint'" in str(caught.value)
+    assert "no_rollback_for" not in str(caught.value)  # a failed flush has undone work: no option commits the rest
     assert await names(doors) == []
 
 
@@ -207,6 +209,8 @@ async def test_a_joined_scope_that_failed_and_was_swallowed_dooms_the_outer_one(
                     inner.add(User(name="bob"))
                     raise mine
     assert caught.value.__cause__ is mine
+    for cure in ("re-raise it", "propagation='savepoint'", "no_rollback_for"):
+        assert cure in str(caught.value)
     assert await names(doors) == []
 
 

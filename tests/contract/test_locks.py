@@ -151,7 +151,7 @@ async def test_an_object_with_changes_is_refused_and_keeps_them(doors: Door, how
         else:
             await session.delete(account)
         with doors.statements() as sql:
-            with pytest.raises(errors.LockError, match=r"Account 1, which (has changes|is to be deleted)"):
+            with pytest.raises(errors.LockError, match=r"Account 1, which (has changes|is marked for deletion)"):
                 await lock_of(doors)(session, Account, 1)
             with pytest.raises(errors.LockError, match="Account 1"):
                 await lock_all_of(doors)(session, Account, [2, "1"])

@@ -126,7 +126,7 @@ async def test_deferrable_joins_deferrable_only(doors: Door) -> None:
     async with doors.scope(preset=REPORT), doors.scope(preset=REPORT):
         pass
     async with doors.scope(isolation="SERIALIZABLE", read_only=True):
-        with pytest.raises(errors.OptionError, match=r"deferrable=True.*not deferrable"):
+        with pytest.raises(errors.OptionError, match=r"deferrable=True.*runs without it"):
             async with doors.scope(preset=REPORT):
                 pass
 

@@ -211,7 +211,7 @@ async def test_a_driver_without_an_entry_is_told_by_set_transaction(
         ({"isolation": "CHAOS"}, "CHAOS"),
         ({"isolation": "SERIALIZABLE; DROP TABLE users"}, "DROP"),
         ({"isolation": ""}, "''"),
-        ({"isolation": "AUTOCOMMIT"}, "no transaction"),
+        ({"isolation": "AUTOCOMMIT"}, "not a transaction"),
         ({"read_only": "yes"}, "read_only='yes'"),
         ({"statement_timeout": -1}, "statement_timeout=-1"),
         ({"statement_timeout": "5s"}, "statement_timeout='5s'"),

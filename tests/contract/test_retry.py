@@ -87,7 +87,7 @@ async def test_when_the_attempts_are_used_up_the_last_error_is_raised_as_it_was_
         await doors.decorate(unit.body, retry=Retry(3, wait=0))()
     assert caught.value is failures[2]
     assert caught.value.__notes__ == [
-        f"gave up after 3 attempts; the attempts before failed with {', '.join(['StaleDataError (stale_version)'] * 2)}"
+        f"gave up after 3 attempts; the earlier attempts failed with {', '.join(['StaleDataError (stale_version)'] * 2)}"
     ]
     assert errors.outcome_of(caught.value) == "rolled back"
     assert await names(doors) == []

@@ -204,7 +204,7 @@ async def test_a_session_that_was_passed_in_is_the_callers_and_cannot_be_retried
     async with doors.session(made) as session:
         with pytest.raises(
             errors.OptionError,
-            match="its transaction is the caller's.*leave the session out, or have the caller's unit",
+            match="its transaction is the caller's.*leave the session out, or retry the caller's unit",
         ):
             await run(session=session)
     assert inner.runs == 0
@@ -236,7 +236,7 @@ async def test_a_plain_with_refuses_retry_and_shows_the_loop(doors: Door) -> Non
     ):
         async with doors.scope(retry=3):
             raise AssertionError
-    with pytest.raises(errors.OptionError, match="whose body cannot be run again"):
+    with pytest.raises(errors.OptionError, match="whose body cannot run again"):
         async with doors.enter(session_scope(doors.raw(doors.plain_factory()), retry=AT_ONCE)):
             raise AssertionError
 

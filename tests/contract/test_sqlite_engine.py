@@ -688,7 +688,7 @@ async def test_a_new_transaction_in_memory_is_refused_at_once_since_there_is_one
     async with doors.scope(Session) as session:
         session.add(User(name="outer"))
         await session.flush()
-        with pytest.raises(errors.ScopeError, match="one connection only"):
+        with pytest.raises(errors.ScopeError, match="only one connection"):
             async with doors.scope(Session, propagation="new", preset=preset) as inner:
                 await inner.execute(select(User))
         # Two files, two databases: nothing to wait for.

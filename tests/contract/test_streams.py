@@ -83,7 +83,7 @@ async def test_a_stream_that_is_read_after_the_scope_is_an_error(doors: Door) ->
     async with doors.scope() as session:
         result = await session.stream(select(User.name).execution_options(yield_per=10))
         await result.fetchmany(3)
-    with pytest.raises(errors.ScopeError, match="after the scope had ended"):
+    with pytest.raises(errors.ScopeError, match="after the end of the scope"):
         await result.fetchmany(100)
     del result
     gc.collect()

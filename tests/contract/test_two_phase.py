@@ -436,7 +436,7 @@ async def test_a_scope_of_another_factory_inside_would_not_take_part_and_is_refu
 async def test_a_session_on_a_connection_of_the_callers_is_refused(doors: Door) -> None:
     async with doors.connect() as connection:
         factory = doors.factory(doors.raw(connection), twophase=True)
-        with pytest.raises(errors.OptionError, match="not the scope's to prepare"):
+        with pytest.raises(errors.OptionError, match="the scope must not prepare"):
             async with doors.scope(factory) as session:
                 await session.execute(text("SELECT 1"))
 

@@ -234,7 +234,7 @@ async def test_an_answer_that_cannot_be_had_in_time_is_unknown_and_carries_the_k
             await doors._outside(way.proxy.stop_listening)
             return run
 
-        with pytest.raises(errors.CommitOutcomeUnknown, match="no answer could be had") as caught:
+        with pytest.raises(errors.CommitOutcomeUnknown, match="got no answer") as caught:
             await doors.decorate(body, way.factory, verify_commit=True, retry=retry)()
         assert struck.struck
     assert unit.hooks == []

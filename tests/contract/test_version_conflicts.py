@@ -358,7 +358,7 @@ async def test_a_bulk_update_without_the_version_says_that_it_was_not_checked(do
         rows = [{"id": 1, "title": "a", "version_id": 1}, {"id": 2, "title": "b"}]
         with (
             doors.statements() as sql,
-            pytest.raises(VersionError, match=r"row 1 .* has no 'version_id', so it was not checked"),
+            pytest.raises(VersionError, match=r"row 1 .* has no 'version_id', so nothing was checked"),
         ):
             await session.execute(update(Doc), rows)
         assert not [s for s in sql if s.startswith("UPDATE")]
@@ -389,14 +389,14 @@ async def test_a_driver_that_counts_no_rows_is_refused(doors: Door) -> None:
     doors.sync_engine_of(engine).dialect.supports_sane_rowcount = False
     async with doors.session(doors.plain_factory(engine)) as session:
         (await session.get_one(Doc, 1)).title = "mine"
-        with pytest.raises(VersionError, match="does not tell how many rows"):
+        with pytest.raises(VersionError, match="does not report how many rows"):
             await session.flush()
         await session.rollback()
         await session.delete(await session.get(Doc, 2))
-        with pytest.raises(VersionError, match="does not tell how many rows"):
+        with pytest.raises(VersionError, match="does not report how many rows"):
             await session.flush()
         await session.rollback()
-        with pytest.raises(VersionError, match="does not tell how many rows"):
+        with pytest.raises(VersionError, match="does not report how many rows"):
             await session.execute(update(Doc), [{"id": 1, "version_id": 1, "title": "x"}])
 
 

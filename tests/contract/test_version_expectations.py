@@ -274,8 +274,8 @@ async def test_bad_expectations_are_refused(doors: Door) -> None:
             (Doc(id=5), 1, "was never flushed"),
             (user, 1, "an object of User has no version"),
             (object(), 1, "has no version"),
-            (doc, "x", "should be a count"),
-            (doc, "1_0", "should be a count"),
+            (doc, "x", "must be a count"),
+            (doc, "1_0", "must be a count"),
             (doc, True, "is not a version of a Versioned class"),
             (doc, None, "is not a version of a Versioned class"),
             (doc, uuid.uuid4(), "is not a version of a Versioned class"),
@@ -334,7 +334,7 @@ async def test_flag_modified_on_the_version_is_refused_where_it_is_called(doors:
     await fill(doors, Doc(id=1))
     async with plain(doors) as session:
         doc = await session.get(Doc, 1)
-        with pytest.raises(VersionError, match=r"would forget the version .* call bump_version\(obj\)"):
+        with pytest.raises(VersionError, match=r"would discard the version .* call bump_version\(obj\)"):
             flag_modified(doc, "version_id")
         assert doc not in session.dirty
 
@@ -423,11 +423,24 @@ async def test_a_header_that_does_not_name_the_version_is_a_conflict(doors: Door
         header = '"2!"'  # a space is no etagc
     async with plain(doors) as session:
         doc = await session.get(Doc, 1)
-        with pytest.raises(VersionConflict):
+        with pytest.raises(VersionConflict) as caught:
             expect_etag(doc, header)
             doc.title = "mine"
             await session.commit()
         await session.rollback()
+    (conflict,) = caught.value.conflicts
+    assert (conflict.entity, conflict.identity) == (Doc, (1,))
+    # A tag that is a version is sent to the database, which says no more than that no row has it.
+    sent = {'"1"': 1, '"3"': 3, 'W/"2", "1"': 1}
+    if header in sent:
+        assert conflict.expected == sent[header]
+    else:
+        assert (conflict.expected, conflict.current, conflict.deleted) == (
+            [1, 3] if "," in header else header,
+            2,
+            False,
+        )
+        assert "was changed by somebody else" in str(conflict)
     assert await doors.scalar("SELECT title FROM v_docs") == "a"
 
 

@@ -45,6 +45,24 @@ def test_rows_are_removed_and_sequences_start_again(database: PostgresqlDatabase
         database.reset()
 
 
+MADE = {
+    "a table": "CREATE TABLE others (id serial PRIMARY KEY, n int GENERATED ALWAYS AS IDENTITY, t text UNIQUE)",
+    "one that points at the template's": "CREATE TABLE others (id int PRIMARY KEY, user_id int REFERENCES users)",
+    "one with parts": "CREATE TABLE others (n int) PARTITION BY RANGE (n);"
+    " CREATE TABLE another PARTITION OF others FOR VALUES FROM (1) TO (2)",
+    "one with a view, a function, a trigger, a type": "CREATE TYPE kind AS ENUM ('a', 'b'); CREATE TABLE others (kind kind);"
+    " CREATE VIEW seen AS SELECT * FROM others JOIN users ON true;"
+    " CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+    " CREATE TRIGGER t BEFORE INSERT ON others FOR EACH ROW EXECUTE FUNCTION f()",
+    "a schema with a table": "CREATE SCHEMA other; CREATE TABLE other.others (id serial PRIMARY KEY);"
+    " CREATE TYPE other.kind AS ENUM ('a'); CREATE FUNCTION other.f(other.kind) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "names that want quoting": 'CREATE SCHEMA "O\'ther One"; CREATE TABLE "O\'ther One"."It\'s %s" (id int)',
+    "a domain, a range, a procedure, an aggregate": "CREATE DOMAIN positive AS int CHECK (VALUE > 0);"
+    " CREATE TYPE span AS RANGE (subtype = float8); CREATE PROCEDURE p(int) LANGUAGE sql AS 'SELECT 1';"
+    " CREATE AGGREGATE total(int) (sfunc = int4pl, stype = int, initcond = '0')",
+}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -57,7 +75,10 @@ def test_rows_are_removed_and_sequences_start_again(database: PostgresqlDatabase
         "CREATE SCHEMA other",
         "CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "CREATE TYPE colour AS ENUM ('sync', 'async')",
+        "CREATE TRIGGER one BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        "ALTER TABLE pledges ADD FOREIGN KEY (id) REFERENCES users (id)",
         "DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || quote_ident(current_database()) || ' SET lock_timeout = 7'; END $$",
+        *MADE.values(),
     ],
 )
 def test_a_change_of_the_schema_is_undone(database: PostgresqlDatabase, engine: Engine, change: str) -> None:
@@ -74,6 +95,7 @@ def test_a_change_of_the_schema_is_undone(database: PostgresqlDatabase, engine: 
                     "SELECT nspname FROM pg_namespace ORDER BY 1",
                     "SELECT proname FROM pg_proc WHERE oid >= 16384 ORDER BY 1",
                     "SELECT typname FROM pg_type WHERE oid >= 16384 ORDER BY 1",
+                    "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1",
                     "SHOW lock_timeout",
                 )
             ]
@@ -87,6 +109,31 @@ def test_a_change_of_the_schema_is_undone(database: PostgresqlDatabase, engine: 
     assert structure() != before
     database.reset()
     assert structure() == before
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_what_a_test_has_made_is_dropped_without_a_clone(
+    database: PostgresqlDatabase, engine: Engine, made: str
+) -> None:
+    oid = "SELECT oid FROM pg_database WHERE datname = current_database()"
+    with engine.begin() as connection:
+        before = connection.exec_driver_sql(oid).scalar()
+        connection.exec_driver_sql("CREATE TEMPORARY TABLE short AS SELECT 1 AS n")
+        connection.exec_driver_sql(MADE[made])
+    engine.dispose()
+    database.reset()
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql(oid).scalar() == before
+
+
+def test_numbers_that_were_taken_for_nothing_start_again(database: PostgresqlDatabase, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SELECT nextval('users_id_seq'), setval('accounts_id_seq', 5, false)")
+    engine.dispose()
+    database.reset()
+    with engine.connect() as connection:
+        numbers = connection.exec_driver_sql("SELECT nextval('users_id_seq'), nextval('accounts_id_seq')").one()
+    assert tuple(numbers) == (1, 1)
 
 
 def test_a_connection_that_was_left_in_a_transaction_is_ended(database: PostgresqlDatabase, engine: Engine) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support.doors import KINDS
-from tests.support.plugin import chosen_backends, fitting
+from tests.support.plugin import chosen_backends, fitting, pytest_xdist_auto_num_workers
 from tests.support.subrun import run_pytest
 
 if TYPE_CHECKING:
@@ -103,6 +104,16 @@ def test_without_a_choice_a_run_covers_both_backends(monkeypatch: pytest.MonkeyP
     assert chosen_backends() == ("sqlite", "postgresql")
     monkeypatch.setenv("SESSIONKIT_BACKENDS", "postgresql, sqlite")
     assert set(chosen_backends()) == {"sqlite", "postgresql"}
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 3), (3, 4), (8, 12)])
+def test_there_are_three_workers_for_two_cores(cores: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS", raising=False)
+    monkeypatch.setattr("psutil.cpu_count", lambda logical=True: cores)
+    config: Any = SimpleNamespace(option=SimpleNamespace(numprocesses="auto"))
+    assert pytest_xdist_auto_num_workers(config) == workers
+    monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "5")
+    assert pytest_xdist_auto_num_workers(config) is None
 
 
 def test_a_backend_that_does_not_exist_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

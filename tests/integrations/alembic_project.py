@@ -17,7 +17,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, NullPool, create_engine
 
-from tests.support.postgres_binaries import candidates
+from tests.support.postgres_binaries import client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -206,10 +206,9 @@ def _empty_schema(engine: Any) -> None:
 
 def psql(url: URL, script: str) -> None:
     """Run a script as a user would."""
-    program = next(path for each in candidates() if (path := each.bin / "psql").exists())
     address = url.set(drivername="postgresql").render_as_string(hide_password=False)
     done = subprocess.run(
-        [program, address, "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--file", "-"],
+        [client("psql"), address, "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--file", "-"],
         input=script, text=True, capture_output=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from tests.integrations.alembic_project import PLAIN, Project, projects, version
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [pytest.mark.own_database, pytest.mark.doors("sqlite-sync", "postgresql-sync")]
+pytestmark = pytest.mark.doors("sqlite-sync", "postgresql-sync")
 
 make = pytest.fixture(name="make")(projects)
 

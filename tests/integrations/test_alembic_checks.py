@@ -62,7 +62,7 @@ async def test_a_database_behind_the_code_is_found_at_the_start(
     async with doors.enter(engine.connect()) as connection:
         await check(doors.raw(connection), project.ini)
     project.execute("UPDATE alembic_version SET version_num = 'of the future'")
-    with pytest.raises(NotUpToDate, match="this code is older than the database"):
+    with pytest.raises(NotUpToDate, match="the code is older than the database"):
         await check(engine, project.ini)
     with pytest.raises(NotUpToDate, match="at no revision"):
         await check(engine, project.ini, version_table="another")

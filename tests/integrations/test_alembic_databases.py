@@ -104,7 +104,7 @@ def test_what_was_done_before_a_failure_stays_and_the_error_says_so(two: Databas
     script.write_text(text.replace('"""Upgrade audit."""', "raise ValueError('no')"))
     with pytest.raises(ValueError, match="no") as caught:
         two.project.run("upgrade", "head")
-    assert caught.value.__notes__ == ["this was the database audit; done before it: main"]
+    assert caught.value.__notes__ == ["this was the database audit; already migrated: main"]
     assert (two.tables("main"), two.tables("audit")) == ({"orders", "lines"}, set())
     # Mended, it goes on where it was.
     script.write_text(text)
@@ -115,7 +115,7 @@ def test_what_was_done_before_a_failure_stays_and_the_error_says_so(two: Databas
 @pytest.mark.doors("sqlite-sync", "postgresql-sync")
 def test_a_script_is_for_one_database(two: Databases) -> None:
     two.project.autogenerate("first")
-    with pytest.raises(MigrationError, match="say which by -x bind=, one of main, audit"):
+    with pytest.raises(MigrationError, match="select one with -x bind=: main, audit"):
         two.project.run("upgrade", "head", sql=True)
     script = two.project.run("upgrade", "head", sql=True, x=["bind=audit"])
     assert "CREATE TABLE entries" in script
@@ -220,10 +220,10 @@ def test_a_factory_of_one_engine_is_one_database_without_a_name(two: Databases, 
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        ("run_migrations({'main': Base.metadata})", "the databases are audit, main in one place and main in another"),
+        ("run_migrations({'main': Base.metadata})", "one names audit, main and another main"),
         (
             "run_migrations(Base.metadata, engine={'main': main, 'log': audit})",
-            "of the metadata, engine= and `databases`",
+            "the metadata, engine= and `databases` in alembic.ini must name the same databases",
         ),
         (
             "run_migrations({'main': Base.metadata, 'audit': Audit.metadata}, engine=main)",
@@ -237,7 +237,7 @@ def test_a_factory_of_one_engine_is_one_database_without_a_name(two: Databases, 
         ),
         (
             "run_migrations(sessionmaker(binds={Base: main, Audit: audit}), engine=main)",
-            "a mapping from name to engine",
+            "a mapping from names to engines",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from tests.integrations.alembic_project import Project, projects
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [pytest.mark.own_database, pytest.mark.doors("sqlite-sync", "postgresql-sync")]
+pytestmark = pytest.mark.doors("sqlite-sync", "postgresql-sync")
 on_sqlite = pytest.mark.doors("sqlite-sync")
 
 make = pytest.fixture(name="make")(projects)

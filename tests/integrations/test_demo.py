@@ -130,7 +130,7 @@ def test_a_number_of_rows_that_is_none_gets_status_2(rows: str, capsys: pytest.C
     with pytest.raises(SystemExit) as left:
         main(["demo", f"--rows={rows}"])
     assert left.value.code == 2
-    assert f"{rows!r} is no number of rows; it is between 1 and 2,147,483,647" in capsys.readouterr().err
+    assert f"{rows!r} is not a number of rows between 1 and 2,147,483,647" in capsys.readouterr().err
 
 
 @pytest.mark.sqlite
@@ -170,7 +170,7 @@ def test_a_step_that_misbehaves_is_shown_and_the_exit_status_tells(
     assert "ZeroDivisionError: by zero" in out
     assert "never said" not in out
     assert "ann still has 100" in out, "the steps after it are shown all the same"
-    assert err == "sessionkit: 2 of 4 steps did not do what they promise\n"
+    assert err == "sessionkit: 2 of 4 steps did not do what they promised\n"
 
 
 @pytest.mark.sqlite
@@ -193,7 +193,7 @@ def test_a_table_of_that_name_is_not_touched(name: str, tmp_path: Path, capsys: 
     with engine.begin() as connection:
         connection.execute(mine.insert().values(note="precious"))
     assert main(["demo", "--url", url]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     with engine.connect() as connection:
         assert connection.execute(mine.select()).scalars().all() == ["precious"]
     engine.dispose()

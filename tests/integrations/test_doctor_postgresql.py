@@ -124,7 +124,7 @@ def test_a_sick_server_is_seen_and_the_same_one_mended_is_well(doors: Door, doct
 @sync
 def test_live_draws_who_waits_for_whom(doors: Door, doctor: Callable[..., Seen]) -> None:
     url = url_of(doors)
-    assert doctor(url, "--live").one("sessions.waits", "ok") == "nobody waits for a lock"
+    assert doctor(url, "--live").one("sessions.waits", "ok") == "no session waits for a lock"
     assert not doctor(url).of("sessions.waits")
     with ExitStack() as stack:
         holder, second, third = [
@@ -182,7 +182,7 @@ def test_a_transaction_that_works_for_long_is_seen(doors: Door, doctor: Callable
         while not other.execute(active, [busy.info.backend_pid]).fetchall():
             pass
         told = doctor(url_of(doors), "--older-than", "0").one("sessions.long", "warn")
-        assert "at work on: SELECT pg_sleep(60)" in told
+        assert "running: SELECT pg_sleep(60)" in told
         assert f"pg_cancel_backend({busy.info.backend_pid})" in told
         other.execute("SELECT pg_cancel_backend(%s)", [busy.info.backend_pid])
         work.join(30)
@@ -246,7 +246,7 @@ def test_settings_of_the_role_and_the_database_are_seen(doors: Door, doctor: Cal
 
     assert " SET idle_in" in doctor(url).one("sessions.idle_timeout", "warn")
     alter("SET idle_in_transaction_session_timeout = '90s'")
-    assert "idle for 90s" in doctor(url).one("sessions.idle_timeout", "ok")
+    assert "has been idle for 90s" in doctor(url).one("sessions.idle_timeout", "ok")
     assert doctor(url).one("server.role", "ok") == "a primary"
     alter("SET default_transaction_read_only = on")
     assert "cannot write" in doctor(url).one("server.role", "warn")
@@ -256,9 +256,9 @@ def test_settings_of_the_role_and_the_database_are_seen(doors: Door, doctor: Cal
     assert seen.one("isolation.nothing_asked", "ok") == "SERIALIZABLE"
     assert seen.one("isolation.READ_COMMITTED", "ok") == "READ COMMITTED"
     alter("CONNECTION LIMIT 10")
-    assert "one process alone could ask for 15" in doctor(url).one("pool.size", "fail")
+    assert "one process alone could open 15" in doctor(url).one("pool.size", "fail")
     alter("CONNECTION LIMIT 20")
-    assert "has 20 places" in doctor(url).one("pool.size", "ok")
+    assert "has 20 connection slots" in doctor(url).one("pool.size", "ok")
 
 
 @sync
@@ -275,7 +275,9 @@ def test_a_listener_that_sets_the_transaction_up_anew_is_found_out(
     """)
     seen = doctor(f"{name}:engine")
     assert {"isolation.REPEATABLE_READ", "isolation.SERIALIZABLE", "isolation.READ_ONLY"} <= seen.all("fail")
-    assert seen.one("isolation.SNAPSHOT", "fail").startswith("READ COMMITTED, where REPEATABLE READ read only should")
+    assert seen.one("isolation.SNAPSHOT", "fail").startswith(
+        "READ COMMITTED, but it should be REPEATABLE READ read only"
+    )
 
 
 def test_an_engine_in_autocommit_mode_is_a_failure(
@@ -296,7 +298,7 @@ def test_an_engine_in_autocommit_mode_is_a_failure(
         ("poolclass=NullPool", "ok", "NullPool"),
         ("poolclass=StaticPool", "warn", "all sessions share one connection"),
         ("max_overflow=-1", "ok", "without a limit"),
-        ("pool_size=1000", "fail", "could ask for 1010"),
+        ("pool_size=1000", "fail", "could open 1010"),
         ("pool_size=1, max_overflow=0", "ok", "QueuePool of 1 + 0"),
     ],
 )
@@ -346,7 +348,7 @@ def test_an_ordinary_role_is_told_that_it_does_not_see_everything(doors: Door, d
                 seen = doctor(address, "--older-than", "0")
                 assert f"GRANT pg_read_all_stats TO {role}" in seen.one("sessions.privileges", "warn")
                 assert not seen.all("fail"), "it sees nothing of the others"
-                assert "may not ask for it: permission denied" in seen.one("commits.table", "warn")
+                assert "may not query this: permission denied" in seen.one("commits.table", "warn")
                 observer.exec_driver_sql(f"GRANT pg_read_all_stats TO {role}")
                 seen = doctor(address, "--older-than", "0")
                 assert seen.all("fail") == {"sessions.idle"}
@@ -372,7 +374,7 @@ def test_a_server_that_cannot_be_had_is_one_finding(doors: Door, doctor: Callabl
     assert "does not exist" in told(username="nobody")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        assert "did not take the connection within 0.5 s" in told(port=port)
+        assert "did not accept the connection within 0.5 s" in told(port=port)
     assert f"whether 127.0.0.1:{port} is up" in told(port=port)
 
 
@@ -402,7 +404,7 @@ def test_a_query_that_takes_too_long_does_not_hold_the_others(doors: Door, docto
     with connected(doors) as other:
         other.execute("LOCK TABLE sessionkit_commit")
         seen = doctor(url_of(doors), "--timeout", "1", "--metadata", "tests.support.models:Base")
-        assert "not known after 1 s" in seen.one("commits.table", "warn")
+        assert "no result after 1 s" in seen.one("commits.table", "warn")
         seen.one("models.tables", "ok")
 
 
@@ -412,7 +414,7 @@ def test_markers_that_nobody_prunes_are_seen(doors: Door, doctor: Callable[..., 
     commits.create_table(engine)
     with engine.begin() as connection:
         connection.execute(text("INSERT INTO sessionkit_commit VALUES ('a', 'C', now() - interval '8 days 2 hours')"))
-    assert "holds 1 markers, the oldest of 8 d 2 h ago" in doctor(url_of(doors)).one("commits.table", "warn")
+    assert "holds 1 markers, the oldest from 8 d 2 h ago" in doctor(url_of(doors)).one("commits.table", "warn")
     commits.prune(engine)
     doctor(url_of(doors)).one("commits.table", "ok")
 

@@ -111,7 +111,7 @@ def test_listeners_of_the_applications_are_heard(
     seen = doctor(f"{name}:engine")
     assert begins in seen.one("engine.begin", status)
     assert seen.one("engine.foreign_keys", "ok") == "enforced"
-    assert "100 ms: whoever finds the database locked fails" in seen.one("engine.busy_timeout", "warn")
+    assert "100 ms: a statement that finds the database locked fails" in seen.one("engine.busy_timeout", "warn")
     assert "switches to it" in seen.one("file.journal_mode", "ok")
     assert state(path_of(doors)) == before
 
@@ -157,10 +157,10 @@ def test_a_file_that_is_not_there_is_a_failure_and_is_not_made(
     assert "there is no file" in seen.one("file.exists", "fail")
     assert not (tmp_path / "nowhere.db").exists()
     (tmp_path / "nowhere.db").mkdir()
-    assert "is no file" in doctor(url).one("file.exists", "fail")
+    assert "is not a file" in doctor(url).one("file.exists", "fail")
     (tmp_path / "nowhere.db").rmdir()
     (tmp_path / "nowhere.db").write_text("This is a letter, and no database.")
-    assert "is no SQLite database" in doctor(url).one("file.exists", "fail")
+    assert "is not a SQLite database" in doctor(url).one("file.exists", "fail")
     (tmp_path / "nowhere.db").write_bytes(b"")
     assert doctor(url).exit_status == 0
 
@@ -183,7 +183,7 @@ def test_rows_that_refer_to_nothing_are_found(doors: Door, doctor: Callable[...,
     execute(path_of(doors), "INSERT INTO pledges (account_id) VALUES (4711)")
     assert "pledges -> accounts" in doctor(url_of(doors)).one("file.foreign_keys", "fail")
     execute(path_of(doors), "DELETE FROM pledges")
-    assert "all rows keep to them" in doctor(url_of(doors)).one("file.foreign_keys", "ok")
+    assert "all rows satisfy them" in doctor(url_of(doors)).one("file.foreign_keys", "ok")
 
 
 def test_a_file_that_is_locked_is_a_finding_and_no_traceback(doors: Door, doctor: Callable[..., Seen]) -> None:
@@ -239,9 +239,9 @@ def test_a_log_that_cannot_be_copied_into_the_file_is_seen(
 
 def test_markers_that_nobody_prunes_are_seen(doors: Door, doctor: Callable[..., Seen]) -> None:
     url, engine = url_of(doors), create_engine(doors.database.url("pysqlite"))
-    assert "is not there (only verify_commit" in doctor(url).one("commits.table", "ok")
+    assert "there is no sessionkit_commit (only verify_commit" in doctor(url).one("commits.table", "ok")
     commits.create_table(engine)
-    assert "and empty" in doctor(url).one("commits.table", "ok")
+    assert "and is empty" in doctor(url).one("commits.table", "ok")
     with engine.begin() as connection:
         insert: Any = text(
             "INSERT INTO sessionkit_commit (key, state, created_at) VALUES ('a', 'C', '2020-01-01 00:00:00')"
@@ -251,5 +251,5 @@ def test_markers_that_nobody_prunes_are_seen(doors: Door, doctor: Callable[..., 
     assert "holds 1 markers" in told
     assert "commits.prune(engine)" in told
     commits.prune(engine)
-    assert "and empty" in doctor(url).one("commits.table", "ok")
+    assert "and is empty" in doctor(url).one("commits.table", "ok")
     engine.dispose()

@@ -390,7 +390,7 @@ async def test_what_cannot_be_served_is_refused_at_once(doors: Door) -> None:
     with pytest.raises(errors.OptionError, match="'default'"):
         SessionKit(app, {"main": doors.Session})
     SessionKit(app, doors.Session)
-    with pytest.raises(errors.ScopeError, match="has a SessionKit already"):
+    with pytest.raises(errors.ScopeError, match="already has a SessionKit"):
         SessionKit(app, doors.Session)
     with pytest.raises(errors.ScopeError, match="init_app"):
         _ = SessionKit().session

@@ -97,7 +97,7 @@ async def test_a_retry_is_told_and_the_units_around_it(doors: Door, logged: pyte
     code = UNIQUE[doors.backend]
     assert (failed.levelname, fields(failed)["outcome"], fields(failed)["error"]) == ("INFO", "rolled_back", code)
     assert fields(again) == {"event": "retry", "scope": "add", "attempt": 1, "error": code, "delay": 0.0}
-    assert again.getMessage() == f"the scope 'add' failed with {code} in attempt 1; it is run again after 0.000 s"
+    assert again.getMessage() == f"the scope 'add' failed with {code} in attempt 1; it runs again in 0.000 s"
     assert (done.levelname, fields(done)["attempt"]) == ("DEBUG", 2)
     assert "bob" not in logged.text
 

@@ -71,7 +71,7 @@ async def test_a_long_scope_is_named_while_it_is_open_and_when_it_has_ended(
             assert found.place == here
         assert ("task" if doors.colour == "async" else "thread") in found.owner
         assert str(found) == (
-            f"the scope 'report' opened at {found.place} by {found.owner} is in its transaction for 5.5 s and still open"
+            f"the scope 'report' opened at {found.place} by {found.owner} has been in its transaction for 5.5 s and is still open"
         )
         assert watch.after(60) == []
         watch.now += 10
@@ -150,7 +150,7 @@ async def test_a_session_that_is_forgotten_in_its_transaction_is_named(doors: Do
     (found,) = watch.after(1)
     assert (found.event, found.what) == ("lost", "session")
     assert found.place == f"{__file__}:{forget.__code__.co_firstlineno + 1}"
-    assert "was garbage collected after 1.0 s in its transaction, which nobody has ended" in str(found)
+    assert "was garbage collected after 1.0 s in a transaction that never ended" in str(found)
 
 
 @pytest.mark.doors("sqlite-sync")

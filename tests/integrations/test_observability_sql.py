@@ -299,7 +299,7 @@ async def test_the_name_costs_one_statement(doors: Door) -> None:
 
 
 def test_a_database_without_such_a_name_is_refused() -> None:
-    with pytest.raises(errors.OptionError, match="sqlite has no application_name; comment_statements"):
+    with pytest.raises(errors.OptionError, match="sqlite has no application_name; use comment_statements"):
         name_transactions(create_engine("sqlite://"))
-    with pytest.raises(errors.OptionError, match="it is a string"):
+    with pytest.raises(errors.OptionError, match="give a string"):
         name_transactions(create_engine("postgresql+psycopg://"), prefix=7)  # type: ignore[arg-type]

@@ -123,15 +123,15 @@ async def test_a_test_is_told_what_it_left_open_and_what_would_have_stayed(doors
         [
             "*the session opened at *test_shop.py:18 is still in a transaction*",
             "*the session opened at *test_shop.py:26 is still in a transaction*",
-            "*a connection opened at *test_shop.py:31 was not given back*",
-            "*was called by hand on a session's connection*",
-            "*was rolled back, and in rollback mode that takes what the session opened at*",
-            "*1 failures of COMMIT were asked for that met none*",
-            "*was written and was to be committed at *test_shop.py:62 would have stayed in the database*",
-            "*was written and was to be committed at *test_shop.py:70 would have stayed in the database*",
-            "*was to be written at *test_shop.py:76 would have stayed in the database*",
+            "*a connection opened at *test_shop.py:31 was not returned to the pool*",
+            "*called COMMIT or ROLLBACK on a session's connection*",
+            "*was rolled back, and in rollback mode this also undoes what the session opened at*",
+            "*the test asked for 1 more failures of COMMIT than there were COMMITs*",
+            "*a COMMIT at *test_shop.py:62 was refused, because it would change the database for good*",
+            "*a COMMIT at *test_shop.py:70 was refused, because it would change the database for good*",
+            "*a statement at *test_shop.py:76 was refused, because it would change the database for good*",
             "*the marker sessionkit('template', node='rollback') is not understood*",
-            "*mode='fast' was asked for*",
+            "*asks for mode='fast'*",
             "*a factory was bound to Engine(sqlite://) while the test ran*",
         ]
     )
@@ -147,12 +147,12 @@ async def test_an_async_test_is_told_it_as_well(doors: Door, project: kit.Projec
         [
             "*the session opened at *test_anyio.py:16 is still in a transaction*",
             "*the session opened at *test_anyio.py:22 is still in a transaction*",
-            "*a connection opened at *test_anyio.py:27 was not given back*",
-            "*was written and was to be committed at *test_anyio.py:35 would have stayed in the database*",
+            "*a connection opened at *test_anyio.py:27 was not returned to the pool*",
+            "*a COMMIT at *test_anyio.py:35 was refused, because it would change the database for good*",
             "*the session opened at *test_asyncio.py:16 is still in a transaction*",
             "*the session opened at *test_asyncio.py:22 is still in a transaction*",
-            "*a connection opened at *test_asyncio.py:27 was not given back*",
-            "*was written and was to be committed at *test_asyncio.py:35 would have stayed in the database*",
+            "*a connection opened at *test_asyncio.py:27 was not returned to the pool*",
+            "*a COMMIT at *test_asyncio.py:35 was refused, because it would change the database for good*",
         ]
     )
     assert await left(doors) == 0
@@ -165,7 +165,7 @@ async def test_databases_in_memory_are_rolled_back_and_cannot_be_copied(project:
     result.stdout.fnmatch_lines(
         [
             "*is no file that could be copied; use mode='rollback', or a database file*",
-            "*a connection was asked for at *test_shop.py:105, but this database has one only*",
+            "*a connection was requested at *test_shop.py:105, but this database has only one*",
         ]
     )
 

@@ -378,7 +378,7 @@ async def test_a_hook_that_fails_does_not_turn_what_is_committed_into_an_error(
 
     answer = await web.app(view).send()
     assert (answer.status, answer.committed) == (200, ["ann"])
-    assert "a hook of GET / failed; the data is committed" in caplog.text
+    assert "a hook of GET / failed after the data was committed" in caplog.text
 
 
 # What has no session

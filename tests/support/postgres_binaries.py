@@ -62,6 +62,18 @@ def candidates() -> Iterator[Candidate]:
     if promised:
         yield Candidate(Path(promised), "SESSIONKIT_PG_BIN")
         return
+    yield from _everywhere()
+
+
+def client(program: str) -> Path:
+    """Return where a client's program is, of whatever version: what holds only a server has none."""
+    for each in (*candidates(), *_everywhere()):
+        if (path := each.bin / program).exists():
+            return path
+    raise FileNotFoundError(f"{program} is in none of the places in which PostgreSQL is looked for. {nothing_found()}")
+
+
+def _everywhere() -> Iterator[Candidate]:
     for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=_version, reverse=True):
         yield Candidate(folder, "system")
     on_path = shutil.which("initdb")

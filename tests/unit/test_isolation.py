@@ -74,7 +74,7 @@ def test_the_error_lists_the_levels(wrong: Any) -> None:
 
 @pytest.mark.parametrize("spelling", ["AUTOCOMMIT", "autocommit", "Autocommit"])
 def test_autocommit_is_refused_because_it_is_no_transaction(spelling: Any) -> None:
-    with pytest.raises(errors.OptionError, match="no transaction"):
+    with pytest.raises(errors.OptionError, match="not a transaction"):
         Preset(isolation=spelling)
 
 

@@ -165,7 +165,7 @@ def test_the_last_error_tells_how_many_attempts_there_were_and_what_failed_befor
     for error in errors:
         attempts.failed(attempts.next(), error, now=0.0)
     assert errors[2].__notes__ == [
-        f"gave up after 3 attempts; the attempts before failed with {', '.join(['StaleDataError (stale_version)'] * 2)}"
+        f"gave up after 3 attempts; the earlier attempts failed with {', '.join(['StaleDataError (stale_version)'] * 2)}"
     ]
     assert not hasattr(errors[0], "__notes__")
 
@@ -173,14 +173,14 @@ def test_the_last_error_tells_how_many_attempts_there_were_and_what_failed_befor
 def test_an_error_at_the_deadline_tells_of_the_deadline() -> None:
     attempts, error = Attempts(Retry(3, timeout=1), now=0.0), failed()
     assert not attempts.failed(attempts.next(), error, now=1.0)
-    assert error.__notes__ == ["gave up after 1 attempt, at the timeout of 1 s; there was none before"]
+    assert error.__notes__ == ["gave up after 1 attempt, at the timeout of 1 s; there was no earlier one"]
 
 
 def test_an_error_that_is_not_retried_tells_of_the_attempts_before() -> None:
     attempts, error = Attempts(Retry(3, wait=0), now=0.0), failed(ValueError("mine"))
     attempts.failed(attempts.next(), failed(), now=0.0)
     assert not attempts.failed(attempts.next(), error, now=0.0)
-    assert error.__notes__ == ["this was attempt 2; the attempts before failed with StaleDataError (stale_version)"]
+    assert error.__notes__ == ["this was attempt 2; the earlier attempts failed with StaleDataError (stale_version)"]
 
 
 def test_an_error_of_the_first_attempt_that_is_not_retried_is_left_as_it_was() -> None:

@@ -100,7 +100,7 @@ def test_a_turn_of_which_a_part_has_committed_is_not_run_again() -> None:
     assert turn._ended("first", None, None) is None
     error = turn._ended("second", rolled_back(StaleDataError("again")), None)
     assert error is not None
-    assert error.__notes__ == ["'first' of the same request was committed before"]
+    assert error.__notes__ == ["'first' of the same request had already committed"]
     assert not turn.again(error)
     assert turn.answer(error) is None  # a client that is told of a conflict may repeat what has been saved
 

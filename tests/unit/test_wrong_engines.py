@@ -32,8 +32,8 @@ WRONG: list[tuple[Any, Any, type[Exception], str]] = [
         for wrong, remedy in (
             (URL, rf"a string.*pass the engine that {make}\(url\) makes"),
             (make_url(URL), rf"a URL.*pass the engine that {make}\(url\) makes"),
-            (orm.Session(ENGINE), "pass the engine that it is bound to"),
-            (sa_asyncio.AsyncSession(ASYNC_ENGINE), "pass the engine that it is bound to"),
+            (orm.Session(ENGINE), "pass its engine"),
+            (sa_asyncio.AsyncSession(ASYNC_ENGINE), "pass its engine"),
             (orm.sessionmaker(ENGINE), rf"pass an engine, such as {make}\(url\) makes"),
             (User, "User.*pass an engine"),
             (5, "5.*pass an engine"),

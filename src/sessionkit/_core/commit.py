@@ -1,10 +1,10 @@
-"""One verdict, then COMMIT, then how it ended.
+"""One last check, then COMMIT, then how it ended.
 
-Three outcomes exist: committed, rolled back, and unknown, where the connection was lost before the answer came. With
+There are three outcomes: committed, rolled back, and unknown, if the connection was lost before the answer came. With
 ``verify_commit`` the third becomes one of the others. See `commits` for the facts about commit markers.
 
-The session commits by its own ``commit()``, so that overrides of it see the end. On the way SQLAlchemy asks the unit's
-transaction to prepare itself: there stands the verdict, after the listeners and the last flush, before the first COMMIT.
+The session commits through its own ``commit()``, so that overrides of it see the end. On the way SQLAlchemy asks the
+unit's transaction to prepare itself: the last check is there, after the listeners and the last flush, before any COMMIT.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, UnboundExecutionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.orm.session import SessionTransactionState
 
 from .. import _dialects
@@ -46,24 +47,24 @@ if TYPE_CHECKING:
 
 _ACTIVE = SessionTransactionState.ACTIVE
 
-Unit = Any  # unit.Unit, which stands on this file
+Unit = Any  # unit.Unit, which builds on this file
 
 logger = logging.getLogger("sessionkit")
 
 VERIFY_TIMEOUT = 30.0
-"""How long the outcome of a COMMIT is sought where the unit has no deadline of its own, in seconds."""
+"""How long to keep asking for the outcome of a COMMIT if the unit has no deadline of its own, in seconds."""
 
 ASK_AGAIN = 0.5
-"""The longest wait between two questions, in seconds. It is `Retry.reconnect_wait_max`, for the same reasons."""
+"""The longest wait between two questions, in seconds. The same as `Retry.reconnect_wait_max`, for the same reasons."""
 
 
 class RollbackAsked(ScopeError):
-    """Stands for the wish of a scope to be rolled back: a joined one's, or that of a listener of the last flush."""
+    """A scope asked to be rolled back: one that has joined, or, in a listener of the last flush, the unit's own."""
 
     _section = UnexpectedRollback._section
 
 
-# -- the verdict ----------------------------------------------------------------------------------------------------
+# -- the check ------------------------------------------------------------------------------------------------------
 
 
 def first_failure(where: SessionTransaction, unit: Unit | None) -> BaseException | None:
@@ -83,19 +84,30 @@ def first_failure(where: SessionTransaction, unit: Unit | None) -> BaseException
 
 
 def flush_error(transaction: SessionTransaction) -> BaseException | None:
-    """Return the error of the flush that has ended a transaction or savepoint.
+    """Return the error of the flush that ended a transaction or savepoint.
 
-    A flush that failed before it reached the database, such as one that found a stale version, has left it only here.
+    If a flush fails before it reaches the database, because it found a stale version, say, this is its only trace.
     """
     error: BaseException | None = getattr(transaction, "_rollback_exception", None)
     return error
 
 
 def swallowed(error: BaseException) -> str:
-    """Say that something had failed, and what."""
+    """Say that something failed, what it was, and what to do about it."""
     if isinstance(error, RollbackAsked):
         return message_of(error)
-    return f"something failed inside and was swallowed; the first error was {describe(error)}"
+    first = describe(error)
+    separator = "\n" if "\n" in first else "; "  # SQLAlchemy's errors have several lines
+    return f"something failed inside and was swallowed; the first error was {first}{separator}{_cure(error)}"
+
+
+def _cure(error: BaseException) -> str:
+    if isinstance(error, DBAPIError | PendingRollbackError | StaleDataError):
+        return "re-raise it, or run the part that may fail in a scope with propagation='savepoint'"
+    return (
+        "re-raise it, run the part that may fail in a scope with propagation='savepoint', or list it in that scope's "
+        "no_rollback_for if no statement has failed"
+    )
 
 
 def _refuse(unit: Unit, why: str, error: BaseException | None) -> UnexpectedRollback:
@@ -105,7 +117,7 @@ def _refuse(unit: Unit, why: str, error: BaseException | None) -> UnexpectedRoll
 
 
 def _looks_bad(unit: Unit) -> bool:
-    """Return whether it is worth asking why the transaction cannot be committed. It costs no call where all is well."""
+    """Return whether to look for a reason not to commit. If all is well it makes no call."""
     transaction = unit.transaction
     if unit.causes or transaction._rollback_exception is not None or unit.session._transaction is not transaction:
         return True
@@ -116,25 +128,25 @@ def _looks_bad(unit: Unit) -> bool:
 
 
 def _refuse_dead(unit: Unit) -> None:
-    """Refuse a transaction that was ended, or in which something failed, before the listeners and the last flush."""
+    """Refuse a transaction that has ended, or in which something failed, before the listeners and the last flush."""
     session, transaction = unit.session, unit.transaction
     error = first_failure(transaction, unit)
     if session.get_transaction() is not transaction:
-        raise _refuse(unit, "its transaction was ended by hand inside it", error)
+        raise _refuse(unit, "its transaction was ended by hand inside it; let the scope end it", error)
     nested = session.get_nested_transaction()
-    while error is None and nested is not None:  # a savepoint that was left open
+    while error is None and nested is not None:  # a savepoint that is still open
         error = flush_error(nested)
         nested = nested.parent
     if error is not None:
         raise _refuse(unit, swallowed(error), error)
     if not transaction.is_active:
-        raise _refuse(unit, "its transaction was rolled back inside it", None)
+        raise _refuse(unit, "its transaction was rolled back inside it; let the scope end it", None)
 
 
 def _refuse_lost(unit: Unit) -> list[Any]:
-    """Refuse what has failed since, and a transaction that the connection or the server has ended.
+    """Refuse if something has failed since, or if the connection or the server has ended the transaction.
 
-    Returns the connections of the unit, in the order in which they were used first.
+    Returns the connections of the unit, in the order of their first use.
     """
     transaction = unit.transaction
     held: list[Any] = []
@@ -150,7 +162,7 @@ def _refuse_lost(unit: Unit) -> list[Any]:
         if connection._dbapi_connection is None:
             raise _refuse(unit, "its connection was invalidated inside it", None)
         if not core.is_active:
-            raise _refuse(unit, "its transaction was ended by hand on its connection", None)
+            raise _refuse(unit, "its transaction was ended by hand on its connection; let the scope end it", None)
         beginning = getattr(connection, "beginning", None)
         why = (_dialects.of(connection) if beginning is None else beginning.dialect).lost(connection)
         if why is not None:
@@ -167,16 +179,16 @@ def commit(unit: Unit, leaving: BaseException | None = None) -> None:
     """Commit a unit, and set its state.
 
     Args:
-        unit: whose body has ended.
-        leaving: an exception that leaves the scope and does not keep it from committing.
+        unit: a unit whose body has ended.
+        leaving: an exception that leaves the scope without stopping the commit.
 
     Raises:
         UnexpectedRollback: nothing could be committed.
-        CommitOutcomeUnknown: the answer was lost, and nothing could tell.
+        CommitOutcomeUnknown: the answer was lost, and the outcome could not be found out.
         PartialCommit: some databases have committed, or may have, and others have not.
-        Exception: what the flush or COMMIT raised, if it is certain that nothing was committed.
+        Exception: the error of the flush or of COMMIT, if it is certain that nothing was committed.
     """
-    unit.session.expire_on_commit = False  # it is closed at once: what the body returns stays readable
+    unit.session.expire_on_commit = False  # it is closed right after: what the body returns stays readable
     transaction = unit.transaction
     try:
         for feature in unit.features:
@@ -194,7 +206,7 @@ def commit(unit: Unit, leaving: BaseException | None = None) -> None:
         if transaction._state is _ACTIVE:
             raise _refuse(unit, "its session's commit() returned before COMMIT", None)
         unit.state = State.COMMITTED
-    except RollbackAsked:  # by a listener of the last flush, for its own scope: no error
+    except RollbackAsked:  # by a listener of the last flush, for its own scope: not an error
         unit.state = State.ROLLED_BACK
         unit.give_up_connection()
     except BaseException as error:
@@ -206,19 +218,19 @@ def commit(unit: Unit, leaving: BaseException | None = None) -> None:
             if unit.state is State.COMMITTED:
                 return
         if leaving is not None and isinstance(error, Exception):
-            # The first error is the one to see, and `outcome_of` says of it how the unit ended.
-            add_note(leaving, f"besides, the scope could not be committed: {describe(error)}")
+            # The caller must see the first error, and `outcome_of` says for it how the unit ended.
+            add_note(leaving, f"also, the scope could not be committed: {describe(error)}")
             logger.warning("%s was left by an exception that does not roll back, but it could not commit", unit)
             return
         raise
 
 
 def prepare(unit: Unit, inherited: Callable[[], None]) -> None:
-    """Run the listeners of before_commit and the last flush, look once more, and let COMMIT go. See `session`."""
+    """Run the listeners of before_commit and the last flush, check once more, and let COMMIT go. See `session`."""
     try:
         inherited()
     except (DBAPIError, PendingRollbackError) as error:
-        # What the server refuses because something failed before is no failure of its own.
+        # If the server refuses only because something failed earlier, report the earlier failure.
         first = first_failure(unit.transaction, unit) if is_aftermath(error) else None
         if first is None or first is error:
             raise
@@ -244,7 +256,7 @@ def prepare(unit: Unit, inherited: Callable[[], None]) -> None:
 
 
 def _state_after(unit: Unit, error: BaseException) -> State:
-    """Return how a unit has ended whose commit has raised `error`."""
+    """Return the state of a unit whose commit raised `error`."""
     if unit.state is not State.COMMITTING:
         return State.ROLLED_BACK
     for feature in unit.features:
@@ -253,7 +265,7 @@ def _state_after(unit: Unit, error: BaseException) -> State:
             return known
     held: list[Any] = unit.held
     if unit.transaction._state.name == "COMMITTED" or (held and all(each.committed for each in held)):
-        return State.COMMITTED  # what came after it has failed: a listener of after_commit, an override of commit()
+        return State.COMMITTED  # something failed after it: a listener of after_commit, or an override of commit()
     outcomes = _outcomes(unit, held, error)
     ends = set(outcomes.values())
     if len(ends) <= 1:
@@ -264,7 +276,7 @@ def _state_after(unit: Unit, error: BaseException) -> State:
 
 
 def _outcomes(unit: Unit, held: list[Any], error: BaseException) -> dict[Any, Outcome]:
-    """Return how the transaction on each connection ended, first those to which COMMIT was sent."""
+    """Return how the transaction on each connection ended, those to which COMMIT was sent first."""
     sent = [each for each in held if isinstance(each, ScopeConnection) and each.sent]
     if not sent or unit.preset.read_only:
         return dict.fromkeys(held, "rolled back")
@@ -282,7 +294,7 @@ def _refuse_partial(unit: Unit, error: BaseException, outcomes: dict[Any, Outcom
     unit.outcomes = ends
     text = ", ".join(f"{engine.url!r} is {outcome}" for engine, outcome in ends.items())
     message = (
-        f"the databases of {unit} did not end alike: {text}; it is not retried. With twophase=True they commit as one"
+        f"the databases of {unit} ended differently: {text}; it is not retried. With twophase=True they commit as one"
     )
     if isinstance(error, Exception):
         unit.state = State.UNKNOWN
@@ -292,12 +304,12 @@ def _refuse_partial(unit: Unit, error: BaseException, outcomes: dict[Any, Outcom
 
 
 def _resolve(unit: Unit, error: Exception) -> None:
-    """Find out how a COMMIT without an answer has ended; set the unit's state."""
+    """Find out how a COMMIT without an answer ended; set the unit's state."""
     question = unit.question
     key = next((feature.key for feature in unit.features if feature.key is not None), None)
     if question is None:
         raise CommitOutcomeUnknown(
-            f"the connection of {unit} was lost during COMMIT, so it may have been committed or not; it is not retried. "
+            f"the connection of {unit} was lost during COMMIT, so it may or may not have been committed; it is not retried. "
             "With verify_commit=True the scope finds out",
             key,
         ) from error
@@ -305,20 +317,19 @@ def _resolve(unit: Unit, error: Exception) -> None:
     try:
         verdict = _ask(unit, question)
     except Exception as failure:
-        # What the caller must learn is that the outcome is unknown; why the question failed comes second.
-        error.add_note(f"besides, asking how it ended failed: {describe(failure)}")
+        # The caller must learn that the outcome is unknown; why the question failed comes second.
+        error.add_note(f"also, asking how it ended failed: {describe(failure)}")
         logger.exception("asking how a COMMIT of %s ended failed", unit)
     if verdict is None:
         raise CommitOutcomeUnknown(
-            f"the connection of {unit} was lost during COMMIT, and no answer could be had how it ended; it is not "
-            "retried",
+            f"the connection of {unit} was lost during COMMIT, and asking how it ended got no answer; it is not retried",
             key,
         ) from error
     unit.state = State.COMMITTED if verdict == "committed" else State.ROLLED_BACK
 
 
 def _ask(unit: Unit, question: Callable[[float], Any]) -> Any:
-    """Put the question until it is answered or the time is over."""
+    """Ask until there is an answer or the time is over."""
     now = time.monotonic()
     deadline = _dialects.deadline.get()
     ends = now + VERIFY_TIMEOUT if deadline is None else max(deadline, now + 0.5)
@@ -335,7 +346,7 @@ def _ask(unit: Unit, question: Callable[[float], Any]) -> Any:
             left = ends - time.monotonic()
             if left <= 0:
                 return None
-            # With jitter: a server that dies leaves many who begin to ask at the same moment.
+            # With jitter: when a server dies, many units begin to ask at the same moment.
             sleep(min(random.uniform(0.0, longest), left), unit.asynchronous)  # noqa: S311 - dice
             longest = min(longest * 2, ASK_AGAIN)
     finally:

@@ -1,9 +1,9 @@
 """The connection of a unit: SQLAlchemy's ``Connection``, which begins as asked and knows what failed on it.
 
-PostgreSQL refuses everything after a failed statement and answers COMMIT with ROLLBACK, silently; SQLite goes on and
-commits the rest. So that both behave the same, a connection notes what failed in its transaction and which savepoint
-undid it, and the unit looks before it commits. A subclass sees this without engine events: one listener of that family
-would cost every statement of the engine some twenty Python calls (tests/contract/test_call_counts.py).
+After a failed statement PostgreSQL refuses everything, and answers COMMIT silently with ROLLBACK; SQLite goes on and
+commits the rest. To make both behave the same, a connection notes what failed in its transaction and which savepoint
+undid it, and the unit checks this before it commits. A subclass does it without engine events: a single listener of them
+would cost every statement of the engine about twenty Python calls (tests/contract/test_call_counts.py).
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
 _order = count()
 
 WITH_COMMIT = "sessionkit_with_commit"
-"""The execution option of the statement that goes in one message with COMMIT."""
+"""The execution option of the statement that is sent in one message with COMMIT."""
 
 ONE = (StaticPool, SingletonThreadPool)
-"""The pools that hand one connection to everybody, or to everybody in a thread."""
+"""The pools that give the same connection to everybody, or to everybody in a thread."""
 
 HELD = "sessionkit_unit"
-"""Where the pool's record of its one connection tells which unit has it."""
+"""The key under which the record of a pool's only connection says which unit uses it."""
 
 
 class Failure(NamedTuple):
-    """Something went wrong: the error, and its place in the order of all failures of the process."""
+    """An error, and its position in the order of all failures of the process."""
 
     order: int
     error: BaseException
@@ -58,26 +58,26 @@ class Failure(NamedTuple):
 
 
 class FailureLog:
-    """The failures of one transaction that no savepoint has undone. Pure: names and errors go in."""
+    """The failures of one transaction that no savepoint has undone. Pure: it only gets names and errors."""
 
     __slots__ = ("_failures", "_marks", "_savepoints")
 
     def __init__(self) -> None:
         self._savepoints: list[str] = []
-        self._failures: list[tuple[int, Failure]] = []  # (how many savepoints enclosed it, what)
+        self._failures: list[tuple[int, Failure]] = []  # (number of savepoints around it, the failure)
         self._marks: list[tuple[int, object]] = []
 
     def failed(self, error: BaseException) -> None:
-        """Note that a statement failed where the transaction stands now."""
+        """Note that a statement failed at the current place in the transaction."""
         if not self._failures or self._failures[-1][1].error is not error:
             self._failures.append((len(self._savepoints), Failure.now(error)))
 
     def mark(self, what: object) -> None:
-        """Note `what` where the transaction stands now: it `holds` until a savepoint around it is rolled back."""
+        """Note `what` at the current place in the transaction: it `holds` until a savepoint around it is rolled back."""
         self._marks.append((len(self._savepoints), what))
 
     def holds(self, what: object) -> bool:
-        """Return whether `what`, which was marked, was not rolled back."""
+        """Return whether `what`, which was marked, has not been rolled back."""
         return any(each is what for _, each in self._marks)
 
     def set(self, name: str) -> None:
@@ -85,7 +85,7 @@ class FailureLog:
         self._savepoints.append(name)
 
     def rolled_back_to(self, name: str) -> None:
-        """ROLLBACK TO SAVEPOINT `name`: what failed since it was set is undone."""
+        """ROLLBACK TO SAVEPOINT `name`: failures since it was set are undone."""
         depth = self._depth(name)
         if depth is not None:
             self._failures = [f for f in self._failures if f[0] <= depth]
@@ -93,7 +93,7 @@ class FailureLog:
             del self._savepoints[depth:]
 
     def released(self, name: str) -> None:
-        """RELEASE SAVEPOINT `name`: what failed since it was set now belongs to what encloses it."""
+        """RELEASE SAVEPOINT `name`: failures since it was set now belong to what encloses it."""
         depth = self._depth(name)
         if depth is not None:
             self._failures = [(min(f[0], depth), f[1]) for f in self._failures]
@@ -101,31 +101,31 @@ class FailureLog:
             del self._savepoints[depth:]
 
     def forget(self) -> None:
-        """Drop the failures: the driver has undone all of the transaction, before anything else was sent in it."""
+        """Drop the failures: the driver has undone the whole transaction, before anything else was sent in it."""
         self._failures.clear()
 
     def undone(self, error: BaseException) -> None:
-        """Drop a failure that has left nothing behind: the database undoes such a statement alone, and goes on."""
+        """Drop a failure that left nothing behind: the database undoes such a statement alone, and goes on."""
         self._failures = [f for f in self._failures if f[1].error is not error]
 
     def _depth(self, name: str) -> int | None:
-        # The innermost one counts where a name was used twice, as in SQL.
+        # If a name was used twice, the innermost savepoint counts, as in SQL.
         for depth in range(len(self._savepoints) - 1, -1, -1):
             if self._savepoints[depth] == name:
                 return depth
         return None
 
     def first(self, depth: int = 0) -> Failure | None:
-        """Return the first failure that lies inside at least `depth` savepoints."""
+        """Return the first failure inside at least `depth` savepoints."""
         return next((f for d, f in self._failures if d >= depth), None)
 
     @property
     def depth(self) -> int:
-        """How many savepoints are set."""
+        """The number of open savepoints."""
         return len(self._savepoints)
 
 
-# Not those that work on savepoints or on prepared transactions.
+# Without the statements that work on savepoints or on prepared transactions.
 _ends_transaction = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(COMMIT|END|ABORT|ROLLBACK|PREPARE\s+TRANSACTION)\b"
     r"(?!\s+(?:PREPARED|(?:(?:WORK|TRANSACTION)\s+)?TO)\b)",
@@ -136,24 +136,24 @@ _ends_transaction = re.compile(
 class ScopeConnection(Connection):
     """A connection whose transaction a unit follows.
 
-    SQLAlchemy makes it, by ``engine.connect()``, whoever has wrapped that; then its class is changed, which reaches
-    also the connection that a user has bound a session to.
+    ``engine.connect()`` makes the connection, even if somebody has wrapped that method; then its class is changed. This
+    also works for a user's own connection that a session is bound to.
     """
 
-    # What belongs to a unit for as long as it runs. On the class are the values of a connection that no unit has.
-    unit: Any = None  # whose transaction it is; None: the user's own, which the scope only follows
-    borrower: Any = None  # the unit that runs on a connection of the user's own
-    shared = False  # by the units of a test, in turns: the release of a savepoint is their COMMIT
+    # The state of a unit while it runs. The class holds the values of a connection without a unit.
+    unit: Any = None  # the owner of the transaction; None: it is the user's own, and the scope only follows it
+    borrower: Any = None  # the unit that runs on a user's own connection
+    shared = False  # by the units of a test, in turns: releasing a savepoint is their COMMIT
     beginning: Beginning | None = None  # how its transactions begin
-    failures: FailureLog | None = None  # None where nothing ever went wrong and no savepoint was set
-    notes: dict[str, Any]  # of the dialect
+    failures: FailureLog | None = None  # None: nothing ever failed and no savepoint was set
+    notes: dict[str, Any]  # the dialect's
     at_end: list[Callable[[Any], None]]  # what the dialect undoes before COMMIT or ROLLBACK
     marker: Any = None  # the statement that is sent in one message with COMMIT
     sent = False  # COMMIT was sent
     committed = False  # and answered
-    held: dict[Any, Any] | None = None  # where it is noted that a unit has the one connection of a pool
-    tell_connect = False  # what a listener of engine_connect did in a transaction that it left open is to be done again
-    prepares = False  # its transaction may come to be prepared
+    held: dict[Any, Any] | None = None  # for a pool's only connection: the record that says which unit uses it
+    tell_connect = False  # call the listeners of engine_connect again, because their transaction was rolled back
+    prepares = False  # its transaction may get prepared
 
     def log(self) -> FailureLog:
         """Return the log of its transaction."""
@@ -171,7 +171,7 @@ class ScopeConnection(Connection):
             super()._begin_impl(transaction)
             return
         if beginning.before is not None:
-            # What is executed here is said under this BEGIN; without the mark SQLAlchemy would begin once more for it.
+            # Statements sent here belong to this BEGIN; without the flag SQLAlchemy would begin a second time for them.
             self._Connection__in_begin = True
             try:
                 beginning.before(self)
@@ -184,7 +184,7 @@ class ScopeConnection(Connection):
             self._tell_connect()
 
     def _tell_connect(self) -> None:
-        # It belongs to the first transaction, as in a plain session: a tenant's name set locally, or a row.
+        # Their work belongs to the first transaction, as in a plain session: a tenant's name set locally, or a row.
         self.tell_connect = False
         self._Connection__in_begin = True
         try:
@@ -195,7 +195,7 @@ class ScopeConnection(Connection):
     # -- what is sent -----------------------------------------------------------------------------------------------
 
     def _exec_single_context(self, dialect: Any, context: Any, statement: Any, parameters: Any) -> Any:
-        # A two-phase commit is sent as SQL by some of SQLAlchemy's dialects.
+        # Some of SQLAlchemy's dialects send a two-phase commit as SQL.
         if (
             (found := _ends_transaction(context.statement)) is not None
             and (unit := self.unit or (self.borrower if self.shared else None)) is not None
@@ -206,7 +206,7 @@ class ScopeConnection(Connection):
                 "nothing committed, raise an exception or call set_rollback_only(session)"
             )
         if self.marker is not None and context.execution_options.get(WITH_COMMIT):
-            # A cursor that holds back what it executes: every listener hears of it, and it goes with COMMIT.
+            # A cursor that holds the statement back: every listener sees it, and it is sent with COMMIT.
             context.cursor.close()
             context.cursor = self.marker
         result = super()._exec_single_context(dialect, context, statement, parameters)
@@ -218,31 +218,31 @@ class ScopeConnection(Connection):
         self, e: BaseException, statement: Any, parameters: Any, cursor: Any, context: Any, is_sub_exec: bool = False
     ) -> NoReturn:
         if not isinstance(e, Exception):
-            # SQLAlchemy closes what was interrupted, which is not always enough.
+            # SQLAlchemy closes what was interrupted, but that is not always enough.
             (_dialects.of(self) if self.beginning is None else self.beginning.dialect).interrupted(self, e, cursor)
         elif self._refuses_writes(e):
-            # All connections of the pool lead there. SQLAlchemy drops them, and the next one finds who takes writes.
+            # All connections of the pool lead to this server. SQLAlchemy drops them, and the next one finds the primary.
             self._is_disconnect = True
         try:
             super()._handle_dbapi_exception(e, statement, parameters, cursor, context, is_sub_exec)
         except BaseException as error:
-            # Without an execution context the statement was refused on the client's side (a value that a type cannot
-            # bind, say) and nothing was sent: the transaction is as good as before. A lost connection has none either.
+            # Without an execution context nothing was sent, because the client refused the statement (a type could not
+            # bind a value, say): the transaction is as good as before. A lost connection has no context either.
             if context is not None or self.invalidated:
                 self.log().failed(error)
             raise
 
     def _refuses_writes(self, error: Exception) -> bool:
-        """Tell whether the server takes no writes any more, though it was chosen because it takes them."""
+        """Return whether the server no longer takes writes, although it was chosen because it did."""
         if self.beginning is None or self.shared or (self.unit is not None and self.unit.read_only):
             return False
         asked = self.engine.url.query.get("target_session_attrs")
         return asked in ("read-write", "primary") and classify(error).code == "25006"
 
     def fail(self, error: BaseException, statement: str) -> NoReturn:
-        """Raise what the driver raised for a statement that went straight to it.
+        """Raise what the driver raised for a statement that bypassed SQLAlchemy.
 
-        A statement that was interrupted leaves a connection that is not fit for the pool: SQLAlchemy invalidates it.
+        After an interrupted statement the connection is not fit for the pool, and SQLAlchemy invalidates it.
         """
         self._handle_dbapi_exception(error, statement, None, None, None)
 
@@ -264,12 +264,12 @@ class ScopeConnection(Connection):
                 self._commit_by_release(name)
             else:
                 super()._release_savepoint_impl(name)
-        finally:  # a release that failed is noted inside the savepoint, which may have been rolled back since
+        finally:  # a failed release is noted inside the savepoint, which may have been rolled back since
             if self.failures is not None:
                 self.failures.released(name)
 
     def _commit_by_release(self, name: str) -> None:
-        # On a connection of the user's own, or a test's, the release of a savepoint is a unit's COMMIT.
+        # On a user's own connection, or a test's, releasing a savepoint is a unit's COMMIT.
         self.sent = True
         for commit in tuple(seams.at_release):
             commit(self, name)
@@ -289,10 +289,10 @@ class ScopeConnection(Connection):
                 "ends: it commits when its block ends; for a transaction of your own, open a scope with "
                 "propagation='new'"
             )
-            self.log().failed(refused)  # SQLAlchemy takes its transaction for ended now: what follows fails of this
+            self.log().failed(refused)  # SQLAlchemy now believes that the transaction has ended, so what follows fails
             raise refused
-        # As SQLAlchemy's own does, with a look between the listeners and COMMIT: one of them may have swallowed a
-        # failure, and PostgreSQL would answer COMMIT with a silent ROLLBACK.
+        # As SQLAlchemy does, but with a check between the listeners and COMMIT: a listener may have swallowed a failure,
+        # and PostgreSQL would silently answer COMMIT with ROLLBACK.
         if self._has_events or self.engine._has_events:
             self._tell_listeners(unit)
         if self._echo:
@@ -304,7 +304,7 @@ class ScopeConnection(Connection):
             commit(self)
         try:
             self.send_commit()
-        except BaseException as error:  # noqa: BLE001 - SQLAlchemy raises it, as it does from its own COMMIT
+        except BaseException as error:  # noqa: BLE001 - SQLAlchemy raises it, as for its own COMMIT
             if self.beginning is not None:
                 self.beginning.dialect.commit_failed(self)
             try:
@@ -318,14 +318,14 @@ class ScopeConnection(Connection):
         self.committed = True
 
     def send_commit(self) -> None:
-        """Send COMMIT, and the marker with it, if there is one."""
+        """Send COMMIT, together with the marker if there is one."""
         if self.marker is None:
             self.dialect.do_commit(cast("Any", self.connection))
         else:
             self.marker.commit(self)
 
     def _tell_listeners(self, unit: Any) -> None:
-        """Call the listeners of the engine's commit event, and look what they have made of the transaction."""
+        """Call the listeners of the engine's commit event, and check what they did to the transaction."""
         before = None if self.failures is None else self.failures.first()
         try:
             self.dispatch.commit(self)
@@ -333,9 +333,9 @@ class ScopeConnection(Connection):
             entry = None if self.beginning is None else self.beginning.dialect
             pooled = self._dbapi_connection
             if entry is not None and pooled is not None and not entry.driver_in_transaction(pooled.driver_connection):
-                self.sent = True  # one of them has ended it
+                self.sent = True  # a listener has ended it
                 if self.marker is not None:
-                    unit.question = None  # and the marker did not go with it, so it can tell nothing
+                    unit.question = None  # and the marker was not sent with it, so it cannot answer
             raise
         failure = None if self.failures is None else self.failures.first()
         if failure is not None and failure is not before:
@@ -350,7 +350,7 @@ class ScopeConnection(Connection):
         super()._rollback_impl()
 
     def undo(self) -> None:
-        """Take back what the dialect set for the transaction."""
+        """Undo what the dialect set for the transaction."""
         steps, self.at_end[:] = self.at_end[::-1], []
         adapted = cast("Any", self.connection).dbapi_connection
         for step in steps:
@@ -359,7 +359,7 @@ class ScopeConnection(Connection):
     def close(self) -> None:
         unit = self.unit
         if unit is not None and unit.state is State.OPEN and unit.asynchronous:
-            # It could not begin, and SQLAlchemy's session closes it: a pool loses what is cancelled on its way back.
+            # It could not begin, and SQLAlchemy's session closes it: cancelled here, the pool would lose it.
             self.unit = None
             try:
                 uncut(self.close)
@@ -376,11 +376,11 @@ class ScopeConnection(Connection):
 
 
 USER = "user"
-"""The key in `Unit.inside` under which whoever is inside the session stands."""
+"""The key in `Unit.inside` for the thread or task that is using the session."""
 
 
 class _Streamed(BufferedRowCursorFetchStrategy):
-    """Reads a result that the server still sends: it takes the session as a statement does, while it asks for rows."""
+    """Reads a result that the server is still sending: like a statement, it takes the session while it asks for rows."""
 
     __slots__ = ()
 
@@ -397,8 +397,8 @@ class _Streamed(BufferedRowCursorFetchStrategy):
 def _as_user(result: Any, read: Callable[..., Any], *args: Any) -> Any:
     if result.connection.closed:
         raise ScopeError(
-            "a streamed result was read after the scope had ended in which it was opened, and its connection is somebody "
-            "else's by now; read it inside the scope"
+            "a streamed result was read after the end of the scope that opened it, and its connection may be in use by "
+            "others by now; read it inside the scope"
         )
     unit = getattr(result.connection, "unit", None)
     owner = here()
@@ -418,14 +418,14 @@ _classes: dict[type[Connection], type[ScopeConnection]] = {Connection: ScopeConn
 
 
 def follow(connection: Connection) -> ScopeConnection:
-    """Make a ScopeConnection of a connection, and return it. Its own class, where that is a user's, stays in force."""
-    # Not type(connection): a wrapper (wrapt, say) gives the class of the connection inside, and changes it there.
+    """Turn a connection into a ScopeConnection, and return it. If its class is a user's own, that stays in force."""
+    # Not type(connection): a wrapper (of wrapt, say) answers with the class of the connection inside, and sets it there.
     kind: type[Any] = connection.__class__
     if not issubclass(kind, ScopeConnection):
         if not issubclass(kind, Connection):
             raise ScopeError(
-                f"{kind.__name__} stands for a connection of SQLAlchemy's, but is not derived from its Connection, so a "
-                "scope cannot follow what fails on it; have it derive from Connection, or give out the connection itself"
+                f"{kind.__name__} wraps a connection of SQLAlchemy's but does not derive from Connection, so a scope cannot "
+                "follow what fails on it; derive it from Connection, or hand out the connection itself"
             )
         ours = _classes.get(kind)
         if ours is None:
@@ -439,7 +439,7 @@ def follow(connection: Connection) -> ScopeConnection:
 
 
 def engine_that_begins(engine: Engine, beginning: Beginning) -> Engine:
-    """Return an engine on the same pool, all of whose transactions begin as asked; for code that wants an engine."""
+    """Return an engine on the same pool whose transactions all begin as asked; for code that needs an engine."""
 
     class Connection_(ScopeConnection):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -452,7 +452,7 @@ def engine_that_begins(engine: Engine, beginning: Beginning) -> Engine:
 
 
 def unfollow(connection: Connection) -> None:
-    """Give a connection of the user's own its class back."""
+    """Give a user's own connection its class back."""
     kind = connection.__class__
     for given, ours in _classes.items():
         if ours is kind:
@@ -463,25 +463,25 @@ def unfollow(connection: Connection) -> None:
 
 
 def has_two_phases(connection: Connection) -> bool:
-    """Return whether a transaction may come to be prepared, by a scope or by SQLAlchemy."""
+    """Return whether the transaction may get prepared, by a scope or by SQLAlchemy."""
     prepares = isinstance(connection, ScopeConnection) and connection.prepares
     return prepares or isinstance(connection.get_transaction(), TwoPhaseTransaction)
 
 
 def failures_of(connection: Connection) -> FailureLog | None:
-    """Return the log of a connection's transaction; None where none is kept, or nothing ever went wrong."""
+    """Return the log of a connection's transaction; None if it has none, or nothing ever failed."""
     return connection.failures if isinstance(connection, ScopeConnection) else None
 
 
 # -- one connection is one transaction ------------------------------------------------------------------------------
 
-# A pool may hand one connection to several units (StaticPool, SingletonThreadPool), and a forked process has copies of
-# its parent's sockets. The second unit is refused before it touches anything: to give the connection back would already
-# roll the first one back.
+# Some pools give one connection to several units (StaticPool, SingletonThreadPool), and a forked process has copies of its
+# parent's sockets. The second unit is refused before it touches anything: giving the connection back would already roll
+# the first one back.
 
 
 def _held_by(pool: Any) -> Any:
-    """Return what the pool knows of the one connection that it would hand out now; None if it has none yet."""
+    """Return the pool's record of the connection that it would give out now; None if it has none yet."""
     if isinstance(pool, StaticPool):
         return pool.__dict__.get("connection")
     current: Any = getattr(pool._conn, "current", None)  # per thread, and weak
@@ -489,10 +489,10 @@ def _held_by(pool: Any) -> Any:
 
 
 def refuse_shared(engine: Engine, unit: Any) -> None:
-    """Refuse to begin on the one connection of a pool while somebody is in a transaction on it.
+    """Refuse to begin on a pool's only connection while a transaction is open on it.
 
     Raises:
-        ScopeError: another unit or session is.
+        ScopeError: another unit or session has a transaction there.
     """
     record = _held_by(engine.pool)
     if record is None:
@@ -500,25 +500,25 @@ def refuse_shared(engine: Engine, unit: Any) -> None:
     holder = record.info.get(HELD)
     if holder is not None:
         raise ScopeError(
-            f"{unit} was opened on {engine!r}, whose pool has one connection only, and {holder} is in a transaction on "
-            "it: the two would be committed or rolled back together; end that first, or use an engine with a pool of "
-            "several connections (for SQLite a database file)"
+            f"{unit} was opened on {engine!r}, whose pool has only one connection, and {holder} is in a transaction on "
+            "it: the two would be committed or rolled back together; end that one first, or use an engine with a pool of "
+            "several connections (for SQLite, a database file)"
         )
     driver = None if record.dbapi_connection is None else record.driver_connection
     if driver is not None and _dialects.of(engine).driver_in_transaction(driver):
         raise ScopeError(
-            f"{unit} was opened on {engine!r}, whose one connection is in a transaction that belongs to no scope, and "
-            "would be committed or rolled back with it; end that first, or use an engine with a pool of several "
-            "connections (for SQLite a database file)"
+            f"{unit} was opened on {engine!r}, whose only connection is in a transaction that belongs to no scope: the two "
+            "would be committed or rolled back together; end that one first, or use an engine with a pool of several "
+            "connections (for SQLite, a database file)"
         )
 
 
 _made_in: WeakKeyDictionary[Pool, int] = WeakKeyDictionary()
-"""In which process a pool was made, or seen to be of this process; only in processes that were forked."""
+"""The process that made a pool, or that was found to own it; only in forked processes."""
 
 
 def leave_parents_pool(engine: Engine) -> None:
-    """Give an engine a new pool in a forked process, once: the connections in the old one are the parent's."""
+    """Give an engine a new pool in a forked process, once: the connections in the old one belong to the parent."""
     if _made_in.get(engine.pool) != os.getpid():
         if not (isinstance(engine.pool, ONE) and _dialects.of(engine).lives_in_memory(engine)):
             engine.dispose(close=False)
@@ -526,10 +526,10 @@ def leave_parents_pool(engine: Engine) -> None:
 
 
 def connect(engine: Engine, beginning: Beginning, unit: Any = None) -> ScopeConnection:
-    """Return a connection of an engine that begins as asked, and whose transaction belongs to `unit`.
+    """Return a connection of an engine that begins as asked and whose transaction belongs to `unit`.
 
     Raises:
-        ScopeError: the pool's one connection is in somebody else's transaction.
+        ScopeError: another transaction is open on the pool's only connection.
     """
     if forks:
         leave_parents_pool(engine)
@@ -538,11 +538,11 @@ def connect(engine: Engine, beginning: Beginning, unit: Any = None) -> ScopeConn
         refuse_shared(engine, unit)
     open_ = beginning.dialect.connect if engine.dialect.is_async else None
     connection: Connection | None = None
-    try:  # an interrupt may arrive at any line, and SQLAlchemy's session knows nothing of the connection yet
+    try:  # an interrupt may arrive at any line, and SQLAlchemy's session does not know the connection yet
         connection = engine.connect() if open_ is None else open_(engine)
         early = connection._transaction is not None
         if early:
-            connection.rollback()  # a listener of engine_connect has begun it, not as asked
+            connection.rollback()  # a listener of engine_connect has begun a transaction, but not as asked
         scoped = follow(connection)
         if early:
             scoped.tell_connect = True
@@ -551,7 +551,7 @@ def connect(engine: Engine, beginning: Beginning, unit: Any = None) -> ScopeConn
         if one:
             scoped.held = scoped.connection.info
             scoped.held[HELD] = str(unit)
-        return scoped  # noqa: TRY300 - inside, since an interrupt may hit this line too
+        return scoped  # noqa: TRY300 - inside, because an interrupt may hit this line too
     except BaseException:
         if connection is not None:
             connection.close()

@@ -42,11 +42,11 @@ class Hook:
 
 
 captures: list[Callable[[list[Hook]], list[Hook]]] = []
-"""While a test looks at hooks: each is given those that are due, and returns those that are to run; the last one first."""
+"""While a test watches hooks: each gets the hooks that are due and returns those to run; the last one is called first."""
 
 
 def due(hooks: Iterable[Hook], outcome: Outcome, savepoints: Savepoints | None) -> list[Hook]:
-    """Return the hooks that run after `outcome`, in order. After an unknown outcome none does."""
+    """Return the hooks that run after `outcome`, in order. After an unknown outcome no hook runs."""
     if outcome == "unknown":
         return []
     undone: Outcome = "rolled back"
@@ -57,7 +57,7 @@ def due(hooks: Iterable[Hook], outcome: Outcome, savepoints: Savepoints | None) 
 
 
 class HookRun:
-    """What a run of hooks collects: the sync and the async shell call the hooks, this decides what their errors mean."""
+    """Collects the errors of one run: the sync and the async shell call the hooks, this decides what the errors mean."""
 
     __slots__ = ("errors", "logged", "outcome")
 
@@ -67,21 +67,21 @@ class HookRun:
         self.errors: list[BaseException] = []
 
     def failed(self, hook: Hook, error: BaseException) -> None:
-        """Take note of a hook's error; the others run all the same."""
+        """Note a hook's error; the other hooks run anyway."""
         if (hook.robust or self.logged) and isinstance(error, Exception):
             logger.error("%r failed; the data is %s", hook, self.outcome, exc_info=error)
         else:
             self.errors.append(error)
 
     def report(self, first: BaseException | None) -> None:
-        """Raise what the hooks raised, unless `first`, the error that the user must see, is on its way already."""
+        """Raise the errors of the hooks, unless `first`, the error that the user must see, is already on its way."""
         errors, self.errors = self.errors, []
         if not errors:
             return
         if first is not None:
             for error in errors:
                 logger.error("a hook failed; the data is %s", self.outcome, exc_info=error)
-                first.add_note(f"besides, a hook failed: {describe(error)}")
+                first.add_note(f"also, a hook failed: {describe(error)}")
             return
         # KeyboardInterrupt, CancelledError: these take precedence.
         urgent = next((error for error in errors if not isinstance(error, Exception)), None)
@@ -90,7 +90,7 @@ class HookRun:
         try:
             raise _hook_error(errors, self.outcome) if urgent is None else urgent
         finally:
-            del errors, urgent  # an error whose traceback leads to itself would live until the garbage collection
+            del errors, urgent  # an error whose traceback leads back to it would live until the next garbage collection
 
 
 def _hook_error(errors: list[BaseException], outcome: Outcome) -> HookError:
@@ -100,7 +100,7 @@ def _hook_error(errors: list[BaseException], outcome: Outcome) -> HookError:
 
 
 def run(hooks: Iterable[Hook], outcome: Outcome, first: BaseException | None = None, *, logged: bool = False) -> None:
-    """Call the hooks of a sync unit, each one whatever the others do."""
+    """Call the hooks of a sync unit, all of them even if some fail."""
     state = HookRun(outcome, logged)
     for hook in hooks:
         try:
@@ -111,7 +111,7 @@ def run(hooks: Iterable[Hook], outcome: Outcome, first: BaseException | None = N
 
 
 async def async_run(hooks: Iterable[Hook], outcome: Outcome, first: BaseException | None = None) -> None:
-    """Call the hooks of an async unit, awaiting those that are async, each one whatever the others do."""
+    """Call the hooks of an async unit, all of them even if some fail; await the async ones."""
     state = HookRun(outcome)
     for hook in hooks:
         try:
@@ -124,7 +124,7 @@ async def async_run(hooks: Iterable[Hook], outcome: Outcome, first: BaseExceptio
 
 
 def refuse_awaitable(result: Any, message: str, kind: type[ScopeError] = ScopeError) -> None:
-    """Refuse what a function returned to sync code that cannot await it."""
+    """Refuse an awaitable that a function returned to sync code, which cannot await it."""
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()

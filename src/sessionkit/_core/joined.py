@@ -1,8 +1,8 @@
-"""Inner scopes: an entry that does not begin the transaction. It joins, sets a savepoint, or has writes refused.
+"""Inner scopes: entries that do not begin the transaction. They join, set a savepoint, or refuse writes.
 
-Synchronous; the async shell runs it through the session's greenlet bridge where it does I/O. A read-only scope inside a
-read-write one: PostgreSQL has ``SET LOCAL transaction_read_only``, in a savepoint that is rolled back to, since a
-transaction that was made read-only cannot be made read-write again otherwise. SQLite has ``PRAGMA query_only``, and a
+Synchronous; where it does I/O, the async shell runs it through the session's greenlet bridge. To be read-only inside a
+read-write transaction, PostgreSQL has ``SET LOCAL transaction_read_only``. It runs in a savepoint that is rolled back at
+the end, because nothing else makes the transaction read-write again. SQLite has ``PRAGMA query_only``, and gets a
 savepoint as well, so that both behave the same.
 """
 
@@ -44,27 +44,27 @@ class Joined(Entry):
         self.savepoint: SessionTransaction | None = None
         self.restriction: Restriction | None = None
         self._followed: list[Connection] = []
-        self.mutex: str | None = None  # the text of the one that it has taken
-        self._by_hand: Any = None  # what commits by hand stand for, where the unit itself refuses them
+        self.mutex: str | None = None  # the text of the mutex that it has taken
+        self._by_hand: Any = None  # the feature for manual commits, if the unit itself refuses them
 
     @property
     def only_joins(self) -> bool:
-        """Whether it has set nothing that its end has to end."""
+        """Whether it has set nothing that must be ended with it."""
         return self.savepoint is None and self.restriction is None and self._by_hand is None
 
     @property
     def begins(self) -> bool:
-        """Whether it does something as it joins."""
+        """Whether joining does more than join."""
         return self.takes_mutex or self.allows_commits
 
     @property
     def takes_mutex(self) -> bool:
-        """Whether a mutex was asked of the scope itself; that of a factory is the outermost scope's."""
+        """Whether the scope itself asked for a mutex; a factory's default applies only to the outermost scope."""
         return self.request.mutex is not None and "mutex" in self.request.given
 
     @property
     def allows_commits(self) -> bool:
-        """Whether it asks for commits by hand in a unit that refuses them."""
+        """Whether it asks for manual commits in a unit that refuses them."""
         return (
             self.request.manual_commit == "savepoint"
             and self.unit is not None
@@ -72,7 +72,7 @@ class Joined(Entry):
         )
 
     def begin(self, session: Session, step: Step) -> Joined:
-        """Set what the step asks for. I/O, except where the step is to join."""
+        """Do what the step asks for. I/O, unless the step is only to join."""
         if step in (Step.SAVEPOINT, Step.SAVEPOINT_READ_ONLY):
             self.savepoint = self._set_savepoint(session)
         try:
@@ -96,13 +96,13 @@ class Joined(Entry):
         return self
 
     def _set_savepoint(self, session: Session) -> SessionTransaction:
-        """SAVEPOINT, when the first statement needs it; flushes what is pending, which belongs to what is outside."""
+        """SAVEPOINT, when the first statement needs it. First flushes pending changes, which belong outside of it."""
         savepoint = session.begin_nested()
         for feature in () if self.unit is None else self.unit.features:
             feature.savepoint_set()
         if self.unit is None:
-            # The connections of a plain session are followed as long as the savepoint lasts, so that a failure that is
-            # swallowed in it is seen.
+            # Follow the connections of a plain session while the savepoint lasts, to see a failure that is swallowed
+            # inside it.
             session.connection()
             for connection in connections(savepoint):
                 if not isinstance(connection, ScopeConnection):
@@ -116,12 +116,12 @@ class Joined(Entry):
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def finish(self, session: Session | None, error: BaseException | None) -> None:
-        """End what this entry has begun. I/O, except where it has only joined: then the session is not needed."""
+        """End what this entry has begun. I/O, unless it has only joined: then the session is not needed."""
         unit = self.unit
         if unit is not None and (unit.session is None or unit.state is State.FORKED):
             if error is None:
                 raise ScopeError(
-                    f"a scope that had joined {unit} was left after that had ended: what it did since then is in no "
+                    f"a scope that had joined {unit} was left after that had ended, so its later work was in no "
                     "transaction; leave the inner scope first"
                 )
             return
@@ -156,7 +156,7 @@ class Joined(Entry):
             self.unit.must_roll_back(error, self.unit.session.get_nested_transaction())
 
     def _passes(self, error: BaseException) -> bool:
-        """Return whether an exception leaves the scope without keeping it from being committed: nothing has failed."""
+        """Return whether an exception may leave the scope without stopping the commit: nothing has failed."""
         allowed = self.request.no_rollback_for
         where = self.savepoint or (None if self.unit is None else self.unit.transaction)
         return (
@@ -168,10 +168,10 @@ class Joined(Entry):
         )
 
     def _finish_savepoint(self, session: Session, savepoint: SessionTransaction, error: BaseException | None) -> None:
-        """RELEASE SAVEPOINT if all is well inside it, else ROLLBACK TO SAVEPOINT.
+        """RELEASE SAVEPOINT if all is well inside it, otherwise ROLLBACK TO SAVEPOINT.
 
         Raises:
-            UnexpectedRollback: the body raised nothing, but what it did could not be kept.
+            UnexpectedRollback: the body raised nothing, but its work could not be kept.
         """
         try:
             if error is None and not self.rollback_only:
@@ -190,10 +190,10 @@ class Joined(Entry):
                 failure = flush_error(inner)
                 why = "one inside it was rolled back" if failure is None else swallowed(failure)
                 raise UnexpectedRollback(f"a savepoint of {label} was rolled back: {why}") from failure
-            getattr(inner, "keep", inner.commit)()  # a savepoint for commits by hand ends without events
+            getattr(inner, "keep", inner.commit)()  # a savepoint for manual commits ends without events
         if session.get_nested_transaction() is not savepoint:
-            raise UnexpectedRollback(f"a savepoint of {label} was ended by hand inside its scope")
-        # Looked at before the flush as well: of a failed transaction PostgreSQL would refuse that for its own reason.
+            raise UnexpectedRollback(f"a savepoint of {label} was ended by hand inside its scope; let the scope end it")
+        # Check before the flush too: in a failed transaction PostgreSQL would refuse the flush for its own reason.
         failure = first_failure(savepoint, self.unit)
         if failure is None and savepoint.is_active:
             session.flush()
@@ -208,19 +208,19 @@ class Joined(Entry):
             if _is_open(savepoint, session):
                 savepoint.rollback()
                 return
-            error = error or UnexpectedRollback("a savepoint was ended by hand inside its scope")
+            error = error or UnexpectedRollback("a savepoint was ended by hand inside its scope; let the scope end it")
         except Exception as failure:
             logger.warning(
                 "ROLLBACK TO SAVEPOINT failed in %s", self.unit or "a session that was passed in", exc_info=True
             )
             error = failure
-        # What was done in the scope cannot be taken back alone any more: the whole unit has to be.
+        # The work of this scope can no longer be undone alone: the whole unit must roll back.
         if self.unit is not None:
             parent = savepoint.parent
             self.unit.must_roll_back(error, parent if parent is not None and parent.nested else None)
 
     def left(self) -> None:
-        """Let go of what it had: a copied context may hold this record for long."""
+        """Let go of everything: a copied context may hold this record for long."""
         self.state = State.LEFT
         self.savepoint = self.restriction = self._by_hand = None
         self._followed.clear()
@@ -234,7 +234,7 @@ def _is_open(savepoint: SessionTransaction, session: Session) -> bool:
 
 
 class Restriction:
-    """Writes are refused on the connections of a unit, from when this is made until `finish`."""
+    """Makes the connections of a unit refuse writes, until `finish`."""
 
     __slots__ = ("_held", "_unit")
 
@@ -242,19 +242,18 @@ class Restriction:
         self._unit = unit
         self._held: list[tuple[Connection, NestedTransaction]] = []
         session = unit.session
-        session.flush()  # what is pending was written outside
-        # With binds= only, the connections that the unit has are restricted, and it gets no others meanwhile.
+        session.flush()  # pending changes were made outside
+        # With only binds=, restrict the connections that the unit has; it gets no others until the end.
         with suppress(UnboundExecutionError):
             session.connection()
         held = connections(unit.transaction)
         for connection in held:
-            # The session sets its own savepoint on a connection at its first use inside; it must enclose ours.
+            # The session sets its own savepoint when it first uses a connection inside; that one must enclose ours.
             ours = isinstance(connection, ScopeConnection) and connection.unit is not None
             session.connection(bind_arguments={"bind": connection.engine if ours else connection})
         try:
             for connection in held:
-                # Not session.begin_nested(): its rollback would expire objects and drop hooks, and nothing is undone
-                # here.
+                # Not session.begin_nested(): its rollback would expire objects and drop hooks, but nothing is undone here.
                 self._held.append((connection, connection.begin_nested()))
                 _dialects.of(connection).restrict(connection)
         except BaseException:
@@ -266,8 +265,8 @@ class Restriction:
         """Let the database accept writes again.
 
         Raises:
-            Exception: what the database says to a write that was still pending.
-            UnexpectedRollback: a write was refused before, and that was swallowed.
+            Exception: the database's answer to a write that was still pending.
+            UnexpectedRollback: a write was refused earlier, and the error was swallowed.
         """
         try:
             if error is None:
@@ -281,7 +280,7 @@ class Restriction:
                             f"error was {describe(failure.error)}"
                         ) from failure.error
                 for connection, savepoint in self._held:
-                    # Nothing is undone by its rollback: what was registered inside (a hook, say) stays.
+                    # Its rollback undoes nothing, so what was registered inside (a hook, say) stays.
                     log = failures_of(connection)
                     if log is not None:
                         log.released(savepoint._savepoint)
@@ -297,5 +296,5 @@ class Restriction:
                     if savepoint.is_active:
                         savepoint.rollback()
             except Exception:
-                # The connection is gone, and with it the transaction: the unit's own end finds it out.
+                # The connection is gone and the transaction with it: the unit's own end finds that out.
                 logger.warning("ending a read-only scope failed in %s", self._unit, exc_info=True)

@@ -1,4 +1,4 @@
-"""Which savepoints of a session were rolled back: what was noted inside them is undone with them."""
+"""Which savepoints of a session were rolled back, and with them everything noted inside."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class Savepoints:
     """The record for one session, kept from the moment it is made.
 
-    A savepoint that is still open then is followed as well: its rollback comes later.
+    It also follows savepoints that are open at that moment, because their rollback comes later.
     """
 
     __slots__ = ("_undone",)
 
     def __init__(self, session: Session) -> None:
-        # Neither this nor the listener holds the session, which holds the listener: it would live until a collection.
+        # Neither this nor the listener may hold the session, which holds the listener: it would live until a collection.
         undone: WeakSet[SessionTransaction] = WeakSet()
         self._undone = undone
 
@@ -35,12 +35,12 @@ class Savepoints:
         event.listen(session, "after_soft_rollback", on_rollback)
 
     def survives(self, level: SessionTransaction | None) -> bool:
-        """Tell whether what was noted at `level` was not rolled back with it or with one that encloses it."""
+        """Return whether neither `level` nor a savepoint around it was rolled back, so what was noted there still holds."""
         return not any(enclosing in self._undone for enclosing in _outwards(level))
 
 
 def within(level: SessionTransaction | None, savepoint: SessionTransaction) -> bool:
-    """Tell whether `level` is `savepoint` or lies inside it."""
+    """Return whether `level` is `savepoint` or inside it."""
     return any(enclosing is savepoint for enclosing in _outwards(level))
 
 
@@ -57,9 +57,9 @@ def core_transactions(transaction: SessionTransaction) -> list[tuple[Connection,
 
 
 def is_committed(transaction: SessionTransaction, connection: Connection) -> bool:
-    """Tell whether the commit of a session's transaction is a COMMIT on a connection that it has used.
+    """Return whether committing a session's transaction means COMMIT on a connection that it has used.
 
-    On the user's own connection it may be a savepoint's release, or nothing at all.
+    On a user's own connection it may mean releasing a savepoint, or nothing.
     """
     held: dict[Any, tuple[Any, ...]] = transaction._connections
     _, core, commits, _ = held[connection]
@@ -67,16 +67,16 @@ def is_committed(transaction: SessionTransaction, connection: Connection) -> boo
 
 
 def commit_in_order(transaction: SessionTransaction) -> None:
-    """COMMIT on each connection, in the order in which they were used first; SQLAlchemy has none."""
+    """COMMIT on each connection, in the order of their first use; SQLAlchemy keeps no order."""
     held: dict[Any, tuple[Any, ...]] = transaction._connections
     done: list[Connection] = []
     try:
         for connection, core in core_transactions(transaction):
-            if held[connection][2]:  # it is the session's to commit
+            if held[connection][2]:  # the session must commit it
                 core.commit()
                 done.append(connection)
     except BaseException:
-        for connection in done:  # what has committed has no part in the rollback of the others
+        for connection in done:  # what has committed takes no part in the rollback of the others
             autoclose = held.pop(connection)[3]
             del held[connection.engine]
             if autoclose:
@@ -86,7 +86,7 @@ def commit_in_order(transaction: SessionTransaction) -> None:
 
 
 def settle(transaction: SessionTransaction) -> None:
-    """Have SQLAlchemy's session leave the transactions of its connections alone: they have been ended already."""
+    """Make SQLAlchemy's session leave the transactions of its connections alone, because they have already ended."""
     held: dict[Any, tuple[Any, ...]] = transaction._connections
     for key, (connection, core, _, autoclose) in held.items():
         held[key] = (connection, core, False, autoclose)
@@ -95,8 +95,8 @@ def settle(transaction: SessionTransaction) -> None:
 def connections(transaction: SessionTransaction) -> list[Connection]:
     """Return the connections that a session's transaction, or one of its savepoints, has used so far.
 
-    ``SessionTransaction.connections`` says it from SQLAlchemy 2.1.7 on; before, only the private dictionary behind it
-    does.
+    ``SessionTransaction.connections`` is public in SQLAlchemy 2.1.7 and later; before that there is only the private
+    dictionary behind it.
     """
     held: dict[Any, tuple[Any, ...]] = transaction._connections
     if not held:

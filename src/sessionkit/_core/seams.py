@@ -1,7 +1,7 @@
-"""Where the test kit takes the place of the database. Outside of tests all of this is empty, which is all that it costs.
+"""Where the test kit replaces the database. Outside of tests all of this is empty, and checking that is all it costs.
 
-By the engine and not by the context: threads and tasks that the code under test starts are in the test as well, and a
-thread does not inherit a context.
+By engine, not by context: threads and tasks that the code under test starts belong to the test as well, and a thread does
+not inherit a context.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 
 class Override(Protocol):
-    """Answers for one engine."""
+    """Supplies the connections for one engine."""
 
     def connection_for(self, session: Session) -> Connection:
-        """Return the connection that a session works on, in its turn; it begins there with a savepoint. I/O."""
+        """Return the connection for a session, when it is its turn; the session begins there with a savepoint. I/O."""
         ...
 
     def side_connection(self) -> Connection:
-        """Return the connection for a question of the scope's own, which has ended by then. I/O."""
+        """Return a connection for a question that the scope asks on its own behalf, after it has ended. I/O."""
         ...
 
 
 overrides: dict[Engine, Override] = {}
-"""By the user's engine, of which others may be derived."""
+"""By the user's engine, which other engines may be derived from."""
 
 at_commit: list[Callable[[Any], None]] = []
-"""Called with a unit's connection as COMMIT is sent; what they raise stands for its answer."""
+"""Called with a unit's connection just before COMMIT; what they raise counts as the answer to COMMIT."""
 
 at_release: list[Callable[[Any, str], None]] = []
-"""The same where the release of a savepoint is the COMMIT: with the connection and the savepoint's name."""
+"""The same if releasing a savepoint is the COMMIT: called with the connection and the savepoint's name."""
 
 
 def override_of(bind: Engine | Connection) -> Override | None:
-    """Return what answers for an engine, if anything does."""
+    """Return the override for an engine, or None."""
     if not overrides or isinstance(bind, Connection):
         return None
     return overrides.get(root_of(bind))

@@ -1,6 +1,6 @@
-"""The session as a unit sees it: one user at a time, and only the scope ends its transaction.
+"""The session of a unit: it has one user at a time, and only the scope ends its transaction.
 
-`ScopeAware` sits in front of SQLAlchemy's Session in the MRO. Outside a scope it passes everything on.
+`ScopeAware` comes before SQLAlchemy's Session in the MRO. Outside of scopes it passes everything on.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Engine
 
-    _Base = orm.Session  # whose overloads the type checkers are to see
+    _Base = orm.Session  # type checkers must see its overloads
 else:
     from .._stale import StaleAware as _Base
 
-Unit = Any  # unit.Unit, which stands on this file
+Unit = Any  # unit.Unit, which builds on this file
 
 logger = logging.getLogger("sessionkit")
 
@@ -53,17 +53,16 @@ def unit_of(session: orm.Session) -> Unit | None:
 def _ended(unit: Unit) -> str:
     if unit.state is State.FORKED:
         return (
-            f"the session is that of {unit} that the parent of this process has opened, and is not the child's; open a "
-            "scope in the child"
+            f"the session belongs to {unit}, which was opened in the parent of this process; open a scope in the child"
         )
-    return f"the session is that of {unit} that has ended; do it inside the scope, or open another one"
+    return f"the session belongs to {unit}, which has ended; do this inside the scope, or open another one"
 
 
 def _one_at_a_time(name: str) -> Callable[..., Any]:
-    """Return a method that lets one thread or task at a time into the session of a unit.
+    """Return a method that lets one thread or task at a time use the session of a unit.
 
-    What reaches the database goes through these methods: a lazy load, get(), refresh(), merge() and the legacy Query
-    go through execute().
+    Everything that reaches the database passes through one of these methods: a lazy load, get(), refresh(), merge() and
+    the legacy Query call execute().
     """
     reads = name in {"execute", "scalar", "scalars"}
 
@@ -74,9 +73,9 @@ def _one_at_a_time(name: str) -> Callable[..., Any]:
             return inherited(*args, **kwargs)
         owner = get_ident() if get_running_loop() is None else here()
         inside = unit.inside
-        if inside.get(USER) == owner:  # the session calls itself: a flush before a query, a query of a lazy load
+        if inside.get(USER) == owner:  # the session calls itself: a flush before a query, the query of a lazy load
             return inherited(*args, **kwargs)
-        # Atomic, and no lock: an interrupt may arrive between any two lines, and nothing may wait for ever then.
+        # Atomic, but not a lock: an interrupt may arrive between any two lines, and nothing may wait for ever then.
         if unit.state is not OPEN or inside.setdefault(USER, owner) != owner:
             unit.refuse(owner, name)
         try:
@@ -100,9 +99,9 @@ def _one_at_a_time(name: str) -> Callable[..., Any]:
 
 
 def _of_the_scope(name: str, instead: str) -> Callable[..., Any]:
-    """Return a method that by hand is refused, or stands for a savepoint.
+    """Return a method that is refused when called by hand, or works on a savepoint instead.
 
-    The scope itself ends through it too, so that overrides see its end.
+    The scope itself also ends through it, so that overrides see the end.
     """
 
     def method(self: ScopeAware) -> None:
@@ -124,13 +123,17 @@ def _of_the_scope(name: str, instead: str) -> Callable[..., Any]:
 
 
 class ScopeAware(_Base):
-    """Makes a Session refuse, inside a scope, what would break the scope's promise."""
+    """Makes a Session refuse, inside a scope, calls that would break the scope's promise."""
 
     _sessionkit_unit: Unit | None = None
 
-    if not TYPE_CHECKING:  # out of the type checkers' sight, to keep SQLAlchemy's overloads
+    if not TYPE_CHECKING:  # hidden from type checkers, to keep SQLAlchemy's overloads
         close = _of_the_scope("close", "it closes its session when its block ends")
-        commit = _of_the_scope("commit", "it commits when its block ends")
+        commit = _of_the_scope(
+            "commit",
+            "it commits when its block ends; to get generated keys, call session.flush(); to make the work durable, end "
+            "the block",
+        )
         reset = _of_the_scope("reset", "it closes its session when its block ends")
         rollback = _of_the_scope(
             "rollback", "to have nothing committed, raise an exception or call set_rollback_only(session)"
@@ -147,12 +150,12 @@ class ScopeAware(_Base):
         scalars = _one_at_a_time("scalars")
 
     def _autobegin_t(self, begin: bool = False) -> orm.SessionTransaction:
-        # SQLAlchemy asks for a transaction before it sends anything or takes an object in. On the session of a scope
-        # that has ended it would be one that nothing commits, on a connection that nothing gives back.
+        # SQLAlchemy asks for a transaction before it sends anything or takes an object in. If the scope has ended, nothing
+        # would commit that transaction, and nothing would give its connection back.
         unit = self._sessionkit_unit
         if unit is not None:
             if unit.transaction is None and unit.state is OPEN:
-                # A listener that hears of its making may send SQL already: it is the unit's own from the first moment.
+                # Listeners of its creation may already send SQL: make it the unit's own from the first moment.
                 made = unit.transaction = UnitTransaction.__new__(UnitTransaction)
                 made.__init__(self, SessionTransactionOrigin.BEGIN)  # type: ignore[misc]
                 return made
@@ -166,17 +169,17 @@ class ScopeAware(_Base):
         unit = self._sessionkit_unit
         try:
             super().__exit__(kind, error, traceback)
-        except ScopeError:  # close() by hand; the first error is the one to see
+        except ScopeError:  # close() by hand; show the first error instead
             if unit is None or not unit.left_by(error):
                 raise
 
 
 class AwareSession(ScopeAware, orm.Session):
-    """SQLAlchemy's Session with that: what `sessionkit.Session` is, and what stands in for it below a user's class."""
+    """SQLAlchemy's Session with that added: the base of `sessionkit.Session`, and of the classes derived from a user's."""
 
 
 class UnitTransaction(orm.SessionTransaction):
-    """The root transaction of a unit: it connects as the unit asks, and commits only what the unit permits."""
+    """The root transaction of a unit: it connects as the unit asks, and commits only what the unit allows."""
 
     session: Any  # a ScopeAware one
 
@@ -204,10 +207,10 @@ class UnitTransaction(orm.SessionTransaction):
 
 
 class Savepoint(orm.SessionTransaction):
-    """A savepoint inside a scope whose block does not end in silence with its work gone.
+    """A savepoint inside a scope, whose block cannot end silently with its work lost.
 
-    A flush that fails rolls its savepoint back. If the error is swallowed inside the block, SQLAlchemy leaves the
-    block without a word, and what was done in it before is lost.
+    A flush that fails rolls its savepoint back. If the error is swallowed inside the block, SQLAlchemy leaves the block
+    without an error, although the earlier work in it is lost.
     """
 
     def _begin(self, nested: bool = False) -> orm.SessionTransaction:
@@ -215,12 +218,13 @@ class Savepoint(orm.SessionTransaction):
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         failure: BaseException | None = self._rollback_exception
-        closed = getattr(self, "session", None) is None  # by a rollback by hand, which heals
+        closed = getattr(self, "session", None) is None  # by a manual rollback, which heals it
         lost = failure if kind is None and not closed and not self.is_active else None
         super().__exit__(kind, error, traceback)
         if lost is not None:
             raise UnexpectedRollback(
-                f"a savepoint was rolled back: an error was swallowed inside its block: {describe(lost)}"
+                "a savepoint was rolled back: an error was swallowed inside its block; catch the error around the block "
+                f"instead; it was {describe(lost)}"
             ) from lost
 
 
@@ -238,8 +242,8 @@ _aware_classes: WeakKeyDictionary[type, type] = WeakKeyDictionary()
 def make_aware(session: orm.Session) -> ScopeAware:
     """Return `session` as a ScopeAware one.
 
-    A session of another factory than ours changes its class to one derived from its own: an instance's methods
-    cannot be guarded otherwise.
+    A session of any other factory gets a class derived from its own: there is no other way to guard the methods of an
+    instance.
     """
     if isinstance(session, ScopeAware):
         return session
@@ -249,33 +253,33 @@ def make_aware(session: orm.Session) -> ScopeAware:
 
 
 def aware_class(kind: type[orm.Session]) -> type[orm.Session]:
-    """Return the ScopeAware class derived from that of a session, one and the same for each.
+    """Return the ScopeAware class derived from a session's class, always the same one for each class.
 
-    Ours stands between the user's class and SQLAlchemy's, as it does below a class that is derived from ours: overrides
-    see the same whatever they derive from.
+    `AwareSession` comes between the given class and SQLAlchemy's, just as it does below a subclass of `AwareSession`. So
+    overrides see the same calls, whatever they derive from.
     """
     if issubclass(kind, ScopeAware):
         return kind
     aware = _aware_classes.get(kind)
     if aware is None:
         try:
-            users = cast("type[Any]", kind)  # the type checkers believe that it is Session itself
+            users = cast("type[Any]", kind)  # type checkers believe that it is Session itself
             aware = type(kind.__name__, (users, AwareSession), {"__module__": kind.__module__})
-        except TypeError:  # the bases of the user's class cannot be put in such an order
+        except TypeError:  # the bases of the given class do not allow this order
             aware = type(kind.__name__, (ScopeAware, kind), {"__module__": kind.__module__})
         _aware_classes[kind] = aware
     return aware
 
 
-# -- who wants to know of sessions that are made --------------------------------------------------------------------
+# -- listeners for new sessions -------------------------------------------------------------------------------------
 
 _listeners: list[Callable[[orm.Session], None]] = []
 
 
 def tell_made(listener: Callable[[orm.Session], None], on: bool) -> None:
-    """Have `listener` be called with each session of ours that is made from now on, or no more.
+    """Call `listener` with each session that is made from now on, or stop calling it.
 
-    The constructor that does it is there only while somebody listens: without it a session is made as SQLAlchemy makes it.
+    The constructor that calls it exists only while there is a listener; otherwise sessions are made as in SQLAlchemy.
     """
     if on:
         _listeners.append(listener)
@@ -297,7 +301,7 @@ def _made(self: ScopeAware, *args: Any, **kwargs: Any) -> None:
 
 
 def answer_by_overrides(on: bool) -> None:
-    """Have sessions of ours ask `seams.overrides` for what they are bound to, while tests run; otherwise they do not."""
+    """Make our sessions ask `seams.overrides` for their bind, while tests run; or stop that."""
     name = "get_bind"
     if on:
         setattr(ScopeAware, name, _overridden_bind)
@@ -308,7 +312,7 @@ def answer_by_overrides(on: bool) -> None:
 def _overridden_bind(self: ScopeAware, *args: Any, **kwargs: Any) -> Engine | Connection:
     bind = super(ScopeAware, self).get_bind(*args, **kwargs)
     override = seams.override_of(bind)
-    # Where somebody only asks, nothing is sent, and in async code nothing can be.
+    # If the caller only asks, nothing is sent, and in async code nothing can be.
     unit = self._sessionkit_unit
     if override is None or (bind.dialect.is_async and not in_greenlet()) or (unit is not None and not unit.inside):
         return bind

@@ -1,6 +1,6 @@
 """One unit of work: a session and a transaction that a scope owns, from BEGIN to close.
 
-Everything here is synchronous; the async shell runs it through the session's greenlet bridge.
+Everything here is synchronous; async code runs it through the session's greenlet bridge.
 """
 
 from __future__ import annotations
@@ -82,20 +82,20 @@ class Unit(Entry):
         self.asynchronous = self.info.asynchronous
         self.request: Request = scope._request
         self.beginnings = scope._beginnings
-        self.run = run  # which attempt it is; None where it is not run again
-        self.inside: dict[str, object] = {}  # USER: who is inside the session at this moment
-        self.when_free: Callable[[], object] | None = None  # called when nobody is inside any more
+        self.run = run  # which attempt it is; None if it is not retried
+        self.inside: dict[str, object] = {}  # USER: the thread or task that is using the session now
+        self.when_free: Callable[[], object] | None = None  # called when nothing uses the session any more
         self.hooks: list[Hook] = []
         self.causes: list[tuple[SessionTransaction | None, Failure]] = []  # why it must not commit, and at which level
         self.savepoints: Savepoints | None = None
-        self.was_joined = False  # by a scope that has ended well
+        self.was_joined = False  # by a scope that has ended without an error
         self.restrictions = 0  # read-only scopes that have joined it
-        self.borrowed: list[tuple[ScopeConnection, Unit | None]] = []  # connections of the user's own
-        self.held: list[ScopeConnection] = []  # those that COMMIT goes to
-        self.outcomes: dict[Engine, Outcome] = {}  # where they have not ended alike
+        self.borrowed: list[tuple[ScopeConnection, Unit | None]] = []  # a user's own connections
+        self.held: list[ScopeConnection] = []  # the connections that get COMMIT
+        self.outcomes: dict[Engine, Outcome] = {}  # if they ended differently
         self.features: tuple[Feature, ...] = ()
-        self.question: Callable[[float], Any] | None = None  # what answers how a COMMIT ended whose answer was lost
-        # The units of the same thread or task that wait until this one is done.
+        self.question: Callable[[float], Any] | None = None  # finds out how a COMMIT ended whose answer was lost
+        # The units of the same thread or task that wait until this one has ended.
         self.enclosing: list[Unit] = [] if self.outer is None else _enclosing(self.outer, owner)
         self.transaction: Any = _NOT_BEGUN
         session._sessionkit_unit = self
@@ -123,27 +123,27 @@ class Unit(Entry):
         return self
 
     def __str__(self) -> str:
-        """What a message calls this unit's scope."""
+        """The name of this unit's scope in messages."""
         return "a scope" if self.request.name is None else f"the scope {self.request.name!r}"
 
     @property
     def over(self) -> bool:
-        """Whether its session is of no use any more."""
+        """Whether its session is no longer usable."""
         return self.session is None or self.state is State.FORKED
 
     @property
     def outcome(self) -> Outcome:
-        """How it ended, as far as this can be known."""
+        """How it ended, as far as that can be known."""
         return _OUTCOMES.get(self.state, "rolled back")
 
     @property
     def retried(self) -> bool:
-        """Whether it is run again as a whole where that can help."""
+        """Whether it is retried as a whole if that can help."""
         return self.run is not None
 
     @property
     def preset(self) -> Preset:
-        """What the transaction was asked to be."""
+        """What was asked of the transaction."""
         return self.request.preset
 
     @property
@@ -153,17 +153,17 @@ class Unit(Entry):
 
     @property
     def level(self) -> Isolation:
-        """The level that its transactions run at, the weakest where they are several. Sends no SQL."""
+        """The isolation level of its transactions; if there are several, the weakest. Sends no SQL."""
         asked = self.preset.isolation
         levels: list[Isolation] = []
-        # A connection may have been given a level of its own, by its execution options.
+        # A connection may have a level of its own, from its execution options.
         for bind in connections(self.transaction) or bound_engines(self.session):
             dialect = _dialects.of(bind)
             levels.append(Isolation(dialect.running_level(bind) if asked is None else dialect.given(str(asked))))
         return min(levels, key=lambda level: level.strength, default=asked or Isolation.READ_UNCOMMITTED)
 
     def feature(self, kind: type[Any]) -> Any:
-        """Return the feature of a kind that the unit has, or None."""
+        """Return the unit's feature of this kind, or None."""
         return next((each for each in self.features if isinstance(each, kind)), None)
 
     # -- what it talks to -------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ class Unit(Entry):
     def connect(
         self, inherited: Callable[[Any, Any], Connection], bind: Engine | Connection, options: Any
     ) -> Connection:
-        """Return the connection for what the session is bound to: the unit uses it for the first time."""
+        """Return the connection for a bind of the session, which the unit is using for the first time."""
         if not self.features:
             return self._connect(inherited, bind, options)
         while True:
@@ -181,8 +181,8 @@ class Unit(Entry):
             try:
                 connection = self._connect(inherited, routed, options)
             except Exception as error:
-                routed_anew = [feature.connect_failed(routed, error) for feature in self.features]  # each learns of it
-                if not any(routed_anew):
+                rerouted = [feature.connect_failed(routed, error) for feature in self.features]  # tell each of them
+                if not any(rerouted):
                     raise
                 continue
             for feature in self.features:
@@ -197,19 +197,19 @@ class Unit(Entry):
         return inherited(_Opener(self, bind), options)
 
     def _borrow(self, inherited: Callable[[Any, Any], Connection], bind: Connection, options: Any) -> Connection:
-        """Run on a connection of the user's own, whose transaction is not the scope's to begin."""
+        """Run on a user's own connection, whose transaction the scope does not begin."""
         scoped = follow(bind)
         other = scoped.unit or scoped.borrower
         if not scoped.shared:
             if self.request.preset != NOTHING_ASKED:
                 raise OptionError(
-                    f"{self.request.preset} was asked for, but the session is bound to {bind!r}, whose transaction is "
-                    "not the scope's to begin; bind the factory to an engine, or leave the options out"
+                    f"{self.request.preset} was asked for, but the session is bound to {bind!r}, whose transaction the "
+                    "scope does not begin; bind the factory to an engine, or leave the options out"
                 )
             if other is not None and other is not self:
                 raise ScopeError(
                     f"{self} was opened on {bind!r}, on which {other} is in a transaction: the two would be committed "
-                    "or rolled back together; end that first, or bind the factory to an engine"
+                    "or rolled back together; end that one first, or bind the factory to an engine"
                 )
         connection = inherited(bind, options)
         self.borrowed.append((scoped, scoped.borrower))
@@ -230,7 +230,7 @@ class Unit(Entry):
         return found
 
     def _check(self, engine: Engine) -> None:
-        """Refuse an engine that cannot keep what was asked, or where the unit could only wait for itself."""
+        """Refuse an engine that cannot keep what was asked, or on which the unit could only wait for itself."""
         beginning = self.beginning_of(engine)
         for feature in self.features:
             feature.check(engine)
@@ -238,7 +238,7 @@ class Unit(Entry):
             return
         if self.restrictions:
             raise ScopeError(
-                f"{engine!r} is used for the first time inside a read-only scope that has joined a read-write one; use "
+                f"{engine!r} was used for the first time inside a read-only scope that has joined a read-write one; use "
                 "it before, or ask for propagation='new'"
             )
         for enclosing in self.enclosing:
@@ -256,7 +256,7 @@ class Unit(Entry):
     # -- one user at a time -----------------------------------------------------------------------------------------
 
     def refuse(self, owner: object, what: str) -> NoReturn:
-        """Raise the error that says why `owner` cannot get into the session now."""
+        """Raise the error that says why `owner` cannot use the session now."""
         if self.state is State.FORKED:
             raise ScopeError(
                 f"session.{what}() was called in a forked child on the session of {self}, which its parent opened; "
@@ -269,20 +269,20 @@ class Unit(Entry):
             )
         if not self.live or self.state is ENDING:
             raise ScopeError(f"session.{what}() was called by {describe(owner)} while {self} is ending")
-        user = self.inside.get(USER, "another user, who has left by now")
+        user = self.inside.get(USER, "another user that has left by now")
         raise ConcurrentUse(
             f"session.{what}() was called by {describe(owner)} while {describe(user)} was inside the same session; "
             "give each thread and task a scope of its own, or let one finish before the other begins"
         )
 
     def by_hand(self, method: str, instead: str) -> None:
-        """Refuse a commit(), rollback(), close() or reset() by hand, or do what it stands for.
+        """Refuse a manual commit(), rollback(), close() or reset(), or do what it means in this unit.
 
         Raises:
             ScopeError: the scope does not allow it.
         """
         if self.state is State.FORKED and method == "close":
-            return  # a copy of the parent's: nothing of it is to be touched
+            return  # a copy of the parent's: leave it alone
         owner = here()
         if self.state is not State.OPEN:
             self.refuse(owner, method)
@@ -296,7 +296,7 @@ class Unit(Entry):
         )
 
     async def wait_until_free(self, owner: object) -> None:
-        """Wait, in async code, until no task but `owner` is inside the session; nobody gets in any more."""
+        """Wait, in async code, until no task but `owner` uses the session; from now on no other can."""
         self.state = ENDING
         if self.inside.get(USER, owner) != owner:
             free = asyncio.get_running_loop().create_future()
@@ -309,7 +309,7 @@ class Unit(Entry):
             await free
 
     def _wait_until_free(self, owner: object) -> None:
-        """Do as `wait_until_free`, in sync code."""
+        """The sync twin of `wait_until_free`."""
         free = threading.Event()
         self.when_free = free.set
         if self.inside.get(USER, owner) != owner:
@@ -318,20 +318,20 @@ class Unit(Entry):
     # -- what went wrong inside -------------------------------------------------------------------------------------
 
     def levels(self) -> Savepoints:
-        """Return the record of this session's savepoints, kept from the first call on."""
+        """Return the record of this session's savepoints, which begins with the first call."""
         if self.savepoints is None:
             self.savepoints = Savepoints(self.session)
         return self.savepoints
 
     def must_roll_back(self, error: BaseException, level: SessionTransaction | None) -> None:
-        """Keep the unit from committing because of `error`, unless the savepoint `level` is rolled back."""
+        """Stop the unit from committing because of `error`, unless the savepoint `level` is rolled back."""
         self.levels()
         self.causes.append((level, Failure.now(error)))
 
     def left_by(self, error: BaseException | None) -> bool:
-        """Return whether an exception left a ``with session:``, whose close() was refused, while the unit goes on.
+        """Return whether an exception has left a ``with session:`` block while the unit goes on.
 
-        The close would have rolled back, so the unit must not commit if the exception is swallowed further out.
+        Its close() was refused, but would have rolled back: so the unit must not commit if the exception is swallowed.
         """
         if error is None or self.state is not State.OPEN:
             return False
@@ -341,34 +341,34 @@ class Unit(Entry):
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def finish(self, error: BaseException | None) -> None:
-        """End the transaction and close the session: COMMIT if all is well, else ROLLBACK.
+        """End the transaction and close the session: COMMIT if all is well, otherwise ROLLBACK.
 
         Raises:
-            UnexpectedRollback: the body raised nothing, yet nothing can be committed.
-            Exception: what the flush or COMMIT raised.
+            UnexpectedRollback: the body raised nothing, but nothing can be committed.
+            Exception: the error of the flush or of COMMIT.
         """
         owner = get_ident() if get_running_loop() is None else here()
         self.state = ENDING
         if not self.asynchronous and self.inside.get(USER, owner) != owner:
             self._wait_until_free(owner)
-        # The task that ends an async unit is another one than its owner, who waits for it.
+        # An async unit is ended by another task than its owner, which waits for it.
         self.inside[USER] = self.owner = owner
-        del owner  # a task that holds an error whose traceback holds this frame would live until a collection
+        del owner  # a task that holds an error whose traceback holds this frame would live until the next collection
         try:
-            if self.rollback_only or (error is not None and not self._commits_in_spite_of(error)):
+            if self.rollback_only or (error is not None and not self._commits_despite(error)):
                 if error is not None:
                     self._explain(error)
-                self.state = State.ROLLED_BACK  # the listeners of the rollback are outside of the scope
+                self.state = State.ROLLED_BACK  # listeners of the rollback run outside of the scope
                 self.give_up_connection()
             else:
                 commit(self, error)
         finally:
-            state: Any = self.state  # which others have changed meanwhile, unknown to the type checkers
+            state: Any = self.state  # others may have changed it, which type checkers do not know
             if state is ENDING or state is State.COMMITTING:
                 self.state = State.ROLLED_BACK
             self._close()
 
-    def _commits_in_spite_of(self, error: BaseException) -> bool:
+    def _commits_despite(self, error: BaseException) -> bool:
         allowed = self.request.no_rollback_for
         return (
             bool(allowed)
@@ -378,26 +378,26 @@ class Unit(Entry):
         )
 
     def _explain(self, error: BaseException) -> None:
-        """Say what the exception that rolls the unit back does not say by itself."""
+        """Add what the exception that rolls the unit back does not say itself."""
         self._blame_first(error)
         allowed = self.request.no_rollback_for
         if allowed and isinstance(error, allowed):
             add_note(
                 error,
-                f"{self} was rolled back in spite of no_rollback_for, since something else had failed in it and was "
+                f"{self} was rolled back despite no_rollback_for, because something else had failed in it and was "
                 "swallowed",
             )
         if isinstance(error, GeneratorExit) and self.was_joined:
             message = (
-                f"{self} was opened in a generator that was closed before its end, and is rolled back, with the work of "
-                "scopes that had joined it meanwhile and ended well; run the generator to its end, or do that work "
+                f"{self} was opened in a generator that was closed before its end: it is rolled back, together with the work "
+                "of scopes that had joined it and ended without an error; run the generator to its end, or do that work "
                 "outside of its iteration or with propagation='new'"
             )
             logger.error(message)
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def _close(self) -> None:
-        """Close the session, and let go of all that belongs to it: a copied context may hold this record for long."""
+        """Close the session and let go of everything: a copied context may hold this record for long."""
         session = self.session
         try:
             try:
@@ -427,7 +427,7 @@ class Unit(Entry):
                 self.enclosing = []
 
     def end_by(self, method: str) -> None:
-        """Call the session's own commit(), rollback() or close(), those of an AsyncSession where they are overridden."""
+        """Call the session's own commit(), rollback() or close(); an AsyncSession's, if its class overrides it."""
         handed = self.handed
         if handed is not self.session and handed is not None:
             base: Any = sys.modules["sqlalchemy.ext.asyncio"].AsyncSession
@@ -437,23 +437,23 @@ class Unit(Entry):
         getattr(self.session, method)()
 
     def _blame_first(self, error: BaseException) -> None:
-        """Have an error that is only the aftermath of another name that one."""
+        """Make an error that is only the aftermath of another name that one."""
         if isinstance(error, DBAPIError | PendingRollbackError) and is_aftermath(error):
             first = first_failure(self.transaction, self)
             if first is not None and first is not error:
                 set_first(error, first)
 
     def give_up_connection(self) -> None:
-        """ROLLBACK, as far as it can be had; a connection that is lost goes out of the pool."""
+        """ROLLBACK, if that is possible; a lost connection does not go back to the pool."""
         try:
             self.end_by("rollback")
         except Exception:
-            # What the caller must see is the error that led here; the pool drops a connection that cannot roll back.
+            # The caller must see the error that led here; the pool drops a connection that cannot roll back.
             logger.warning("ROLLBACK failed in %s", self, exc_info=True)
 
 
 class _Opener:
-    """Stands for an engine where SQLAlchemy's session asks it for a connection, and makes the unit's."""
+    """Takes the place of an engine when SQLAlchemy's session asks for a connection, and makes the unit's."""
 
     __slots__ = ("_engine", "_unit")
 
@@ -467,7 +467,7 @@ class _Opener:
 
 
 def _enclosing(entry: Entry | None, owner: object) -> list[Unit]:
-    """Return the units whose bodies wait until a unit that is opened now has ended."""
+    """Return the units whose bodies wait until a unit that opens now has ended."""
     units: list[Unit] = []
     while entry is not None:
         if isinstance(entry, Unit) and entry.live and entry.belongs_to(owner):
@@ -477,7 +477,7 @@ def _enclosing(entry: Entry | None, owner: object) -> list[Unit]:
 
 
 def bound_engines(session: Any) -> list[Engine]:
-    """Return the engines that a session is known to be bound to, without asking for a connection."""
-    # The mapping of binds= is public from SQLAlchemy 2.1 on.
+    """Return the engines that a session is bound to, as far as that is known without asking for a connection."""
+    # The mapping of binds= is public in SQLAlchemy 2.1 and later.
     binds: dict[Any, Any] = getattr(session, "binds", None) or getattr(session, "_Session__binds", {})
     return list({bind for bind in (session.bind, *binds.values()) if isinstance(bind, Engine)})

@@ -1,4 +1,4 @@
-"""What each dialect can do, and how it says it: one table entry per dialect, and no dialect's name elsewhere."""
+"""What each dialect can do, and how: one table entry per dialect, so no other module names a dialect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._replication import Position, Replication, Standing
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
-    # `X as X`: for the types of other rooms.
+    # `X as X`: types that other modules use.
     from ._bulk import ColumnFacts as ColumnFacts
     from ._bulk import Sieve as Sieve
     from ._bulk import Sifted as Sifted
@@ -48,7 +48,7 @@ _ENTRIES = {
     "postgresql": ("postgresql", "DIALECT"),
     "sqlite": ("sqlite", "DIALECT"),
 }
-"""Where the entries are. Each is loaded when it is asked for first, and with it what SQLAlchemy has for its dialect."""
+"""Where the entries are. Each is loaded when it is first needed, together with SQLAlchemy's dialect."""
 
 _TABLE: dict[str, Dialect] = {}
 
@@ -59,12 +59,12 @@ def register(entry: Dialect) -> None:
 
 
 def of(bind: Engine | Connection) -> Dialect:
-    """Return the table entry for what an engine or connection talks to."""
+    """Return the table entry for an engine or connection."""
     return of_name(bind.dialect.name)
 
 
 def of_name(name: str) -> Dialect:
-    """Return the table entry of a dialect by SQLAlchemy's name for it; if there is none, one that adds nothing."""
+    """Return the table entry for SQLAlchemy's name of a dialect; without an entry, one that adds nothing."""
     entry = _TABLE.get(name)
     if entry is None:
         entry = _TABLE.setdefault(name, _load(name))

@@ -1,8 +1,8 @@
-"""asyncpg does not tell the state of a transaction, so what fails on its own connection is looked for.
+"""asyncpg does not reveal the state of a transaction, so failures on its own connection must be detected.
 
-psycopg and psycopg2 know from the protocol whether the server has aborted the transaction. asyncpg keeps that to itself, and
-a statement that was sent through its own connection, past SQLAlchemy, is seen by nobody. Its query log tells that something
-failed; whether that still matters (a savepoint may have undone it), only the server knows, and only then it is asked.
+psycopg and psycopg2 learn from the protocol whether the server has aborted the transaction. asyncpg keeps that to itself, so
+a statement sent through its own connection, past SQLAlchemy, fails unseen. Its query log shows that something failed. Only
+the server knows whether that still matters (a savepoint may have undone it), so only then is the server asked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FAILED = "sessionkit_asyncpg_failed"
 
 
 def follow(connection: Connection) -> None:
-    """Begin to look, at the beginning of a transaction."""
+    """Begin to watch for failures, at the beginning of a transaction."""
     info = connection.connection.info
     info.pop(_FAILED, None)
     if _LOGGED in info:
@@ -35,7 +35,7 @@ def follow(connection: Connection) -> None:
 
 
 def lost(connection: Connection) -> str | None:
-    """Tell whether the server has aborted the transaction. One round trip, and only if a statement has failed."""
+    """Return why the transaction is lost, if the server has aborted it. One round trip, and only after a failure."""
     if not connection.connection.info.pop(_FAILED, False):
         return None
     try:

@@ -28,14 +28,14 @@ deadline: ContextVar[float | None] = ContextVar("sessionkit_deadline", default=N
 """When a unit that is talking to its database must be done, on the monotonic clock."""
 
 LEVELS = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
-"""Weakest first. Strings, because `isolation` stands on this room and not the other way round."""
+"""Weakest first. Strings, because `isolation` builds on this package and not the other way round."""
 
 ANOMALIES = ("G0", "G1a", "G1b", "G1c", "OTV", "PMP", "P4", "G-single", "G2-item", "G2")
-"""Adya's phenomena in the order in which the Hermitage suite lists them."""
+"""Adya's phenomena in the order of the Hermitage suite."""
 
 
 class Asked(Protocol):
-    """What this room reads of an `isolation.Preset`."""
+    """The part of an `isolation.Preset` that this package reads."""
 
     @property
     def isolation(self) -> str | None: ...
@@ -58,7 +58,7 @@ def all_of(*names: str) -> frozenset[str]:
 
 
 def root_of(engine: Engine) -> Engine:
-    """Return the engine that `engine` was derived from by ``execution_options()``: its listeners hear of both."""
+    """Return the engine that `engine` was derived from with ``execution_options()``: its listeners are called for both."""
     while (proxied := getattr(engine, "_proxied", None)) is not None:
         engine = proxied
     return engine
@@ -69,8 +69,8 @@ class Beginning(NamedTuple):
 
     Attributes:
         dialect: the table entry.
-        before: called with the connection before SQLAlchemy tells its listeners of BEGIN.
-        after: called after that.
+        before: called with the connection before SQLAlchemy calls its listeners of BEGIN.
+        after: called after them.
     """
 
     dialect: Dialect
@@ -79,7 +79,7 @@ class Beginning(NamedTuple):
 
 
 def at_level(level: str) -> Callable[[Any], None]:
-    """Return what has a connection run its transaction at a level, as SQLAlchemy does it."""
+    """Return a function that makes a connection run its transaction at a level, the way SQLAlchemy does it."""
 
     def run_at(connection: Any) -> None:
         connection.execution_options(isolation_level=level)
@@ -88,40 +88,40 @@ def at_level(level: str) -> Callable[[Any], None]:
 
 
 def _sqlalchemys_own(engine: Engine, asked: Asked) -> Beginning:
-    """Serve a dialect that has no entry of its own: SQLAlchemy's isolation_level, and nothing else."""
+    """Return what SQLAlchemy itself can do for a dialect without an entry: isolation_level, and nothing else."""
     name = engine.dialect.name
     refuse(name, asked, "read_only", "deferrable", "statement_timeout", "lock_timeout", "idle_timeout")
     return Beginning(Dialect(name), None if asked.isolation is None else at_level(str(asked.isolation)))
 
 
 def is_autocommit(bind: Any) -> bool:
-    """Return whether each statement on an engine or connection commits by itself, by what SQLAlchemy was told."""
+    """Return whether each statement on an engine or connection commits on its own, according to SQLAlchemy's options."""
     level: object = bind.get_execution_options().get("isolation_level")
     return str(level or getattr(bind.dialect, "_on_connect_isolation_level", None)).upper() == "AUTOCOMMIT"
 
 
 def refuse_autocommit(engine: Engine) -> None:
-    """Refuse an engine on which a scope could take nothing back.
+    """Refuse an engine on which a scope could not roll back.
 
     Raises:
         OptionError: its isolation_level is AUTOCOMMIT.
     """
     if is_autocommit(engine):
         raise OptionError(
-            f"a scope was opened on {engine!r}, whose isolation_level is AUTOCOMMIT: each statement commits by itself, "
-            "and the scope could not take one back; use an engine without it, such as "
+            f"a scope was opened on {engine!r}, whose isolation_level is AUTOCOMMIT: each statement commits on its own, "
+            "and the scope could not roll it back; use an engine without it, such as "
             "engine.execution_options(isolation_level='READ COMMITTED')"
         )
 
 
 def undo_at_checkin(connection: Any, undo: Callable[[Any], None]) -> None:
-    """Have something done to the driver's connection when its pool gets it back, also from a unit that nobody ended."""
-    # SQLAlchemy's own way to reset what an execution option has changed; an event of the pool would be paid by all.
+    """Call `undo` with the driver's connection when the pool gets it back, even from a unit that was never ended."""
+    # This is how SQLAlchemy itself resets what an execution option has changed; every user would pay for a pool event.
     connection.connection._connection_record.finalize_callback.append(undo)
 
 
 def undo_at_end(connection: Any, undo: Callable[[Any], None]) -> None:
-    """Have something done before COMMIT or ROLLBACK: a pool's one connection may go back much later."""
+    """Call `undo` before COMMIT or ROLLBACK: a pool's only connection may not go back until much later."""
     steps: list[Callable[[Any], None]] = connection.at_end
     if not steps:
         undo_at_checkin(connection, partial(_undo_all, steps))
@@ -134,13 +134,12 @@ def _undo_all(steps: list[Callable[[Any], None]], dbapi_connection: Any) -> None
 
 
 def refuse(name: str, asked: Asked, *options: str) -> None:
-    """Raise an OptionError if one of `options` was asked for: the dialect cannot keep it."""
+    """Raise an OptionError if one of `options` was asked for, because the dialect cannot keep it."""
     for option in options:
         value = getattr(asked, option)
         if value is not None and value is not False:
             raise OptionError(
-                f"{option}={value!r} was asked for, but sessionkit cannot have it enforced on {name}; leave it out "
-                f"there"
+                f"{option}={value!r} was asked for, but sessionkit cannot have it enforced on {name}; leave it out there"
             )
 
 
@@ -150,21 +149,21 @@ def _nothing(connection: Connection) -> str | None:
 
 def _unrestricted(connection: Connection) -> None:
     raise OptionError(
-        f"read_only=True was asked for inside a read-write transaction, which sessionkit cannot enforce on "
+        "read_only=True was asked for inside a read-write transaction, but sessionkit cannot enforce that on "
         f"{connection.dialect.name}; ask for propagation='new'"
     )
 
 
 def _cannot_cut(connection: Connection) -> None:
-    """Do nothing: how to interrupt this driver from outside is not known."""
+    """Do nothing: there is no known way to interrupt this driver from outside."""
 
 
 def _closed(connection: Any, error: BaseException, cursor: Any) -> None:
-    """Do nothing: it is enough that SQLAlchemy closes the connection."""
+    """Do nothing: SQLAlchemy closes the connection, and that is enough."""
 
 
 def _ended(connection: Connection) -> None:
-    """Do nothing: a COMMIT that failed has ended the transaction."""
+    """Do nothing: a failed COMMIT has ended the transaction."""
 
 
 def _never(_: Any) -> bool:
@@ -181,7 +180,7 @@ def _unbounded(connection: Connection, seconds: float | None) -> None:
 
 def _no_insert_or_wait(table: Table) -> Any:
     raise OptionError(
-        "verify_commit=True was asked for, but sessionkit has no claim for this dialect's commit marker; give it a function"
+        "verify_commit=True was asked for, but sessionkit cannot claim commit markers on this dialect; pass a function"
     )
 
 
@@ -195,9 +194,9 @@ def _no_conflict(held: Connection, wanted: Engine, asked: Asked) -> str | None:
 
 def _with_sqlstate(base: type[Exception], code: str | None, message: str) -> Exception:
     if code is not None and len(code) != 5:
-        raise OptionError(f"{code!r} is no SQLSTATE; it has five characters, such as '40001'")
+        raise OptionError(f"{code!r} is not a SQLSTATE; use five characters, such as '40001'")
     error: Any = type(base.__name__, (base,), {"sqlstate": code, "pgcode": code})(message)
-    error.sqlstate = error.pgcode = code  # asyncpg's, as SQLAlchemy wraps them, keep theirs in the instance
+    error.sqlstate = error.pgcode = code  # asyncpg's errors, as SQLAlchemy wraps them, keep theirs in the instance
     return cast("Exception", error)
 
 
@@ -206,7 +205,7 @@ def _believed(connection: Connection) -> bool:
 
 
 def _checked_at_once(connection: Connection) -> None:
-    """Do nothing: nobody has looked which constraints are deferred."""
+    """Do nothing: checking deferred constraints early is not supported here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,46 +214,47 @@ class Dialect:
 
     Attributes:
         name: SQLAlchemy's name for it.
-        levels: what it gives for each level that can be asked for; a level without an entry is refused.
-        anomalies: what can still happen at each level that it gives.
-        default_level: what it gives where nothing was asked for, if the engine does not know better.
-        beginning: returns how transactions of an engine begin as asked; OptionError for what it cannot keep.
-        aborts: a statement that fails aborts the transaction, and its COMMIT is then a silent ROLLBACK.
-        lost: tells, from what the driver knows without a round trip, that the transaction of a unit's connection cannot
-            be committed any more, and why; None where all is well or the driver cannot tell.
+        levels: the level it provides for each level you can ask for; a level without an entry is refused.
+        anomalies: what can still happen at each level that it provides.
+        default_level: the level if none was asked for and the engine does not know better.
+        beginning: returns how transactions of an engine begin as asked; raises OptionError for what it cannot keep.
+        aborts: a failed statement aborts the transaction, and COMMIT then silently means ROLLBACK.
+        lost: returns why the transaction of a unit's connection can no longer be committed, as far as the driver knows
+            without a round trip; None if all is well or the driver does not know.
         commit_failed: ends a transaction that a failed COMMIT has left open.
-        interrupted: prepares a connection, and the driver's cursor if there is one, for its end: a statement on it was
-            interrupted or cancelled, and SQLAlchemy closes it for that.
-        driver_in_transaction: tells of a driver's connection whether it is in a transaction.
-        lives_in_memory: tells of an engine whether its database is in the memory of its one connection.
-        restrict: has the database refuse writes on a connection from now on, inside a savepoint.
-        lift: ends that where the rollback of the savepoint does not.
-        conflict: tells why a new transaction on an engine could only wait for the one that a connection of the same
-            thread or task holds; None where it need not.
-        insert_or_wait: an INSERT that does nothing where the row is there already, and waits for a transaction that has inserted
-            it and is still open.
-        with_commit: returns a cursor that holds one statement back and sends it together with COMMIT; None where the
-            driver cannot.
-        cut: ends whatever a connection is waiting for, from another thread or task: who waits gets the driver's error.
-        connect: returns a connection of an async engine, where it is not enough to ask the engine for one.
-        connect_within: connects within so many seconds, or raises the driver's OperationalError; None where that cannot
-            hang, or nobody has looked.
-        bound_commit: prepares for a COMMIT that is to be cut after so many seconds, where there is something to prepare.
-        two_phase: how several of its databases commit as one; None where they cannot.
-        locks: how its rows are locked, and how something is done by one at a time; None: nobody has looked.
-        replication: how its replicas tell how far they have come; None where nobody has looked.
-        now: asks the server's clock: aware, in microseconds; None where nobody has looked what the server can do.
-        later: SQL for a timestamp after the one in ``{column}``, the server's clock if that is later; None as above.
+        interrupted: prepares a connection, and the driver's cursor if there is one, for closing: a statement on it was
+            interrupted or cancelled, and SQLAlchemy closes the connection because of that.
+        driver_in_transaction: returns whether a driver's connection is in a transaction.
+        lives_in_memory: returns whether an engine's database is in the memory of its only connection.
+        restrict: makes the database refuse writes on a connection from now on, inside a savepoint.
+        lift: ends that, if the rollback of the savepoint does not.
+        conflict: returns why a new transaction on an engine could only wait for the one that a connection of the same
+            thread or task holds; None if it need not wait.
+        insert_or_wait: an INSERT that does nothing if the row exists, and that waits for an open transaction that has
+            inserted it.
+        with_commit: returns a cursor that holds one statement back and sends it together with COMMIT; None if the driver
+            cannot do that.
+        cut: ends whatever a connection is waiting for, from another thread or task: the waiting code gets the driver's
+            error.
+        connect: returns a connection of an async engine, if asking the engine for one is not enough.
+        connect_within: connects within a number of seconds, or raises the driver's OperationalError; None if connecting
+            cannot hang, or a limit is not supported yet.
+        bound_commit: prepares for a COMMIT that will be cut after a number of seconds, if there is anything to prepare.
+        two_phase: how several of its databases commit as one; None if they cannot.
+        locks: how to lock rows and take a mutex; None: not supported yet.
+        replication: how its replicas report how far they have come; None: not supported yet.
+        now: asks for the server's time, an aware datetime with microseconds; None: not supported yet.
+        later: SQL for a timestamp after the one in ``{column}``, or the server's time if that is later; None as above.
         new_uuid: SQL for a random UUID, as SQLAlchemy's type `Uuid` stores it; None as above.
-        xmin: each row tells which transaction wrote it, in a system column of this name.
-        template: how its databases are copied, for tests; None: nobody has looked.
-        raced: loads what lets units run against each other in its databases, for tests; None: nobody has looked.
-        in_transaction: tells whether the driver's connection is in a transaction, if that can be told; for tests.
-        has_written: asks the server whether the connection's transaction has written; for tests; None: nobody has looked.
-        check_deferred: has the database check what it would check at COMMIT, and changes nothing; for tests.
-        name_transaction: has a transaction that has begun bear a name where the server shows who is connected; None: the
-            server has no such place, or nobody has looked.
-        with_code: makes the error of a driver, from its class, code and message; for tests.
+        xmin: a system column of this name says which transaction wrote a row.
+        template: how to copy its databases, for tests; None: not supported yet.
+        raced: loads what runs units against each other in its databases, for tests; None: not supported yet.
+        in_transaction: returns whether the driver's connection is in a transaction, if that is known; for tests.
+        has_written: asks the server whether the connection's transaction has written; for tests; None: not supported yet.
+        check_deferred: makes the database check what it would check at COMMIT, without changing anything; for tests.
+        name_transaction: names an open transaction where the server shows who is connected; None: the server has no such
+            place, or it is not supported yet.
+        with_code: makes a driver's error from its class, code and message; for tests.
     """
 
     name: str
@@ -294,7 +294,7 @@ class Dialect:
     with_code: Callable[[type[Exception], str | None, str], Exception] = _with_sqlstate
 
     def given(self, level: str) -> str:
-        """Return the level that this dialect gives for the one asked for."""
+        """Return the level that this dialect provides for the one asked for."""
         try:
             return self.levels[level]
         except KeyError:
@@ -304,11 +304,11 @@ class Dialect:
             ) from None
 
     def running_level(self, bind: Engine | Connection) -> str:
-        """Return the level at which a transaction of `bind` runs where nothing was asked for."""
+        """Return the level at which a transaction of `bind` runs if none was asked for."""
         dialect = bind.dialect
         known = (
             bind.get_execution_options().get("isolation_level")
             or getattr(dialect, "_on_connect_isolation_level", None)  # create_engine(isolation_level=...)
-            or getattr(dialect, "default_isolation_level", None)  # what the server said at the first connection
+            or getattr(dialect, "default_isolation_level", None)  # reported by the server at the first connection
         )
         return self.levels.get(str(known).upper().replace("_", " "), self.default_level)

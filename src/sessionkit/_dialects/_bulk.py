@@ -1,4 +1,4 @@
-"""What bulk has to know of a dialect: which ways there are, from how many rows on each is the fastest, and more."""
+"""What bulk needs to know about a dialect: which methods there are, how many rows each is fastest for, and more."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
 
 Ladder = tuple[tuple[int, str], ...]
-"""(from how many rows on, which method), the largest number first. The last resort is always "sqlalchemy"."""
+"""(smallest number of rows, method), the largest number first. The last resort is always "sqlalchemy"."""
 
 
 class ColumnFacts(NamedTuple):
-    """What the database says of a column.
+    """What the database says about a column.
 
     Attributes:
-        type: its type, domains resolved.
+        type: its type, with domains resolved.
         kind: the kind of the type: "b" for a base type, "e" for an enumeration.
-        element: of an array, the type of its elements; else None.
-        generated: the database gives it its value always.
+        element: for an array, the type of its elements; else None.
+        generated: the database always generates its value.
     """
 
     type: str
@@ -38,7 +38,7 @@ class ColumnFacts(NamedTuple):
 
 
 def _begun(connection: Connection) -> None:
-    """Do nothing: the driver begins a transaction by itself."""
+    """Do nothing: the driver begins a transaction on its own."""
 
 
 def _never(connection: Connection) -> bool:
@@ -92,11 +92,11 @@ def _not_asked(connection: Connection, table: Table) -> str:
 def _no_copy(
     connection: Connection, table: Table | str, columns: Sequence[Column[Any] | str], data: Iterable[bytes]
 ) -> int:
-    raise OptionError(f"COPY was asked for, but {connection.dialect.name} has none, or nobody has looked")
+    raise OptionError(f"COPY was asked for, but sessionkit does not support it on {connection.dialect.name}")
 
 
 def as_list(connection: Connection, type_: Any, values: Sequence[Any], absent: object) -> list[Any]:
-    """Return what a type makes of values for the driver; None for those that are `absent`."""
+    """Return what a type makes of values for the driver, and None for those that are `absent`."""
     process = type_._cached_bind_processor(connection.dialect) or _unchanged
     return [None if value is absent else process(value) for value in values]
 
@@ -119,11 +119,11 @@ def _never_steady(connection: Connection, table: Table) -> bool:
     return False
 
 
-class Told(NamedTuple):
-    """What the server says of a row that it has refused.
+class RefusedRow(NamedTuple):
+    """What the server says about a row that it has refused.
 
     Attributes:
-        place: which one, counted from 1.
+        place: the position of the row, counted from 1.
         fields: code, message, detail, hint, column, constraint, table, schema, type, context.
     """
 
@@ -132,34 +132,34 @@ class Told(NamedTuple):
 
 
 class Sifted(NamedTuple):
-    """What became of the rows of a temporary table.
+    """What happened to the rows of a temporary table.
 
     Attributes:
-        refused: those that were not written.
-        written: how many were.
-        new: of an upsert, how many of these are new.
+        refused: the rows that were not written.
+        written: how many rows were written.
+        new: for an upsert, how many of these are new.
     """
 
-    refused: Sequence[Told]
+    refused: Sequence[RefusedRow]
     written: int
     new: int
 
 
 class Sieve(NamedTuple):
-    """How a server writes the good rows of a temporary table, and tells of the others.
+    """How a server writes the good rows of a temporary table, and reports the others.
 
     Attributes:
-        low, high: what a statement calls the numbers of the first and the last row that it is to take.
-        make: makes a temporary table of that name and these columns, with one more, ``n``, that numbers the rows.
+        low, high: the names, in a statement, for the numbers of the first and the last row that it takes.
+        make: makes a temporary table with a name and columns, and one column more, ``n``, that numbers the rows.
         empty: empties it, and numbers from 1 again.
         drop: drops it.
-        script: makes the script around such a statement; with `counts` the statement selects two numbers, how many rows
-            it has written and how many of them are new; with `first` the script ends at the first row that is refused.
-            Raises where a value of the statement has no form in SQL.
+        script: makes the script around such a statement. With `counts` the statement selects two numbers: how many rows
+            it has written and how many of them are new. With `first` the script ends at the first refused row. Raises if
+            a value of the statement cannot be written as SQL.
         run: runs it for such a table.
-        reads_words: tells whether the driver sends a text for a value of any type, and the server reads it.
-        error: makes the error that SQLAlchemy would have raised for a row, of a statement and its parameters.
-        is_missing: tells whether an error says that the server cannot do this at all.
+        reads_words: returns whether the driver sends a value of any type as text for the server to read.
+        error: makes the error that SQLAlchemy would have raised for a row, from a statement and its parameters.
+        is_missing: returns whether an error says that the server cannot do this at all.
     """
 
     low: str
@@ -170,7 +170,7 @@ class Sieve(NamedTuple):
     script: Callable[..., str]
     run: Callable[[Connection, str, str], Sifted]
     reads_words: Callable[[Connection], bool]
-    error: Callable[[Connection, Told, str, Any], DBAPIError]
+    error: Callable[[Connection, RefusedRow, str, Any], DBAPIError]
     is_missing: Callable[[BaseException], bool]
 
 
@@ -179,47 +179,46 @@ class Bulk:
     """How one dialect moves many rows.
 
     Attributes:
-        ladders: for each verb the methods that `auto` chooses from, by size.
-        forced: for each verb the methods that can also be asked for by name.
+        ladders: for each verb, the methods that `auto` chooses from, by size.
+        forced: for each verb, the methods that can also be asked for by name.
         begin: makes sure that a transaction is open before a savepoint is set.
-        is_untouched: tells whether the driver has begun no transaction yet, so that there is nothing to lose in it.
-        blames_the_row: tells whether an error is about a row, so that leaving the row out would help; a lost
+        has_not_begun: returns whether the driver has not begun a transaction yet, so that there is nothing to lose in it.
+        blames_the_row: returns whether an error is about a row, so that leaving the row out would help; a lost
             connection, a deadlock or a full disk is not.
-        column_of: names the column that an error is about, from what the driver tells.
-        upsert: makes an INSERT that has ``on_conflict_do_update``; None where there is none.
-        is_new: in RETURNING of an upsert, tells whether the row is new; None where the database cannot tell.
-        locks_rows: SELECT ... FOR UPDATE exists.
-        any_of: ``column = any of these values``, all of them as one parameter; None where there is nothing better
-            than IN for these.
-        reserve: has the database make the values of these columns for as many new rows of a table, which nobody else
-            gets; None where the rows may come to hold other ones. The last argument: an identity that is GENERATED ALWAYS
-            will do.
-        stored_as: an expression that brings a value of a type (``{}``) into the form that the driver stores, and the
-            names that it needs; None for what only the type itself can do. A value of another kind makes it raise.
-        neutral: the dialect without a driver, whose types make plain Python values and nothing of a driver's.
-        unpackable: tells, in words, why packed data cannot be sent through a connection; None if they can.
-        columns: what the catalogue says of the columns of a table; or, in words, why its rows must not be copied.
-        parameter: makes an expression of a value that stands for itself, where no column tells its type.
-        stored_key: returns what the driver stores for a value of a type; None where only the server knows.
-        canonical: has the server write out values as a column would hold them; None where it cannot.
-        same: returns what tells whether two values are one key in a column, by its type and its collation there.
-        lacks_is_new: tells whether an error means that this table cannot say `is_new`.
-        is_policys: tells whether an error is that of a policy of the table, which has refused a row. Asks the database.
-        copy_in: sends binary COPY data, in parts, for columns of a table (or, by name, of a temporary one); returns how
-            many rows were made of it.
-        array: makes the parameter for all the values of a column: of a type; what is absent is NULL; through the
+        column_of: returns the column that an error is about, as far as the driver says.
+        upsert: makes an INSERT that has ``on_conflict_do_update``; None if the dialect has none.
+        is_new: in RETURNING of an upsert, whether the row is new; None if the database cannot tell.
+        locks_rows: the dialect has SELECT ... FOR UPDATE.
+        any_of: ``column = any of these values``, with all of them in one parameter; None if IN is the best way for these.
+        reserve: makes the database generate the values of these columns for a number of new rows of a table, and gives
+            them to no other transaction; None if the rows may end up with other values. The last argument: an identity
+            that is GENERATED ALWAYS is fine too.
+        stored_as: an expression that turns a value of a type (``{}``) into the form that the driver stores, and the names
+            it needs; None if only the type itself can do that. A value of another kind makes the expression raise.
+        driverless: the dialect without a driver, whose types make plain Python values, not a driver's.
+        unpackable: returns why packed data cannot be sent through a connection; None if they can.
+        columns: what the catalogue says about the columns of a table; or, in words, why its rows must not be copied.
+        parameter: makes an expression from a value on its own, if no column provides its type.
+        stored_key: returns what the driver stores for a value of a type; None if only the server knows.
+        canonical: makes the server write out values as a column would hold them; None if it cannot.
+        same: returns a function that says whether two values are the same key in a column, by its type and collation.
+        lacks_is_new: returns whether an error means that this table cannot provide `is_new`.
+        is_policys: returns whether an error came from a policy of the table, which has refused a row. Asks the database.
+        copy_in: sends binary COPY data, in parts, for columns of a table (or, by name, of a temporary one); returns the
+            number of rows they made.
+        array: makes the parameter for all the values of a column of a type, with NULL for absent ones: through the
             driver's own arrays, or packed by the function.
-        tells_bad_rows: how the bad rows of a page are found in one more sending: "counted" where `keeps_earlier` can hold,
-            "sifted" where there is a `sieve`; "" where only savepoints can do it.
-        keeps_earlier: tells whether a row of an executemany that fails leaves nothing behind, and all before it is kept.
-        sieve: how the server itself tells bad rows from good ones.
-        by_index: a block in which rows are found by the index, one after the other, whatever the planner thinks of it.
+        tells_bad_rows: how to find the bad rows of a page by sending it once more: "counted" where `keeps_earlier` can
+            hold, "sifted" where there is a `sieve`; "" if only savepoints can do it.
+        keeps_earlier: returns whether a failing row of an executemany leaves nothing behind, and all rows before it stay.
+        sieve: how the server itself separates bad rows from good ones.
+        by_index: a block in which rows are found through the index, one after another, whatever the planner prefers.
     """
 
     ladders: Mapping[str, Ladder] = field(default_factory=dict[str, Ladder])
     forced: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     begin: Callable[[Connection], None] = _begun
-    is_untouched: Callable[[Connection], bool] = _never
+    has_not_begun: Callable[[Connection], bool] = _never
     blames_the_row: Callable[[BaseException], bool] = _blames_the_row
     column_of: Callable[[BaseException, Table], str | None] = _unknown
     upsert: Callable[[Table], Any] | None = None
@@ -234,7 +233,7 @@ class Bulk:
     lacks_is_new: Callable[[BaseException], bool] = _no
     is_policys: Callable[[Connection, Table, BaseException], bool] = _not_here
     stored_as: Callable[[Any, Any], tuple[str, dict[str, Any]] | None] = _only_the_type
-    neutral: Callable[[Dialect], Dialect] = _same
+    driverless: Callable[[Dialect], Dialect] = _same
     unpackable: Callable[[Connection], str | None] = _nothing
     columns: Callable[[Connection, Table], dict[str, ColumnFacts] | str] = _not_asked
     copy_in: Callable[[Connection, Table | str, Sequence[Column[Any] | str], Iterable[bytes]], int] = _no_copy

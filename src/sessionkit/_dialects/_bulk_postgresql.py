@@ -26,8 +26,8 @@ def _blames_the_row(error: BaseException) -> bool:
     state = _sieve_postgresql.sqlstate(error.orig)
     if state is not None:
         return _sieve_postgresql.is_rows(state)
-    # Without a SQLSTATE the server was not asked: a type or the driver could not bind a value. Or it could not be
-    # reached any more.
+    # Without a SQLSTATE the server was not asked: a type or the driver could not bind a value. Or the server could no
+    # longer be reached.
     return not _is_operational(error)
 
 
@@ -36,7 +36,7 @@ def _is_operational(error: StatementError) -> bool:
 
 
 def _lacks_is_new(error: BaseException) -> bool:
-    # A partitioned table cannot retrieve a system column, a view has none.
+    # A partitioned table cannot return a system column, and a view has none.
     return _sieve_postgresql.sqlstate(getattr(error, "orig", None)) in {"0A000", "42703"}
 
 
@@ -46,7 +46,7 @@ _HAS_POLICIES = text(
 
 
 def _is_policys(connection: Connection, table: Table, error: BaseException) -> bool:
-    # The code is that of a missing privilege, too.
+    # A missing privilege has the same code.
     if _sieve_postgresql.sqlstate(getattr(error, "orig", None)) != "42501":
         return False
     return bool(connection.scalar(_HAS_POLICIES, {"name": _copy_postgresql.table_name(connection, table)}))
@@ -54,12 +54,12 @@ def _is_policys(connection: Connection, table: Table, error: BaseException) -> b
 
 def _column_of(error: BaseException, table: Table) -> str | None:
     orig = getattr(error, "orig", None)
-    for told in (getattr(orig, "diag", None), getattr(orig, "__cause__", None), orig):
-        name = getattr(told, "column_name", None)
+    for source in (getattr(orig, "diag", None), getattr(orig, "__cause__", None), orig):
+        name = getattr(source, "column_name", None)
         if name:
             return str(name)
-        # A constraint of one column names it as well.
-        name = getattr(told, "constraint_name", None)
+        # A constraint on one column names it too.
+        name = getattr(source, "constraint_name", None)
         for constraint in table.constraints if name else ():
             columns = getattr(constraint, "columns", ())
             if len(columns) == 1 and name in {constraint.name, _given_name(table, constraint)}:
@@ -68,7 +68,7 @@ def _column_of(error: BaseException, table: Table) -> str | None:
 
 
 def _given_name(table: Table, constraint: Constraint) -> str | None:
-    """Return the name that PostgreSQL makes up for a constraint without one."""
+    """Return the name that PostgreSQL gives to a constraint without one."""
     if constraint.name is not None:
         return None
     if isinstance(constraint, PrimaryKeyConstraint):
@@ -80,7 +80,7 @@ def _given_name(table: Table, constraint: Constraint) -> str | None:
 
 
 def _upsert(table: Table) -> Any:
-    # Imported at its first use: it brings the whole dialect, which an application on another database never needs.
+    # Imported at first use: it loads the whole dialect, which an application on another database never needs.
     from sqlalchemy.dialects.postgresql import insert
 
     return insert(table)
@@ -106,11 +106,11 @@ _TURN_BACK = text(
 
 @contextmanager
 def _by_index(connection: Connection) -> Generator[None]:
-    # Past some percent of a table the planner joins by a hash of all of it, which takes half as long again, and locks
-    # the rows in the order of the heap: two callers can then wait for each other.
+    # Beyond a few percent of a table the planner joins through a hash of the whole table. That takes half as long again,
+    # and locks the rows in the order of the heap: two callers could then deadlock.
     before = connection.execute(_TURN_OFF).one()
     yield
-    # Where the block fails, its savepoint sets them back.
+    # If the block fails, its savepoint sets them back.
     connection.execute(_TURN_BACK, dict(zip(_JOINS, before, strict=False)))
 
 
@@ -127,14 +127,14 @@ BULK = Bulk(
         "upsert": ("unnest", "temp"),
         "delete": ("unnest", "temp"),
     },
-    is_untouched=_copy_postgresql.is_untouched,
+    has_not_begun=_copy_postgresql.has_not_begun,
     blames_the_row=_blames_the_row,
     column_of=_column_of,
     upsert=_upsert,
-    # A row that ON CONFLICT updated was locked before, and so has an xmax; a new one has none.
+    # A row that ON CONFLICT has updated was locked first, and so has an xmax; a new one has none.
     is_new=literal_column("(xmax = 0)", Boolean),
     any_of=_any_of,
-    neutral=_copy_postgresql.neutral,
+    driverless=_copy_postgresql.driverless,
     unpackable=_copy_postgresql.unpackable,
     columns=_copy_postgresql.columns,
     reserve=_copy_postgresql.reserve,

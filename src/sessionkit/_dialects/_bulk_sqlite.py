@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 _ROW_CODES = frozenset({18, 19, 20, 25})
 
 
-def _is_untouched(connection: Connection) -> bool:
+def _has_not_begun(connection: Connection) -> bool:
     return not getattr(connection.connection.driver_connection, "in_transaction", True)
 
 
 def _begin(connection: Connection) -> None:
-    # SAVEPOINT outside of a transaction would be one: its RELEASE would commit.
-    if _is_untouched(connection):
+    # Outside of a transaction SAVEPOINT would begin one, and its RELEASE would commit.
+    if _has_not_begun(connection):
         connection.exec_driver_sql("BEGIN")
 
 
@@ -41,12 +41,12 @@ def _blames_the_row(error: BaseException) -> bool:
     code = getattr(error.orig, "sqlite_errorcode", None)
     if code is not None:
         return code & 0xFF in _ROW_CODES
-    # Without a code SQLite was not asked: the driver could not bind a value. What is closed or misused says so by
-    # ProgrammingError as well; the same error then comes back from the first row alone, with that row to blame.
+    # Without a code SQLite was not asked: the driver could not bind a value. A closed or misused connection also raises
+    # ProgrammingError; then the same error comes back from the first row alone, and that row gets the blame.
     return type(error).__name__ in {"InterfaceError", "ProgrammingError", "DataError", "DBAPIError"}
 
 
-# SQLite tells a column in the text only; it is written in its source, in no other language.
+# SQLite names the column only in the text, which is part of its source and never translated.
 _FAILED = re.compile(r"constraint failed: (?P<table>[^,]+)\.(?P<column>[^.,]+)$")
 
 
@@ -68,7 +68,7 @@ def _upsert(table: Table) -> Any:
 def _reserve(
     connection: Connection, table: Table, columns: Sequence[Column[Any]], count: int, _always: bool
 ) -> list[tuple[Any, ...]] | None:
-    """Return the next rowids. The write lock is taken first, so they are nobody else's before this transaction ends."""
+    """Return the next rowids. It takes the write lock first, so no other transaction gets them before this one ends."""
     column = table.autoincrement_column
     if column is None or list(columns) != [column] or not table.dialect_options["sqlite"]["with_rowid"]:
         return None
@@ -91,7 +91,7 @@ def _reserve(
 
 
 def _stored_key(type_: Any, dialect: Dialect) -> Callable[[Any], Any] | None:
-    """Return what SQLite stores for a value: what the type makes of it, by the affinity of the column."""
+    """Return a function that turns a value into what SQLite stores: the type's form of it, by the column's affinity."""
     process = type_._cached_bind_processor(dialect)
     declared = str(type_.compile(dialect)).upper()
     # https://www.sqlite.org/datatype3.html, 3.1
@@ -111,7 +111,7 @@ def _stored_key(type_: Any, dialect: Dialect) -> Callable[[Any], Any] | None:
 
 
 def _same(connection: Connection, column: Column[Any]) -> Callable[[Any, Any], bool]:
-    """Return what tells whether two values are one key in a column, by the collation of its unique index."""
+    """Return a function that says whether two values are the same key in a column, by its unique index's collation."""
     preparer = connection.dialect.identifier_preparer
     schema = connection.schema_for_object(column.table)
     prefix = f"{preparer.quote_schema(schema)}." if schema else ""
@@ -132,13 +132,13 @@ def _same(connection: Connection, column: Column[Any]) -> Callable[[Any, Any], b
     return lambda a, b: bool(connection.scalar(query, {"a": a, "b": b}))
 
 
-# ON CONFLICT, OR and RAISE(): ROLLBACK ends the transaction, FAIL keeps a part of the row that fails, IGNORE leaves a row out
-# without a word, so that the rows before the one that fails cannot be counted.
+# ON CONFLICT, OR and RAISE(): ROLLBACK ends the transaction, FAIL keeps a part of the failing row, and IGNORE silently
+# leaves a row out, so that the rows before the failing one cannot be counted.
 _KEEPS_PARTS = re.compile(r"\b(FAIL|ROLLBACK|IGNORE)\b", re.IGNORECASE)
 
 
 def _keeps_earlier(connection: Connection, table: Table) -> bool:
-    # Triggers go from table to table, so all of the schema is looked at.
+    # Triggers lead from table to table, so look at the whole schema.
     preparer = connection.dialect.identifier_preparer
     schema = connection.schema_for_object(table)
     prefix = f"{preparer.quote_schema(schema)}." if schema else ""
@@ -153,17 +153,17 @@ _JSON_KEYS = frozenset({int, str})
 
 
 def _any_of(column: Any, type_: Any, values: list[Any]) -> ColumnElement[bool] | None:
-    # What JSON tells as SQLite stores it, and the type leaves as it is; the list is then one parameter, however long.
+    # Only types that pass values on unchanged, and that JSON writes as SQLite stores them. The list is then one parameter.
     if (
         not isinstance(type_, Integer | String)
         or isinstance(type_, Enum)
         or not _JSON_KEYS.issuperset(map(type, values))
     ):
         return None
-    told = json.dumps(values)
-    if r"\u0000" in told:
-        return None  # json_each ends a text at its first NUL, and another key would be found
-    listed = func.json_each(told).table_valued("value")
+    listing = json.dumps(values)
+    if r"\u0000" in listing:
+        return None  # json_each ends a text at its first NUL, and would find another key
+    listed = func.json_each(listing).table_valued("value")
     result: ColumnElement[bool] = column.in_(select(listed.c.value))
     return result
 
@@ -177,14 +177,14 @@ def _plain_json(type_: Any) -> bool:
 
 
 def _stored_as(type_: Any, dialect: Any) -> tuple[str, dict[str, Any]] | None:
-    # By exact class and format, so that a subclass or a storage_format of the user's goes through its own processor,
-    # which takes five times as long for a datetime.
+    # By exact class and format, so that a subclass or a user's storage_format goes through its own processor, which takes
+    # five times as long for a datetime.
     impl = type_.dialect_impl(dialect)
     if not type(impl).__module__.startswith("sqlalchemy.") or getattr(dialect, "native_datetime", False):
         return None
     if _plain_json(impl) and not isinstance(type_, TypeDecorator):
-        # As SQLAlchemy's processor does it, without what stands around; expressions such as null() make it raise.
-        # The constant is an integer, of which json.dumps would make the number.
+        # Like SQLAlchemy's processor, without the code around it; expressions such as null() make it raise. The constant
+        # is an integer, and json.dumps would write it as a number.
         return (
             ("('null' if {0} is JSON_NULL else dumps({0}))", {"JSON_NULL": JSON.NULL, "dumps": dumps_of(dialect)})
             if impl.none_as_null
@@ -200,7 +200,7 @@ def _stored_as(type_: Any, dialect: Any) -> tuple[str, dict[str, Any]] | None:
 
 _YMD = "%(year)04d-%(month)02d-%(day)02d"
 _HMS = "%(hour)02d:%(minute)02d:%(second)02d.%(microsecond)06d"
-# What SQLAlchemy's types store on SQLite: the zone is dropped, microseconds are always written.
+# What SQLAlchemy's types store on SQLite: they drop the time zone and always write microseconds.
 _EXPRESSIONS: dict[str, tuple[str, str | None]] = {
     "DATETIME": ("{}.isoformat(' ', 'microseconds')[:26]", f"{_YMD} {_HMS}"),
     "DATE": ("{}.isoformat()[:10]", _YMD),
@@ -216,7 +216,7 @@ BULK = Bulk(
     ladders=dict.fromkeys(("insert", "update", "upsert", "delete"), ((1, "executemany"),)),
     forced=dict.fromkeys(("insert", "update", "upsert", "delete"), ("executemany",)),
     begin=_begin,
-    is_untouched=_is_untouched,
+    has_not_begun=_has_not_begun,
     blames_the_row=_blames_the_row,
     column_of=_column_of,
     upsert=_upsert,

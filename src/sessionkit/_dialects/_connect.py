@@ -1,4 +1,4 @@
-"""Connecting within a limit. The drivers' own limits are whole seconds, two at the least, and for each address anew."""
+"""Connecting within a limit. The drivers' own limits are whole seconds, at least two, and apply to each address."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 
 def connect_within(dialect: Any, cargs: Any, cparams: Any, seconds: float) -> Any:
-    """Return a new connection of the driver's, or raise its OperationalError after so many seconds."""
+    """Return a new connection of the driver, or raise its OperationalError after that many seconds."""
     if dialect.is_async:
         return await_only(_async_connect_within(dialect, cargs, cparams, seconds))
     attempt = _InThread(partial(dialect.connect, *cargs, **cparams))
@@ -19,7 +19,7 @@ def connect_within(dialect: Any, cargs: Any, cparams: Any, seconds: float) -> An
 
 
 class _InThread:
-    """Connects in a thread of its own. Whoever has waited too long goes away, and what comes later is closed."""
+    """Connects in a thread of its own. The caller may give up waiting; a connection that arrives later is closed."""
 
     def __init__(self, connect: Any) -> None:
         self._connect = connect
@@ -62,12 +62,12 @@ async def _async_connect_within(dialect: Any, cargs: Any, cparams: Any, seconds:
             return await greenlet_spawn(dialect.connect, *cargs, **cparams)
     except TimeoutError as error:
         if not limit.expired():
-            raise  # a limit of the user's own, shorter than ours
+            raise  # a user's own limit, shorter than ours
         raise _too_late(dialect) from error
 
 
 def _too_late(dialect: Any) -> Exception:
     error: Exception = dialect.loaded_dbapi.OperationalError(
-        "the server had not taken the connection when the time of the unit was over"
+        "the server had not accepted the connection when the time of the unit was over"
     )
     return error

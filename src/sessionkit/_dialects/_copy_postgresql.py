@@ -35,26 +35,26 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, Table
     from sqlalchemy.engine import Connection, Dialect
 
-_neutral: WeakKeyDictionary[Dialect, Dialect] = WeakKeyDictionary()
+_driverless: WeakKeyDictionary[Dialect, Dialect] = WeakKeyDictionary()
 
 
-def neutral(dialect: Dialect) -> Dialect:
-    """Return PostgreSQL's dialect with the name of a driver and nothing else of it, and the engine's JSON functions."""
-    found = _neutral.get(dialect)
+def driverless(dialect: Dialect) -> Dialect:
+    """Return PostgreSQL's dialect with a driver's name but none of its types, and with the engine's JSON functions."""
+    found = _driverless.get(dialect)
     if found is None:
         from sqlalchemy.dialects.postgresql import HSTORE
         from sqlalchemy.dialects.postgresql.base import PGDialect
 
         class Dictionary(HSTORE):
             def bind_processor(self, dialect: Dialect) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-                """Leave the dict as it is, as the drivers that know it do."""
+                """Leave the dict as it is, like the drivers that support it."""
 
-        found = _neutral[dialect] = PGDialect()  # type: ignore[no-untyped-call]
+        found = _driverless[dialect] = PGDialect()  # type: ignore[no-untyped-call]
         found.driver = dialect.driver
         found.colspecs = {**found.colspecs, HSTORE: Dictionary}
         for name in ("_json_serializer", "_json_deserializer"):
             setattr(found, name, getattr(dialect, name, None))
-        found.supports_native_decimal = True  # which SQLAlchemy says of the drivers and not of PostgreSQL
+        found.supports_native_decimal = True  # SQLAlchemy sets this on its drivers, not on PostgreSQL
     return found
 
 
@@ -62,12 +62,12 @@ def neutral(dialect: Dialect) -> Dialect:
 
 
 def _plain(connection: Connection, quoted: str) -> str:
-    # For drivers with %-style parameters the preparer doubles % in names, which only their own formatting undoes.
+    # For drivers with %-style parameters the preparer doubles % in names, and only the driver's own formatting undoes that.
     return quoted.replace("%%", "%") if connection.dialect.identifier_preparer._double_percents else quoted
 
 
 def table_name(connection: Connection, table: Table | str) -> str:
-    """Return the name of a table as it stands in SQL that is sent without parameters."""
+    """Return the name of a table as it is written in SQL that is sent without parameters."""
     preparer = connection.dialect.identifier_preparer
     if isinstance(table, str):
         return preparer.quote_identifier(table)
@@ -93,7 +93,7 @@ _COLUMNS = text(
 
 
 def columns(connection: Connection, table: Table) -> dict[str, ColumnFacts] | str:
-    """Ask the catalogue for the columns of a table, or tell why COPY is not what an INSERT would be."""
+    """Ask the catalogue for the columns of a table; or return why COPY would not do what an INSERT does."""
     rows = connection.execute(_COLUMNS, {"name": table_name(connection, table)}).all()
     if not rows:
         return f"there is no table {table.name}"
@@ -123,18 +123,18 @@ _DEFAULTS = text(
 def reserve(
     connection: Connection, table: Table, columns: Sequence[Column[Any]], count: int, always: bool
 ) -> list[tuple[Any, ...]] | None:
-    """Evaluate the defaults of columns for new rows, if they are all that gives the columns their values.
+    """Evaluate the defaults of columns for new rows, if nothing else gives the columns their values.
 
-    A trigger before the INSERT or a rule could give other values than these. An INSERT may not write an identity that is
-    GENERATED ALWAYS; COPY does.
+    A trigger before the INSERT, or a rule, could change these values. An INSERT may not write an identity that is
+    GENERATED ALWAYS, but COPY may.
     """
     names = [column.name for column in columns]
     parameters = {"table": table_name(connection, table), "names": names, "always": always}
-    told = {row.attname: row.expression for row in connection.execute(_DEFAULTS, parameters)}
-    if any(told.get(column.name) is None for column in columns):
+    defaults = {row.attname: row.expression for row in connection.execute(_DEFAULTS, parameters)}
+    if any(defaults.get(column.name) is None for column in columns):
         return None
     # The server's own text of the expression, which it would evaluate for each new row.
-    made = select(*(literal_column(told[column.name], column.type) for column in columns))
+    made = select(*(literal_column(defaults[column.name], column.type) for column in columns))
     return [tuple(row) for row in connection.execute(made.select_from(func.generate_series(1, count)))]
 
 
@@ -153,15 +153,15 @@ _EQUALITY = text(
 
 
 def same(connection: Connection, column: Column[Any]) -> Callable[[Any, Any], bool]:
-    """Return what tells whether two values are one key in a column, as the server sees it."""
+    """Return a function that says whether two values are the same key in a column, as the server compares them."""
     found = connection.execute(
         _EQUALITY, {"table": table_name(connection, column.table), "column": column.name}
     ).first()
-    # (A text that is longer than its column loses blanks at its end.)
+    # (A text that is longer than its column loses spaces at its end.)
     as_given = type(column.type) in _AS_GIVEN and getattr(column.type, "length", None) is None
     if found is None or (found.deterministic and found.name in {"text", "varchar"} and as_given):
         return lambda a, b: bool(a == b)
-    # Both words are the server's own, of its own catalogue.
+    # Both words are the server's own, from its catalogue.
     collate = f" COLLATE {found.collation}" if not found.deterministic else ""
     a, b = (f"CAST(:{name} AS {found.type}){collate}".replace("::", "\\:\\:") for name in "ab")
     query = text(f"SELECT {a} = {b}").bindparams(bindparam("a", type_=column.type), bindparam("b", type_=column.type))
@@ -172,14 +172,14 @@ _AT_ONCE = 1_000  # values in one statement
 
 
 def canonical(connection: Connection, column: Column[Any], values: Sequence[Any]) -> Sequence[Any] | None:
-    """Have the server write out values as a column would hold them; None if it takes one of them for none."""
+    """Make the server write out values as a column would hold them; None if it refuses one of them."""
     found = connection.execute(
         _EQUALITY, {"table": table_name(connection, column.table), "column": column.name}
     ).first()
     if found is None:
         return None
-    written = f"CAST(CAST(v AS {found.type}) AS text)"  # the server's own word, of its own catalogue
-    told: list[Any] = []
+    written = f"CAST(CAST(v AS {found.type}) AS text)"  # the server's own word, from its catalogue
+    texts: list[Any] = []
     try:
         for low in range(0, len(values), _AT_ONCE):
             rows = [
@@ -189,12 +189,12 @@ def canonical(connection: Connection, column: Column[Any], values: Sequence[Any]
             given = sa_values(sa_column("n", Integer), sa_column("v", column.type), name="given").data(rows)
             with connection.begin_nested():
                 query: Any = select(literal_column(written)).select_from(given).order_by(given.c.n)
-                told += connection.scalars(query).all()
+                texts += connection.scalars(query).all()
     except SQLAlchemyError:
         return None  # such a row is refused when it is written, with an error of its own
     if found.name in {"numeric", "float4", "float8"}:  # 1 and 1.0, 0 and -0
-        return [value if value in {None, "NaN"} else Decimal(value) for value in told]
-    return told
+        return [value if value in {None, "NaN"} else Decimal(value) for value in texts]
+    return texts
 
 
 _AS_GIVEN = frozenset({String, Text, Unicode, UnicodeText, VARCHAR, TEXT})
@@ -203,8 +203,8 @@ _AS_GIVEN = frozenset({String, Text, Unicode, UnicodeText, VARCHAR, TEXT})
 # The drivers
 
 
-def is_untouched(connection: Connection) -> bool:
-    """Tell whether the driver is in no transaction: those that are known begin one with the first statement."""
+def has_not_begun(connection: Connection) -> bool:
+    """Return whether the driver is not in a transaction. Known drivers begin one with the first statement."""
     idle = _IDLE.get(connection.dialect.driver)
     return idle is not None and idle(connection.connection)
 
@@ -215,16 +215,16 @@ def _idle_psycopg(proxied: Any) -> bool:
 
 
 def _idle_asyncpg(proxied: Any) -> bool:
-    adapted = proxied.dbapi_connection  # it sends the BEGIN
+    adapted = proxied.dbapi_connection  # this sends the BEGIN
     return adapted._transaction is None and not adapted.autocommit and not proxied.driver_connection.is_in_transaction()
 
 
 def unpackable(connection: Connection) -> str | None:
-    """Tell why packed data cannot be sent through a connection: text in them is UTF-8, and nothing would notice."""
+    """Return why packed data cannot be sent through a connection: their text is UTF-8, and nothing would notice."""
     driver: Any = connection.connection.driver_connection
-    told = getattr(driver, "info", None)
-    encoding = told.parameter_status("client_encoding") if told else driver.get_settings().client_encoding
-    return None if str(encoding).upper() in {"UTF8", "UTF-8"} else f"the client's encoding is {encoding}, and not UTF-8"
+    info = getattr(driver, "info", None)
+    encoding = info.parameter_status("client_encoding") if info else driver.get_settings().client_encoding
+    return None if str(encoding).upper() in {"UTF8", "UTF-8"} else f"the client's encoding is {encoding}, not UTF-8"
 
 
 watching: list[Callable[[Connection, str], None]] = []
@@ -234,7 +234,7 @@ watching: list[Callable[[Connection, str], None]] = []
 def copy_in(
     connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: Iterable[bytes]
 ) -> int:
-    """Send binary COPY data; return how many rows were made of it."""
+    """Send binary COPY data; return the number of rows it made."""
     send = _SENDERS[connection.dialect.driver]
     driver = connection.connection
     for watch in watching:
@@ -258,7 +258,7 @@ def copy_in(
             dialect=dialect,
         ) from error
     except BaseException as interruption:
-        # Cut off in the middle of COPY (a cancellation, Ctrl-C), the connection waits for data that never come.
+        # Cut off in the middle of COPY (by a cancellation or Ctrl-C), the connection waits for data that never come.
         connection.invalidate(interruption)
         raise
 
@@ -320,7 +320,7 @@ def _asyncpg(
     try:
         tag: str = await_only(work)  # "COPY 20000"
     except Exception as error:
-        # SQLAlchemy's adapter knows which class of the DBAPI an error of asyncpg's belongs to.
+        # SQLAlchemy's adapter knows which DBAPI class an error of asyncpg belongs to.
         adapted: Any = connection.connection.dbapi_connection
         adapted._handle_exception(error)
         raise
@@ -335,7 +335,7 @@ async def _pieces(data: Iterable[bytes]) -> AsyncIterator[bytes]:
 _IDLE: dict[str, Callable[[Any], bool]] = {
     "psycopg": _idle_psycopg,
     "psycopg_async": _idle_psycopg,
-    "psycopg2": _idle_psycopg,  # the same names
+    "psycopg2": _idle_psycopg,  # its attributes have the same names
     "asyncpg": _idle_asyncpg,
 }
 _SENDERS: dict[str, Callable[..., int]] = {
@@ -360,11 +360,11 @@ def array(
 ) -> Any:
     """Return a parameter for all the values of a column.
 
-    psycopg takes bytes that are packed already; asyncpg packs lists by itself, as fast; psycopg2 sends text.
+    psycopg takes bytes that are already packed; asyncpg packs lists itself, as fast; psycopg2 sends text.
     """
     if connection.dialect.driver not in {"psycopg", "psycopg_async"}:
         if connection.dialect.driver == "psycopg2":
-            # In an array it would make something of values that it refuses by themselves. The packer refuses them too.
+            # In an array psycopg2 accepts values that it refuses on their own. The packer refuses them too.
             pack(values)
         return as_list(connection, type_, values, absent)
     if _PREPARED not in connection.connection.info:
@@ -379,7 +379,7 @@ def _teach_psycopg(driver: Any) -> None:
 
     class PackedDumper(Dumper):
         format = Format.BINARY
-        # No oid: the cast around the parameter says the type.
+        # No oid: the cast around the parameter gives the type.
 
         def dump(self, obj: Any) -> bytes:
             return bytes(obj)

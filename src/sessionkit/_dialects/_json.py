@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 
 def dumps_of(dialect: Dialect) -> Callable[[Any], str]:
-    """Return what makes text of a document for a dialect: the engine's own function, or the standard library's."""
+    """Return the function that serializes a document for a dialect: the engine's own, or the standard library's."""
     own: Callable[[Any], str] | None = getattr(dialect, "_json_serializer", None)
     return own or dumps
 
 
 def _made_once() -> Callable[[Any], str] | None:
-    # json.dumps makes its encoder in C anew for each document, which takes three times as long as a small document
-    # does. Without the first argument it does not look for circles: those end in a RecursionError, and the way through
-    # SQLAlchemy then says what they are.
+    # json.dumps makes a new C encoder for each document, which takes three times as long as encoding a small one.
+    # Without the first argument the encoder does not check for cycles: those end in a RecursionError, and then the path
+    # through SQLAlchemy reports them.
     make: Any = getattr(encoder, "c_make_encoder", None)
     quote: Any = getattr(encoder, "c_encode_basestring_ascii", None)
     try:
         encode = make(None, json.JSONEncoder().default, quote, None, ": ", ", ", False, False, True)
         if "".join(encode(_SAMPLE, 0)) != json.dumps(_SAMPLE):
             return None
-    except TypeError:  # another Python's
+    except TypeError:  # another implementation of Python
         return None
     join = "".join
     return lambda document: join(encode(document, 0))

@@ -1,4 +1,4 @@
-"""The shape of the table entries about locks of rows, and about what is done by one at a time."""
+"""The shape of the table entries for row locks and for the mutex."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Table
     from sqlalchemy.engine import Connection, Engine
 
-    Asked = Any  # _base.Asked and _base.Beginning, which stand on this file
+    Asked = Any  # _base.Asked and _base.Beginning, which build on this file
     Beginning = Any
 
 REPEATABLE_READ = "REPEATABLE READ"
@@ -28,7 +28,7 @@ def _nobody(connection: Connection, *_: Any) -> tuple[Holder, ...]:
 
 
 def _unbounded(connection: Connection, seconds: float) -> None:
-    """Do nothing: what is locked here, is locked without a wait."""
+    """Do nothing: locks here never wait."""
 
 
 def _given_back(connection: Connection, before: Any) -> None:
@@ -37,19 +37,19 @@ def _given_back(connection: Connection, before: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Locks:
-    """How rows are locked, and how something is done by one at a time. A wait is in seconds, 0 for none, None for ever.
+    """How to lock rows and take a mutex. A wait is in seconds; 0 means no wait, None means for ever.
 
     Attributes:
-        refused: tells why nothing can be locked in the transaction of a connection; None where it can.
-        bound: has the statements of a transaction wait for each lock so many seconds at the most, or as long as was
+        refused: returns why nothing can be locked in the transaction of a connection; None if it can.
+        bound: makes the statements of a transaction wait for each lock at most that many seconds, or as long as was
             allowed before if that is shorter; returns what `unbound` needs.
-        unbound: takes that back.
-        holders: tells who holds rows of a table, by a condition; in one statement.
-        mutex: locks a number until the end of the transaction, as its next statement. Returns the level that the
-            transaction runs at, and whether the lock was had; at REPEATABLE READ nothing is locked.
-        mutex_holders: tells who holds it.
+        unbound: undoes that.
+        holders: returns who holds rows of a table, chosen by a condition, in one statement.
+        mutex: locks a number until the end of the transaction, as its next statement. Returns the transaction's level,
+            and whether it got the lock; at REPEATABLE READ it locks nothing.
+        mutex_holders: returns who holds it.
         begins: BEGIN takes the mutex.
-        beginning: how a transaction begins then, with the longest wait for it.
+        beginning: how a transaction begins in that case, with the longest wait for it.
     """
 
     refused: Callable[[Connection], str | None] = _can

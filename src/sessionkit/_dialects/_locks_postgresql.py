@@ -1,6 +1,6 @@
 """Locks of PostgreSQL: FOR UPDATE and its kin, and advisory locks that end with their transaction.
 
-Of a wait that is over the server says 55P03, whatever the lock was (manual, 20.11 and 13.3).
+If a wait takes too long, the server answers 55P03, whatever the lock was (manual, 20.11 and 13.3).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
 
-# The columns of a SELECT are evaluated from left to right. A lock_timeout of 0 is none.
+# A SELECT evaluates its columns from left to right. A lock_timeout of 0 means no limit.
 _BOUND = text(
     "SELECT current_setting('lock_timeout'), set_config('lock_timeout', CAST(least(:ms, coalesce(nullif("
     "CAST(extract(epoch FROM CAST(current_setting('lock_timeout') AS interval)) * 1000 AS integer), 0), :ms)) AS text), "
@@ -65,9 +65,9 @@ _HOLDERS = select(_pid, _application, _since).where(_pid != literal_column("pg_b
 
 
 def _holders(connection: Connection, table: Table, where: Sequence[ColumnElement[bool]]) -> tuple[Holder, ...]:
-    # A lock of a row is written into it: xmax is the transaction that has it, which holds a lock on its own number. (Where
-    # several share it, xmax is the number of a list of them, and nobody is told.) The name is looked for in the innermost
-    # query first: a view has no xmax, and that of `nothing` serves.
+    # A row lock is written into the row: xmax is the transaction that holds it, and that holds a lock on its own number.
+    # (If several share the lock, xmax is the number of a list of them, and the result is empty.) SQL looks for the name in
+    # the innermost query first: a view has no xmax, so that of `nothing` is used.
     nothing = select(literal_column("CAST(NULL AS xid)").label("xmax")).subquery("nothing")
     rows: Any = select(literal_column("xmax").label("held")).select_from(table).where(*where)
     held = rows.correlate(nothing).lateral("held")
@@ -77,15 +77,15 @@ def _holders(connection: Connection, table: Table, where: Sequence[ColumnElement
         literal_column("pg_catalog.pg_locks.transactionid = held.held"),
     )
     pids = select(_locks.c.pid).select_from(nothing).join(held, literal_column("true")).join(_locks, transaction)
-    return _told(connection, _HOLDERS.where(_pid.in_(pids)))
+    return _holders_in(connection, _HOLDERS.where(_pid.in_(pids)))
 
 
-def _told(connection: Connection, query: Any) -> tuple[Holder, ...]:
+def _holders_in(connection: Connection, query: Any) -> tuple[Holder, ...]:
     rows: Any = connection.execute(query)
     return tuple(Holder(pid, name or None, since) for pid, name, since in rows)
 
 
-# At REPEATABLE READ the snapshot would be older than the wait, and the lock is left alone.
+# At REPEATABLE READ the snapshot would be older than the wait, so do not take the lock.
 def _locking(call: str) -> Any:
     level = "current_setting('transaction_isolation')"
     return text(f"SELECT {level}, CASE {level} WHEN 'repeatable read' THEN false ELSE {call} END").bindparams(
@@ -117,7 +117,7 @@ _MUTEX_HOLDERS = text(
 
 def _mutex_holders(connection: Connection, key: int) -> tuple[Holder, ...]:
     halves = {"high": key >> 32 & 0xFFFFFFFF, "low": key & 0xFFFFFFFF}
-    return _told(connection, _MUTEX_HOLDERS.bindparams(**halves))
+    return _holders_in(connection, _MUTEX_HOLDERS.bindparams(**halves))
 
 
 LOCKS = Locks(bound=_bound, unbound=_unbound, holders=_holders, mutex=_mutex, mutex_holders=_mutex_holders)

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class Position(NamedTuple):
-    """A place in the log of a cluster: what was committed before it is in every copy that has come so far.
+    """A position in the log of a cluster: every copy that has come so far has what was committed before it.
 
     Attributes:
-        cluster: which log; the same for a primary and its replicas.
-        timeline: counts the promotions: after one, equal numbers may mean different things.
-        lsn: how far.
+        cluster: the identity of the log; the same for a primary and its replicas.
+        timeline: the number of promotions: after one, the same position may mean something else.
+        lsn: the position itself.
     """
 
     cluster: int
@@ -26,12 +26,12 @@ class Position(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """How a reader stands at a moment.
+    """The state of a reader at one moment.
 
     Attributes:
-        recovering: it follows a primary, and so can write nothing.
+        recovering: it follows a primary, and so cannot write.
         position: how far it has come.
-        lag: how old what it shows may be, in seconds; None where it cannot tell.
+        lag: how far it may be behind, in seconds; None if it does not know.
     """
 
     recovering: bool
@@ -41,12 +41,12 @@ class Standing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Replication:
-    """How a dialect's servers tell where they are.
+    """How a dialect's servers report their positions.
 
     Attributes:
-        position: asks a primary for a place after everything that was committed on it until now. One statement.
-        standing: asks a reader. One statement.
-        refused: the isolation levels that a reader cannot give.
+        position: asks a primary for a position after everything that is committed on it. One statement.
+        standing: asks a reader for its state. One statement.
+        refused: the isolation levels that a reader cannot provide.
     """
 
     position: Callable[[Connection], Position]

@@ -11,13 +11,13 @@ from ._replication import Position, Replication, Standing
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-# The place of insertion and not of flush: with synchronous_commit off a commit may not have been flushed yet. The name
-# of a WAL file begins with the timeline; pg_control_checkpoint() would tell an old one for a while after a promotion.
+# The insert position, not the flush position: with synchronous_commit off a commit may not be flushed yet. The name of a WAL
+# file begins with the timeline; after a promotion pg_control_checkpoint() would return the old one for a while.
 _POSITION = text(
     "SELECT CAST(system_identifier AS text), substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8),"
     " CAST(pg_current_wal_insert_lsn() AS text) FROM pg_control_system()"
 )
-# A replica that has replayed all that it has received lags only if it receives nothing any more.
+# A replica that has replayed everything it received lags only if it no longer receives anything.
 _STANDING = text(
     "SELECT pg_is_in_recovery(), CAST(system_identifier AS text),"
     " CASE WHEN pg_is_in_recovery() THEN lpad(to_hex(coalesce((SELECT received_tli FROM pg_stat_wal_receiver),"
@@ -49,5 +49,5 @@ def _standing(connection: Connection) -> Standing:
     return Standing(recovering, Position(int(cluster), int(timeline, 16), _lsn(lsn)), lag)
 
 
-# PostgreSQL manual 27.4.1: a hot standby knows nothing of SERIALIZABLE.
+# PostgreSQL manual 27.4.1: a hot standby does not support SERIALIZABLE.
 REPLICATION = Replication(_position, _standing, frozenset({"SERIALIZABLE"}))

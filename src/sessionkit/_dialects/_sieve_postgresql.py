@@ -1,7 +1,7 @@
-"""PostgreSQL writes the good rows of a temporary table, and tells of each bad one what an error would have told.
+"""PostgreSQL writes the good rows of a temporary table, and reports for each bad row what an error would have said.
 
-A script in PL/pgSQL tries blocks of rows, each in a subtransaction, and the rows of a block that fails one by one. What
-took many round trips for each bad row then takes a few for all of them.
+A script in PL/pgSQL tries blocks of rows, each in a subtransaction, and the rows of a failing block one by one. Many round
+trips for each bad row become a few for all of them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
-from ._bulk import Sieve, Sifted, Told
+from ._bulk import RefusedRow, Sieve, Sifted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy.engine import Connection, Dialect
 
-# https://www.postgresql.org/docs/current/errcodes-appendix.html, the classes that would come again with any other row: a
-# lost connection, a deadlock, a timeout, a missing table. All others are a row's: 21, two rows of one statement meet; 22,
-# data; 23, a constraint; 44, WITH CHECK OPTION; P0 and what nobody knows, raised by a trigger.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html, the classes that any other row would raise too: a lost
+# connection, a deadlock, a timeout, a missing table. All others are about a row: 21, two rows of a statement collide; 22,
+# data; 23, a constraint; 44, WITH CHECK OPTION; P0 and unknown classes, raised by a trigger.
 OTHER_CLASSES = frozenset(
     [
         "00",
@@ -62,7 +62,7 @@ OTHER_CLASSES = frozenset(
         "XX",
     ]
 )
-# A value for a generated column; a value that has another type than the column; a text that is too long for an index.
+# A value for a generated column; a value of another type than the column's; a text that is too long for an index.
 ROW_STATES = frozenset({"428C9", "42804", "42846", "54000"})
 
 # Without PL/pgSQL, or without the right to use it or to make temporary tables.
@@ -84,7 +84,7 @@ _NAMES = {field: f"sessionkit_{field}" for field in _DIAGNOSTICS}
 
 _BLOCK, _MOST = 8, 32  # rows: after a bad one, and after many good ones
 
-# Every name has a prefix: one that a column has as well would be ambiguous. OTHERS does not mean a cancellation.
+# Every name has a prefix: without it, a column of the same name would be ambiguous. OTHERS does not cover a cancellation.
 _SCRIPT = """
 DO $sessionkit_script$
 DECLARE
@@ -124,7 +124,7 @@ BEGIN
                     sessionkit_alone := sessionkit_high;
                 END IF;
             ELSE
-                GET STACKED DIAGNOSTICS {told};
+                GET STACKED DIAGNOSTICS {fields};
                 INSERT INTO {source}_bad VALUES (sessionkit_low, {names});
                 sessionkit_low := sessionkit_low + 1;
                 IF sessionkit_low > sessionkit_alone THEN
@@ -141,11 +141,11 @@ $sessionkit_script$
 
 
 class NoScript(Exception):
-    """These rows have to be sent with savepoints around them."""
+    """These rows must be sent with savepoints around them."""
 
 
 def is_rows(state: str) -> bool:
-    """Tell whether an error of this code is about a row, so that leaving the row out would help."""
+    """Return whether an error with this code is about a row, so that leaving the row out would help."""
     return state[:2] not in OTHER_CLASSES or state in ROW_STATES
 
 
@@ -156,7 +156,7 @@ def sqlstate(orig: BaseException | None) -> str | None:
 
 def _script(connection: Connection, source: str, statement: Any, *, counts: bool, first: bool) -> str:
     if connection.dialect.driver not in _MAKERS:
-        raise NoScript(f"how {connection.dialect.driver} makes its errors is not known")
+        raise NoScript(f"sessionkit does not know how {connection.dialect.driver} makes its errors")
     text = _with_literals(connection, statement)
     if counts:
         text += " INTO sessionkit_count, sessionkit_some"
@@ -165,7 +165,7 @@ def _script(connection: Connection, source: str, statement: Any, *, counts: bool
         statement=text,
         count="" if counts else "GET DIAGNOSTICS sessionkit_count = ROW_COUNT;",
         declared=" ".join(f"{name} text;" for name in _NAMES.values()),
-        told=", ".join(f"{_NAMES[field]} = {item}" for field, item in _DIAGNOSTICS.items()),
+        fields=", ".join(f"{_NAMES[field]} = {item}" for field, item in _DIAGNOSTICS.items()),
         names=", ".join(_NAMES.values()),
         classes=", ".join(f"'{each}'" for each in sorted(OTHER_CLASSES)),
         states=", ".join(f"'{each}'" for each in sorted(ROW_STATES)),
@@ -181,8 +181,8 @@ def _with_literals(connection: Connection, statement: Any) -> str:
     if translation is not None:
         options |= {"schema_translate_map": translation, "render_schema_translate": True}
     dialect = _written_out(connection.dialect)
-    # A script takes no parameters. Numbers are written out; any other value of a condition of the user's stays bound, and
-    # such rows are sent with savepoints around them.
+    # A script takes no parameters. Numbers are written out; any other value, in a user's condition, stays bound, and such
+    # rows are sent with savepoints around them.
     values = statement.compile(dialect=dialect, **options).params.values()
     if not all(value is None or isinstance(value, int) for value in values):
         raise NoScript("a script has no parameters for the values of a condition")
@@ -190,7 +190,7 @@ def _with_literals(connection: Connection, statement: Any) -> str:
 
 
 def _written_out(dialect: Dialect) -> Dialect:
-    """Return the dialect for SQL without parameters: with a style in which no % is doubled."""
+    """Return the dialect for SQL without parameters, with a parameter style that doubles no %."""
     from sqlalchemy.dialects.postgresql.base import PGDialect
 
     made: Any = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]
@@ -200,15 +200,15 @@ def _written_out(dialect: Dialect) -> Dialect:
     return made  # type: ignore[no-any-return]
 
 
-# A table that was dropped is locked until the transaction ends, and a server has a limited number of locks. So each shape of
-# rows has its tables once in a call.
+# A dropped table stays locked until the transaction ends, and a server has a limited number of locks. So each shape of rows
+# gets its tables once per call.
 
 
 def _make(connection: Connection, source: str, columns: str) -> None:
-    told = ", ".join(f'"{name}" text' for name in _DIAGNOSTICS)
+    fields = ", ".join(f'"{name}" text' for name in _DIAGNOSTICS)
     n = "n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
     connection.exec_driver_sql(f"CREATE TEMPORARY TABLE {source} ({n}, {columns}) ON COMMIT DROP")
-    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE {source}_bad (n bigint, {told}) ON COMMIT DROP")
+    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE {source}_bad (n bigint, {fields}) ON COMMIT DROP")
 
 
 def _empty(connection: Connection, source: str) -> None:
@@ -223,23 +223,23 @@ def _run(connection: Connection, source: str, script: str) -> Sifted:
     connection.exec_driver_sql(script, execution_options={"no_parameters": True})
     rows = connection.exec_driver_sql(f"SELECT * FROM {source}_bad ORDER BY n").all()  # noqa: S608 - our own name
     (_, written, new, *_), *refused = rows
-    return Sifted([Told(row[0], row[1:]) for row in refused], int(written), int(new))
+    return Sifted([RefusedRow(row[0], row[1:]) for row in refused], int(written), int(new))
 
 
 def _reads_words(connection: Connection) -> bool:
-    return connection.dialect.driver != "asyncpg"  # which reads every value itself
+    return connection.dialect.driver != "asyncpg"  # asyncpg encodes every value itself
 
 
 def _is_missing(error: BaseException) -> bool:
     return sqlstate(getattr(error, "orig", None)) in _MISSING
 
 
-# The errors. A driver makes them of the server's message; of what the script has noted they are made as it would.
+# The errors. A driver makes them from the server's message; here they are made the same way from the script's notes.
 
 
-def _error(connection: Connection, told: Told, statement: str, parameters: Any) -> DBAPIError:
-    fields = {name: value for name, value in zip(_DIAGNOSTICS, told.fields, strict=True) if value}
-    # Behind the last "SQL statement" stands the script's own, and where it was called.
+def _error(connection: Connection, refused: RefusedRow, statement: str, parameters: Any) -> DBAPIError:
+    fields = {name: value for name, value in zip(_DIAGNOSTICS, refused.fields, strict=True) if value}
+    # After the last "SQL statement" come the script's own text and the place where it was called.
     context = fields.pop("context", "").rpartition('SQL statement "')[0].strip()
     if context:
         fields["context"] = context
@@ -263,16 +263,16 @@ def _text(fields: dict[str, str]) -> str:
 def _class_for(lookup: Callable[[str], Any], code: str) -> Any:
     try:
         return lookup(code)
-    except KeyError:  # a code of a trigger's own
+    except KeyError:  # a trigger's own code
         pass
     try:
         return lookup(code[:2] + "000").__mro__[1]  # the DBAPI's class for its kind
     except KeyError:
-        return lookup("XX000").__mro__[2]  # and for what is of no kind: DatabaseError
+        return lookup("XX000").__mro__[2]  # for an unknown kind: DatabaseError
 
 
 class _Info(dict[Any, bytes]):
-    """What an error of psycopg's tells; some releases ask for all of it, and expect None."""
+    """The fields of a psycopg error; some releases ask for all of them, and expect None for missing ones."""
 
     def __missing__(self, field: object) -> None:
         return None
@@ -303,7 +303,7 @@ def _psycopg2(connection: Connection, fields: dict[str, str]) -> Exception:
     from psycopg2.errors import lookup
 
     error: Any = _class_for(lookup, fields["code"])(_text(fields))
-    # Its `diag` cannot be filled.
+    # Its `diag` cannot be set.
     error.__setstate__({"pgcode": fields["code"], "pgerror": f"ERROR:  {_text(fields)}"})
     for name in ("column", "constraint", "table", "schema"):
         setattr(error, f"{name}_name", fields.get(name))
@@ -328,8 +328,8 @@ def _asyncpg(connection: Connection, fields: dict[str, str]) -> Exception:
     error: Exception = PostgresError.new({letters[name]: value for name, value in fields.items()})
     adapted: Any = connection.connection.dbapi_connection
     try:
-        adapted._handle_exception(error)  # it knows which class of the DBAPI an error belongs to
-    except Exception as translated:  # noqa: BLE001 - what is asked for
+        adapted._handle_exception(error)  # it knows which DBAPI class an error belongs to
+    except Exception as translated:  # noqa: BLE001 - this is the result
         return translated
     return error
 

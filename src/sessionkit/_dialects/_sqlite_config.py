@@ -1,4 +1,4 @@
-"""What an SQLite engine was told to be by `sqlite.configure`, and how its connections become that."""
+"""The settings of a SQLite engine from `sqlite.configure`, and how its connections get them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _AUTOCOMMIT = "sessionkit_autocommit"
 
 
 OLDEST = (3, 35, 0)
-"""The first release that sessionkit works on: it has RETURNING, and SQLAlchemy uses it from here on."""
+"""The oldest release that sessionkit works on: the first with RETURNING, which SQLAlchemy uses from there on."""
 
 
 def refuse_older(engine: Engine) -> None:
-    """Refuse a library of SQLite that the tests do not run on.
+    """Refuse a SQLite library that the tests do not cover.
 
     Raises:
         OptionError: it is older than 3.35.
@@ -33,15 +33,15 @@ def refuse_older(engine: Engine) -> None:
     found: tuple[int, ...] = getattr(engine.dialect.loaded_dbapi, "sqlite_version_info", OLDEST)
     if found < OLDEST:
         raise OptionError(
-            f"sessionkit works with SQLite {'.'.join(map(str, OLDEST[:2]))} or newer, which has RETURNING, but "
-            f"{engine!r} uses the library {'.'.join(map(str, found))}; use a Python that is linked to a newer one, or give "
-            "create_engine() a driver that brings its own: module=pysqlite3"
+            f"sessionkit needs SQLite {'.'.join(map(str, OLDEST[:2]))} or newer, for RETURNING, but {engine!r} uses the "
+            f"library {'.'.join(map(str, found))}; use a Python that is linked to a newer one, or give create_engine() a "
+            "driver that brings its own: module=pysqlite3"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """How `sqlite.configure` has set an engine up."""
+    """The settings that `sqlite.configure` has given an engine."""
 
     wal: bool = True
     foreign_keys: bool = True
@@ -50,7 +50,7 @@ class Config:
     begin: Literal["immediate", "deferred"] = "immediate"
 
     def pragmas(self) -> list[str]:
-        """Return what a new connection is told, the busy timeout first: the others may have to wait."""
+        """Return the pragmas for a new connection. The busy timeout comes first, because the others may have to wait."""
         return [
             f"PRAGMA busy_timeout={round(self.busy_timeout * 1000)}",
             f"PRAGMA foreign_keys={'ON' if self.foreign_keys else 'OFF'}",
@@ -59,23 +59,23 @@ class Config:
 
 
 configs: WeakKeyDictionary[Engine, Config] = WeakKeyDictionary()
-"""Of each engine that was configured; by the one that others are derived from."""
+"""The settings of each configured engine, by the engine that others are derived from."""
 
 
 def config_of(engine: Engine) -> Config | None:
-    """Return how an engine was set up, if it was."""
+    """Return the settings of an engine, or None if it was not configured."""
     return configs.get(root_of(engine))
 
 
 def set_up(config: Config, dbapi_connection: Any, record: Any) -> None:
-    """Tell a connection that leaves the pool what it is to be, unless it was told already."""
+    """Give a connection that leaves the pool its settings, unless it already has them."""
     if record.info.get(_SET_UP) is config:
         return
     driver = getattr(dbapi_connection, "driver_connection", dbapi_connection)
     # A driver that keeps a transaction open (autocommit=False, Python 3.12) would ignore the PRAGMAs in it.
     keeps_open = autocommit_of(record.info, driver) is False
     if driver.in_transaction and not keeps_open:
-        return  # the one connection of an in-memory database, which somebody uses at this moment: next time
+        return  # an in-memory database has one connection, and it is in use at the moment: next time
     cursor = dbapi_connection.cursor()
     try:
         if keeps_open:
@@ -107,7 +107,7 @@ def _switch_to_wal(cursor: Any, seconds: float) -> None:
         except Exception as error:
             if getattr(error, "sqlite_errorcode", _BUSY) & 0xFF != _BUSY or time.monotonic() > ends:
                 raise
-            cursor.execute("BEGIN EXCLUSIVE")  # this waits until all others are out
+            cursor.execute("BEGIN EXCLUSIVE")  # this waits until all others have ended
             cursor.execute("ROLLBACK")
         else:
             return
@@ -117,9 +117,9 @@ _BUSY = 5  # https://www.sqlite.org/rescode.html
 
 
 def autocommit_of(info: dict[Any, Any], driver: Any) -> Any:
-    """Return the attribute that sqlite3 has from Python 3.12 on; asked once for each connection."""
+    """Return the attribute ``autocommit`` of sqlite3 in Python 3.12 and later; asked once for each connection."""
     if _AUTOCOMMIT not in info:
-        # aiosqlite keeps the connection inside, in whose thread alone it may be asked.
+        # aiosqlite wraps the connection, and only its thread may ask it.
         inner = getattr(driver, "_conn", None)
         info[_AUTOCOMMIT] = (
             getattr(driver, "autocommit", None)

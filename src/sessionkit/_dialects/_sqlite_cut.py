@@ -1,9 +1,9 @@
-"""What SQLite keeps of a statement that was interrupted or cancelled, and how it lets go of it.
+"""What SQLite keeps of a statement that was interrupted or cancelled, and how to make it let go.
 
-A connection that is closed while a statement of it is alive lives on with that statement, and so do its transaction and its
-lock (https://www.sqlite.org/c3ref/close.html, "zombie"). The cursor of a cancelled statement is alive for as long as somebody
-holds the error, whose traceback holds the frames; and on aiosqlite the statement itself goes on in the driver's thread, where
-a BEGIN IMMEDIATE may yet get the lock.
+A connection that is closed while one of its statements is alive lives on with that statement, and so do its transaction and
+its lock (https://www.sqlite.org/c3ref/close.html, "zombie"). The cursor of a cancelled statement lives as long as anything
+holds the error, whose traceback holds the frames. And on aiosqlite the statement itself goes on in the driver's thread, where
+a BEGIN IMMEDIATE may still get the lock.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 
 def connect(engine: Engine) -> Connection:
-    """Return a connection of an async engine; a cancellation cuts that, but not what SQLAlchemy does about it."""
+    """Return a connection of an async engine. A cancellation cuts the connecting, but not SQLAlchemy's clean-up of it."""
     pool: Any = engine.pool
     if isinstance(pool, StaticPool):
-        return engine.connect()  # to wait here would let another unit in, whose connection is the same
+        return engine.connect()  # waiting here would let another unit in, which would get the same connection
     if pool not in _gaps and isinstance(pool, QueuePool) and pool.checkedin() and not pool._pre_ping:
         return engine.connect()  # nothing is awaited
     return await_only(_connect(engine))
 
 
 async def _connect(engine: Engine) -> Connection:
-    # A connection whose closing is cancelled leaves a task of SQLAlchemy's that waits for a thread that is gone.
+    # If closing a connection is cancelled, SQLAlchemy leaves a task behind that waits for a thread that has ended.
     try:
         connection, cancelled = await cut_once(greenlet_spawn(engine.connect))
     except BaseException:
@@ -55,27 +55,27 @@ async def _connect(engine: Engine) -> Connection:
 
 
 _gaps: WeakKeyDictionary[Pool, int] = WeakKeyDictionary()
-"""The pools that may hold places without a connection, and after how many checkouts none of them is left."""
+"""The pools that may have empty places, and after how many checkouts all of them are filled."""
 
 
 def gap(pool: Pool) -> None:
-    """Take note that a connection of a pool was closed: its place goes back to the pool, and is filled when it is next used."""
+    """Note that a connection of a pool was closed: its place goes back to the pool empty, and is filled at its next use."""
     if isinstance(pool, QueuePool):
         _gaps[pool] = pool.size()
 
 
 def interrupted(dbapi_connection: Any, error: BaseException, cursor: Any) -> None:
-    """Take back what a connection has done and close it, once its thread is through with what was cancelled."""
+    """Roll back and close a connection, after its thread has finished with the cancelled statement."""
     driver = getattr(dbapi_connection, "_connection", None)
     if driver is None:
-        _take_back(dbapi_connection, cursor)
+        _roll_back(dbapi_connection, cursor)
     elif in_greenlet() and not isinstance(error, GeneratorExit):  # a coroutine that is being closed cannot wait
-        # Not to be cut by another cancellation: the task that SQLAlchemy has for the close would then wait for ever.
+        # Another cancellation must not cut this: SQLAlchemy's task for closing would then wait for ever.
         with suppress(asyncio.CancelledError):
-            await_only(to_completion(_take_back_and_close(driver, _inner(cursor, error))))
+            await_only(to_completion(_roll_back_and_close(driver, _inner(cursor, error))))
 
 
-def _take_back(connection: Any, cursor: Any) -> None:
+def _roll_back(connection: Any, cursor: Any) -> None:
     with suppress(Exception):
         if cursor is not None:
             cursor.close()
@@ -83,15 +83,15 @@ def _take_back(connection: Any, cursor: Any) -> None:
         connection.rollback()
 
 
-async def _take_back_and_close(driver: Any, cursor: Any) -> None:
+async def _roll_back_and_close(driver: Any, cursor: Any) -> None:
     with suppress(Exception):
-        await driver._execute(_take_back, driver._conn, cursor)
+        await driver._execute(_roll_back, driver._conn, cursor)
     with suppress(Exception):
         await driver.close()
 
 
 def _inner(cursor: Any, error: BaseException) -> Any:
-    """Return sqlite3's cursor inside aiosqlite's inside SQLAlchemy's."""
+    """Return sqlite3's cursor, which is inside aiosqlite's, which is inside SQLAlchemy's."""
     found = getattr(cursor, "_cursor", None)
     traceback = error.__traceback__
     while found is None and traceback is not None:

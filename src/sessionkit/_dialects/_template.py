@@ -1,4 +1,4 @@
-"""Copies of a database, for tests that each have one of their own."""
+"""Copies of a database, so that each test can have one of its own."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Dialect
 
     Say = Callable[[URL, str | Executable], Sequence[Any]]
-    """Sends a statement to a database, outside of transactions, and returns the rows of its answer."""
+    """Sends a statement to a database, outside of transactions, and returns the rows of the answer."""
 
 QUIET = 30.0
-"""How long a copy waits until nobody is connected to the original, in seconds."""
+"""How long to wait until no connection to the original is left, in seconds."""
 
 _IN_USE = "55006"
 
@@ -36,8 +36,8 @@ class Template:
     """How one dialect copies a database.
 
     Attributes:
-        copy: copies the database of an address and returns the address of the copy.
-        drop: drops the copy, whoever is connected to it.
+        copy: copies the database at an address and returns the address of the copy.
+        drop: drops the copy, even if connections to it are open.
     """
 
     copy: Callable[[Dialect, URL, Say], URL]
@@ -47,13 +47,13 @@ class Template:
 def _copy_postgresql(dialect: Dialect, url: URL, say: Say) -> URL:
     original = url.database or url.username
     if not original:
-        raise OptionError(f"{url!r} names no database that could be copied")
-    # PostgreSQL cuts a name after 63 bytes, and what makes it unique stands at the end.
+        raise OptionError(f"{url!r} names no database to copy; put a database name into the URL")
+    # PostgreSQL cuts a name after 63 bytes, and the part that makes it unique is at the end.
     copy, quote = f"{original[:40]}_{secrets.token_hex(6)}", dialect.identifier_preparer.quote
     server, ends = url.set(database="postgres"), time.monotonic() + QUIET
     while True:
-        # Several processes may copy at the same time. While one waits, for up to 5 s, newcomers wait for it: so the
-        # tests of other processes that share the original let it through as soon as those that run have ended.
+        # Several processes may copy at the same time. While one waits, for up to 5 s, new connections wait for it. So the
+        # tests of other processes that share the original let it through as soon as the running ones have ended.
         try:
             say(server, f"CREATE DATABASE {quote(copy)} TEMPLATE {quote(original)}")
         except DBAPIError as error:
@@ -87,13 +87,13 @@ def _drop_postgresql(dialect: Dialect, copy: URL, say: Say) -> None:
 
 def _copy_sqlite(dialect: Dialect, url: URL, say: Say) -> URL:
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
-        raise OptionError(f"{url!r} is no file that could be copied; use mode='rollback', or a database file")
+        raise OptionError(f"{url!r} is not a file that can be copied; use mode='rollback', or a database file")
     import sqlite3
 
     copy = Path(tempfile.mkdtemp(prefix="sessionkit-")) / Path(url.database).name
-    # As of one moment, with what lies in its write-ahead log, whoever writes to it meanwhile.
+    # A consistent copy, including the write-ahead log, even if somebody writes to it meanwhile.
     with closing(sqlite3.connect(url.database)) as original, closing(sqlite3.connect(copy)) as target:
-        target.execute("PRAGMA synchronous = OFF")  # nobody needs the copy after a power failure
+        target.execute("PRAGMA synchronous = OFF")  # the copy need not survive a power failure
         original.backup(target)
     return url.set(database=str(copy))
 

@@ -1,4 +1,4 @@
-"""What a two-phase commit needs of a dialect: the shape of the table entry."""
+"""The shape of the table entry for two-phase commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Pending(NamedTuple):
-    """A transaction that is prepared and not ended: its name, and for how many seconds."""
+    """A transaction that is prepared and has not ended: its name, and its age in seconds."""
 
     gid: str
     age: float
@@ -25,15 +25,16 @@ class TwoPhase:
     """How a dialect prepares a transaction and ends it later, from any connection.
 
     Attributes:
-        refusal: tells why a connection's server or driver cannot; None where it can. No snapshot is taken.
-        identity: names the database, the same through every engine and different from every other database.
-        prepare: the statement that prepares the transaction that runs. Of an aborted one it is a silent ROLLBACK.
-        end: the statement that commits (True) or rolls back a prepared transaction. It is refused inside a transaction.
-        outside: a context in which a connection whose transaction was just prepared sends `end` outside of one,
-            although its driver believes that it runs on.
-        gone: tells whether an error says that no transaction of that name is prepared.
-        busy: tells whether an error says that somebody else is at work on it or on the unit's marker at this moment.
-        pending: the transactions of this database that are prepared, oldest first, whoever prepared them.
+        refusal: returns why a connection's server or driver cannot do it; None if it can. Takes no snapshot.
+        identity: names the database: the same through every engine, and different from every other database.
+        prepare: the statement that prepares the open transaction. For an aborted one it is a silent ROLLBACK.
+        end: the statement that commits (True) or rolls back a prepared transaction. The server refuses it inside a
+            transaction.
+        outside: a context in which a connection whose transaction was just prepared sends `end` outside of a
+            transaction, although its driver believes that one is open.
+        gone: returns whether an error says that no transaction of that name is prepared.
+        busy: returns whether an error says that somebody else is working on it or on the unit's marker right now.
+        pending: the prepared transactions of this database, oldest first, no matter who prepared them.
     """
 
     refusal: Callable[[Connection], str | None]

@@ -1,7 +1,7 @@
 """Two-phase commit on PostgreSQL: PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED, sent as SQL.
 
-The drivers' own ``tpc_*`` methods want to know the name when the transaction begins, and that it will have two phases:
-before it is known whether a second database takes part at all.
+The drivers' own ``tpc_*`` methods need the name when the transaction begins, and need to know then that it will have two
+phases: before it is clear whether a second database takes part at all.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _PENDING = text(
 def _refusal(connection: Connection) -> str | None:
     driver = connection.dialect.driver
     if driver not in _DRIVERS:
-        return f"sessionkit does not know how the driver {driver} does it; it knows psycopg, psycopg2 and asyncpg"
+        return f"sessionkit does not know how to do it with the driver {driver}; use psycopg, psycopg2 or asyncpg"
     # SHOW takes no snapshot: SET TRANSACTION is still possible after it.
     if connection.exec_driver_sql("SHOW max_prepared_transactions").scalar_one() == "0":
         return (
-            "its server has max_prepared_transactions = 0, so that nothing can be prepared; set it to at least "
+            "its server has max_prepared_transactions = 0, so nothing can be prepared; set it to at least "
             "max_connections and restart the server"
         )
     return None
@@ -63,7 +63,7 @@ def _outside(connection: Connection) -> Generator[None, None, None]:
     driver: Any = connection.connection.dbapi_connection
     looks = connection.dialect.driver.startswith("psycopg") and connection.dialect.driver != "psycopg2"
     if looks:
-        # It asks libpq, sees that no transaction is open any more, and would begin one.
+        # psycopg asks libpq, sees that no transaction is open any more, and would begin one.
         driver.autocommit = True
     try:
         yield
@@ -73,11 +73,11 @@ def _outside(connection: Connection) -> Generator[None, None, None]:
                 if looks:
                     driver.autocommit = False
                 else:
-                    # These two go by what they have sent, and will send a COMMIT or ROLLBACK for it.
+                    # These two trust what they have sent, and will send a COMMIT or ROLLBACK for it.
                     connection.exec_driver_sql("BEGIN")
             except Exception:
-                # What was to be done is done, whatever became of the connection afterwards.
-                logger.warning("a connection was lost after a prepared transaction was ended on it", exc_info=True)
+                # The work is done, no matter how the connection ended up.
+                logger.warning("a connection was lost after a prepared transaction had ended on it", exc_info=True)
                 connection.invalidate()
 
 
@@ -92,7 +92,7 @@ TWO_PHASE = TwoPhase(
     end=lambda gid, commit: _named("COMMIT PREPARED" if commit else "ROLLBACK PREPARED", gid),
     outside=_outside,
     gone=lambda error: _has_code("42704", error),
-    # object_not_in_prerequisite_state: another session is ending it; lock_not_available: of the marker's row.
+    # object_not_in_prerequisite_state: another session is ending it; lock_not_available: on the marker's row.
     busy=lambda error: _has_code("55000", error) or _has_code("55P03", error),
     pending=lambda connection: [Pending(gid, age) for gid, age in connection.execute(_PENDING)],
 )

@@ -1,13 +1,13 @@
-"""A statement that goes to PostgreSQL in one message with COMMIT, and so costs no round trip of its own.
+"""A statement that PostgreSQL gets in one message with COMMIT, so that it costs no round trip of its own.
 
-psycopg sends a text of several statements as one message of the simple query protocol, and the server carries them out
-one after the other until one fails: what follows that one is skipped. So COMMIT is reached only if the statement before
-it has succeeded; then the transaction is not aborted, and the COMMIT that is answered by a silent ROLLBACK cannot
-happen. psycopg reads the state of the transaction out of the server's answer, so it knows that it is over.
+psycopg sends a text of several statements as one message of the simple query protocol. The server runs them one after
+another until one fails, and skips the rest. So it reaches COMMIT only if the statement before it has succeeded: then the
+transaction is not aborted, and COMMIT cannot silently mean ROLLBACK. psycopg reads the state of the transaction from the
+server's answer, so it knows that it has ended.
 
-Pipeline mode would save the same round trip, with ten messages for one, and a mode to be left again after every failure.
-The other drivers cannot do it: psycopg2 and asyncpg keep books of their own about the transaction, would send a second
-COMMIT, and nothing public tells them that it is over.
+Pipeline mode would save the same round trip, but with ten messages instead of one, and with a mode to leave again after
+every failure. The other drivers cannot do it: psycopg2 and asyncpg keep their own record of the transaction, would send a
+second COMMIT, and there is no public way to tell them that it has ended.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WithCommit:
     """A DBAPI cursor that holds one statement back until `commit` sends it.
 
     Attributes:
-        refused: it was the statement that failed, not COMMIT.
+        refused: the statement failed, not COMMIT.
     """
 
     description = None
@@ -48,16 +48,16 @@ class WithCommit:
         self._held = statement, parameters
 
     def close(self) -> None:
-        """Do nothing: what it holds is sent later."""
+        """Do nothing: the statement is sent later."""
 
     def commit(self, connection: Connection) -> None:
-        """Send the statement and COMMIT, on the connection of a unit."""
+        """Send the statement and COMMIT on the connection of a unit."""
         pooled: Any = connection.connection
         if self._held is None:
             connection.dialect.do_commit(pooled)
             return
         statement, parameters = self._held
-        text = f"{statement}\n; COMMIT"  # on a line of its own: there are listeners that add comments
+        text = f"{statement}\n; COMMIT"  # on a line of its own, because some listeners append comments
         driver, adapted = pooled.driver_connection, pooled.dbapi_connection
         try:
             if driver is adapted:
@@ -67,7 +67,7 @@ class WithCommit:
         except Exception:
             if driver.info.transaction_status == _IN_ERROR:
                 self.refused = True
-                # SQLAlchemy takes a transaction for ended whose COMMIT has failed, and this one is not.
+                # SQLAlchemy believes that a failed COMMIT has ended the transaction, but this one is still open.
                 with suppress(Exception):
                     adapted.rollback()
             raise
@@ -76,7 +76,7 @@ class WithCommit:
 
 
 def _send(driver: Any, text: Any, parameters: Any) -> None:
-    from psycopg import ClientCursor  # it puts the values in by itself: a text of several statements takes none
+    from psycopg import ClientCursor  # inserts the values itself: a text of several statements takes no parameters
 
     with ClientCursor(driver) as cursor:
         cursor.execute(text, parameters)
@@ -90,8 +90,8 @@ async def _async_send(driver: Any, text: Any, parameters: Any) -> None:
 
 
 def with_commit(connection: Connection) -> WithCommit | None:
-    """Return what sends one statement together with COMMIT; None where that cannot be had."""
+    """Return a cursor that sends one statement together with COMMIT; None if that is not possible."""
     dialect = connection.dialect
-    # Where somebody has replaced how the dialect commits, COMMIT is theirs to send.
+    # If somebody has replaced the dialect's commit, that code must send COMMIT.
     own = getattr(dialect.do_commit, "__func__", None) is DefaultDialect.do_commit
     return WithCommit() if own and dialect.driver in {"psycopg", "psycopg_async"} else None

@@ -1,7 +1,7 @@
-"""CockroachDB: from its documentation, not in the test matrix.
+"""CockroachDB: written from its documentation, not in the test matrix.
 
-Every level that is asked for is given as SERIALIZABLE, which it has always had and which is its default. (It has READ
-COMMITTED as well by now, but whether that is one or SERIALIZABLE under its name is a setting of the cluster:
+Whatever level you ask for, you get SERIALIZABLE, which it has always had and which is its default. (By now it also has READ
+COMMITTED, but a setting of the cluster decides whether that is real or only another name for SERIALIZABLE:
 https://www.cockroachlabs.com/docs/stable/read-committed.)
 """
 

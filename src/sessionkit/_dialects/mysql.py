@@ -1,7 +1,6 @@
-"""MySQL and MariaDB with InnoDB: from their documentation, not in the test matrix.
+"""MySQL and MariaDB with InnoDB: written from their documentation, not in the test matrix.
 
-Their timeouts are settings of the session, which would leak to the next user of a pooled connection, so they are
-refused.
+Their timeouts are refused: they are settings of the session, which would leak to the next user of a pooled connection.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 
 _READ_ONLY = text("SET TRANSACTION READ ONLY")  # MySQL: for the next transaction, which begins after it
 
-# Hermitage, mysql.md: REPEATABLE READ stops PMP and G-single for read-only transactions only, and lost updates not at
-# all.
+# Hermitage, mysql.md: REPEATABLE READ stops PMP and G-single only for read-only transactions, and does not stop lost updates.
 _ANOMALIES = {
     "READ UNCOMMITTED": all_of("G1a", "G1b", "G1c", "OTV", "PMP", "P4", "G-single", "G2-item", "G2"),
     "READ COMMITTED": all_of("PMP", "P4", "G-single", "G2-item", "G2"),

@@ -1,9 +1,9 @@
-"""PostgreSQL, through psycopg, psycopg2 and asyncpg; other drivers and servers of its wire protocol as well.
+"""PostgreSQL, through psycopg, psycopg2 and asyncpg; also other drivers, and other servers that speak its protocol.
 
-Level, READ ONLY and DEFERRABLE go into BEGIN, where the three drivers put them: no statement is added. SQLAlchemy's own
-options ``postgresql_readonly`` and ``postgresql_deferrable`` would do the same, but reset the driver to READ WRITE
-afterwards instead of to the server's default, which a standby refuses; so the driver's own attributes are set here, and
-given back as they were. All timeouts go into one ``set_config`` statement, local to the transaction.
+Level, READ ONLY and DEFERRABLE go into BEGIN, where the three drivers put them: this adds no statement. SQLAlchemy's own
+options ``postgresql_readonly`` and ``postgresql_deferrable`` would do the same, but afterwards they reset the driver to
+READ WRITE instead of to the server's default, and a standby refuses that. So this module sets the driver's own attributes,
+and restores them. All timeouts go into one ``set_config`` statement, local to the transaction.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from ._races import Raced
 
-# Hermitage, postgresql.md; each cell is proved by tests/concurrency/test_anomalies.py.
+# Hermitage, postgresql.md; tests/concurrency/test_anomalies.py proves each cell.
 _ANOMALIES = {
     "READ COMMITTED": all_of("PMP", "P4", "G-single", "G2-item", "G2"),
     "REPEATABLE READ": all_of("G2-item", "G2"),
@@ -44,7 +44,7 @@ _ANOMALIES = {
 
 
 class _Modes(NamedTuple):
-    """What a driver puts into BEGIN; None is the server's default."""
+    """What a driver puts into BEGIN; None means the server's default."""
 
     isolation: Any
     read_only: bool | None
@@ -52,14 +52,14 @@ class _Modes(NamedTuple):
 
 
 class _Driver(NamedTuple):
-    """How a driver is asked and told what it puts into BEGIN.
+    """How to read and set what a driver puts into BEGIN.
 
     Attributes:
-        get: returns what it puts there now.
-        set: changes that.
-        level: spells a level as the driver does.
-        begun: tells whether it has said BEGIN already.
-        unsaid: returns what of a wish it cannot put into BEGIN.
+        get: returns the current modes.
+        set: changes them.
+        level: spells a level the way the driver does.
+        begun: returns whether the driver has already sent BEGIN.
+        unsaid: returns the wanted modes that the driver cannot put into BEGIN.
     """
 
     get: Callable[[Any], _Modes]
@@ -99,9 +99,9 @@ def _libpq_begun(driver_connection: Any) -> bool:
 
 
 def _asyncpg_unsaid(driver_connection: Any, wanted: _Wanted) -> list[str]:
-    """Return the modes that are the standard's defaults: its BEGIN leaves them out, though the server's may differ."""
+    """Return the modes that are the standard's defaults: its BEGIN omits them, although the server's may differ."""
     modes = []
-    # A server from PostgreSQL 14 on has told the driver; a pooler may have kept it to itself.
+    # PostgreSQL 14 and later report it to the driver; a pooler may have withheld it.
     if wanted.read_only is False and getattr(driver_connection.get_settings(), _DEFAULT_READ_ONLY, None) != "off":
         modes.append("READ WRITE")
     if wanted.deferrable is False:
@@ -120,7 +120,7 @@ _DRIVERS = {
     "psycopg": _PSYCOPG,
     "psycopg_async": _PSYCOPG,
     "psycopg2": _PSYCOPG2,
-    # asyncpg says BEGIN through SQLAlchemy's adapter, which keeps the three in attributes of its own.
+    # asyncpg's BEGIN is sent by SQLAlchemy's adapter, which keeps the three in attributes of its own.
     "asyncpg": _Driver(
         _attributes_get,
         _attributes_set,
@@ -167,7 +167,7 @@ def _wanted(asked: Asked) -> _Wanted | None:
 
 
 def _set_config(asked: Asked) -> Executable | None:
-    """Return one statement for all timeouts, made once: to build and to compile it would cost more than to send it."""
+    """Return one statement for all timeouts. It is made once: building and compiling it costs more than sending it."""
     values = {
         setting: f"{max(1, round(seconds * 1000))}ms"
         for option, setting in _SETTINGS.items()
@@ -179,7 +179,7 @@ def _set_config(asked: Asked) -> Executable | None:
     return text(f"SELECT {calls}").bindparams(**values)
 
 
-# Before the listeners of the user's: what one of them says to the database when a transaction begins is said under the
+# Before the user's listeners: what a listener sends to the database when a transaction begins should already run under the
 # preset.
 def _begin(wanted: _Wanted, connection: Connection) -> None:
     if wanted[:3] != (None, None, None):
@@ -197,12 +197,12 @@ def _begin(wanted: _Wanted, connection: Connection) -> None:
 
 
 def _tell_driver(driver: _Driver, wanted: _Wanted, connection: Connection) -> None:
-    """Have the driver put the modes into its next BEGIN, and take them back when the pool gets the connection."""
+    """Make the driver put the modes into its next BEGIN, and restore them when the pool gets the connection back."""
     options, adapted = connection.get_execution_options(), connection.connection.dbapi_connection
     before = driver.get(adapted)
-    # What SQLAlchemy was told by its own options it takes back itself.
+    # SQLAlchemy itself restores what was set with its own options.
     ours = tuple(option not in options for option in _SQLALCHEMYS)
-    undo_at_checkin(connection, partial(_take_back, driver, before, ours))
+    undo_at_checkin(connection, partial(_restore, driver, before, ours))
     driver.set(
         adapted,
         _Modes(
@@ -213,7 +213,7 @@ def _tell_driver(driver: _Driver, wanted: _Wanted, connection: Connection) -> No
     )
 
 
-def _take_back(driver: _Driver, before: _Modes, ours: tuple[bool, ...], dbapi_connection: Any) -> None:
+def _restore(driver: _Driver, before: _Modes, ours: tuple[bool, ...], dbapi_connection: Any) -> None:
     now = driver.get(dbapi_connection)
     driver.set(dbapi_connection, _Modes(*(b if mine else n for b, n, mine in zip(before, now, ours, strict=True))))
 
@@ -234,8 +234,8 @@ def _set_transaction(modes: list[str]) -> Executable:
 
 
 def _lost(connection: Any) -> str | None:
-    # psycopg and psycopg2 know the state from the protocol's ReadyForQuery; asyncpg does not tell it, there the
-    # log of failed statements has to do.
+    # psycopg and psycopg2 know the state from the protocol's ReadyForQuery; asyncpg does not reveal it, so there we use the
+    # log of failed statements.
     if connection.dialect.driver == "asyncpg":
         return _asyncpg.lost(connection)
     adapted = connection._dbapi_connection.dbapi_connection
@@ -254,13 +254,13 @@ def _restrict(connection: Connection) -> None:
 
 def _cut(connection: Connection) -> None:
     driver: Any = connection.connection.driver_connection
-    # Should it come back to the pool all the same, it is replaced there.
+    # If it still comes back to the pool, the pool replaces it.
     connection.connection.invalidate(soft=True)
     if hasattr(driver, "terminate"):  # asyncpg, from within its event loop
         driver.terminate()
         return
-    # libpq is waiting on this socket, maybe in another thread, so the connection object is not to be touched: a shutdown
-    # of the socket under it makes the wait end as if the server had gone.
+    # libpq is waiting on this socket, maybe in another thread, so leave the connection object alone. Shutting the socket
+    # down under it ends the wait as if the server had gone.
     with socket.socket(fileno=os.dup(driver.fileno())) as link:
         link.shutdown(socket.SHUT_RDWR)
 
@@ -270,7 +270,7 @@ def _bound_commit(connection: Connection, seconds: float | None) -> None:
 
 
 def _lift(connection: Connection) -> None:
-    """Do nothing: the rollback of the savepoint takes a local setting back."""
+    """Do nothing: rolling back the savepoint resets a local setting."""
 
 
 def _now(connection: Connection) -> datetime:
@@ -284,18 +284,19 @@ def _in_transaction(connection: Connection) -> bool:
 
 
 def _has_written(connection: Connection) -> bool:
-    # What has written has a transaction id. Through a cursor: a test that counts statements has not sent this one.
+    # A transaction that has written has an id. Through a cursor, so that tests that count statements do not count this one.
     cursor: Any = connection.connection.cursor()
     try:
         cursor.execute("SELECT txid_current_if_assigned() IS NOT NULL")
         return bool(cursor.fetchone()[0])
     except connection.dialect.loaded_dbapi.Error:
-        return False  # of an aborted transaction nothing will be committed
+        return False  # an aborted transaction commits nothing
     finally:
         cursor.close()
 
 
-# In a block, whose end by an exception puts the constraints off again; in one statement, since every COMMIT of a test asks.
+# In a block that ends with an exception, so that the constraints are deferred again; in one statement, because every COMMIT
+# of a test asks.
 _CHECK_DEFERRED = """DO $$ BEGIN SET CONSTRAINTS ALL IMMEDIATE; RAISE SQLSTATE 'SK000';
 EXCEPTION WHEN SQLSTATE 'SK000' THEN NULL; END $$"""
 
@@ -309,7 +310,7 @@ _LONGEST_NAME = 63  # NAMEDATALEN - 1, in bytes
 
 
 def _name_transaction(connection: Connection, name: str) -> None:
-    # As the server does by itself in most versions: https://www.postgresql.org/docs/current/runtime-config-logging.html
+    # As the server itself does in most versions: https://www.postgresql.org/docs/current/runtime-config-logging.html
     shown = "".join(char if " " <= char <= "~" else "?" for char in name)[:_LONGEST_NAME]
     connection.execute(_APPLICATION, {"name": shown})
 

@@ -1,10 +1,10 @@
 """SQLite: pysqlite and aiosqlite.
 
-The driver's default mode begins no transaction before a SELECT, a SAVEPOINT or DDL, so that reads are not
-repeatable and a released savepoint survives the rollback of what encloses it (see
-https://docs.sqlalchemy.org/en/20/dialects/sqlite.html, "Serializable isolation / Savepoints"). A scope therefore
-says BEGIN itself: IMMEDIATE, since a deferred transaction that reads and then writes fails with
-SQLITE_BUSY_SNAPSHOT without waiting (https://www.sqlite.org/isolation.html).
+In its default mode the driver begins no transaction before a SELECT, a SAVEPOINT or DDL, so reads are not repeatable, and a
+released savepoint survives the rollback of the transaction around it (see
+https://docs.sqlalchemy.org/en/20/dialects/sqlite.html, "Serializable isolation / Savepoints"). So a scope sends BEGIN
+itself. It is BEGIN IMMEDIATE, because a deferred transaction that reads and then writes fails with SQLITE_BUSY_SNAPSHOT
+without waiting (https://www.sqlite.org/isolation.html).
 """
 
 from __future__ import annotations
@@ -59,18 +59,18 @@ _IMMEDIATE = "sessionkit_immediate"
 
 
 def configure(engine: Engine, config: Config) -> None:
-    """Set an engine up, or change how it was: new connections, and idle ones when they are next used."""
+    """Configure an engine, or change its settings: for new connections, and for idle ones when they are next used."""
     refuse_older(engine)
     root = root_of(engine)
     if root not in configs:
         event.listen(root, "checkout", lambda connection, record, _: set_up(configs[root], connection, record))
-        # After the listeners of the user's, one of which may say BEGIN.
+        # After the user's listeners, because one of them may send BEGIN.
         event.listen(root, "begin", _begin_configured)
     configs[root] = config
 
 
 class _Wanted(NamedTuple):
-    """What the transactions of an engine for scopes begin with."""
+    """The settings with which the transactions of scopes begin."""
 
     query_only: bool
     lock_timeout: float | None
@@ -87,24 +87,24 @@ def _beginning(engine: Engine, asked: Asked) -> Beginning:
 
 
 def _driver(connection: Any) -> Any:
-    """Return the driver's connection, without the calls that this costs through SQLAlchemy's properties."""
+    """Return the driver's connection, without the calls that SQLAlchemy's properties would cost."""
     adapted = connection._dbapi_connection.dbapi_connection
     return getattr(adapted, "_connection", adapted)
 
 
 def _look(connection: Any) -> None:
-    """Look how the connection is found, before the listeners of the user's, one of which may say BEGIN."""
+    """Check the state of the connection before the user's listeners run, because one of them may send BEGIN."""
     driver = _driver(connection)
     if driver.in_transaction and autocommit_of(connection.connection.info, driver) is not False:
-        # A COMMIT of whoever had the connection before was BUSY and left its transaction open, of which SQLAlchemy does
-        # not know: it would be committed with ours. (What is in a transaction on a pool's one connection is refused
-        # before it comes to this.)
+        # A COMMIT by an earlier user of the connection was BUSY and left the transaction open. SQLAlchemy does not know
+        # about it, and would commit it with ours. (A transaction that is open on a pool's only connection is refused
+        # earlier.)
         _say(connection, driver, "ROLLBACK")
     connection.notes[_CHANGES] = driver.total_changes
 
 
 def _takes_lock(engine: Engine, wanted: _Wanted) -> bool:
-    # Asked for each transaction: the engine may be configured anew after its first scope.
+    # Asked for each transaction, because the engine may be configured again after its first scope.
     return not wanted.query_only and (
         not configs or (config := config_of(engine)) is None or config.begin == "immediate"
     )
@@ -112,7 +112,7 @@ def _takes_lock(engine: Engine, wanted: _Wanted) -> bool:
 
 def _begin(wanted: _Wanted, connection: Any, begin: Callable[[Any, Any], None] | None = None) -> None:
     driver = _driver(connection)
-    # aiosqlite may be asked in its own thread only, so its answer is kept with the connection.
+    # Only aiosqlite's own thread may ask this, so the answer is kept with the connection.
     autocommit = (
         autocommit_of(connection.connection.info, driver)
         if connection.dialect.is_async
@@ -120,14 +120,14 @@ def _begin(wanted: _Wanted, connection: Any, begin: Callable[[Any, Any], None] |
     )
     if autocommit is True:
         raise OptionError(
-            f"a scope was opened on {connection.engine!r}, whose driver commits each statement by itself and ignores "
+            f"a scope was opened on {connection.engine!r}, whose driver commits each statement on its own and ignores "
             "commit() and rollback(); leave autocommit=True out of connect_args"
         )
     connection.notes[_WANTED] = wanted
     begun = driver.in_transaction
-    # sqlite3.connect(autocommit=False), Python 3.12: the driver always keeps a deferred transaction open. And a
-    # listener of the user's may have said BEGIN, as SQLAlchemy's documentation has it: with nothing written yet that
-    # holds no lock, and two writers could not queue for it.
+    # sqlite3.connect(autocommit=False), Python 3.12: the driver always keeps a deferred transaction open. Or a user's
+    # listener has sent BEGIN, as SQLAlchemy's documentation recommends: before the first write that holds no lock, and two
+    # writers could not queue for it.
     immediate = _takes_lock(connection.engine, wanted)
     if begun and (autocommit is False or (immediate and driver.total_changes == connection.notes[_CHANGES])):
         _say(connection, driver, "ROLLBACK")
@@ -141,8 +141,8 @@ def _begin(wanted: _Wanted, connection: Any, begin: Callable[[Any, Any], None] |
             _say(connection, driver, "BEGIN IMMEDIATE" if immediate else "BEGIN")
     connection.notes[_IMMEDIATE] = immediate
     if isinstance(connection.engine.pool, StaticPool | SingletonThreadPool) and connection.unit is not None:
-        # Others get this connection too, and who gives it back rolls it back: a savepoint tells whether it is the same
-        # transaction at the end.
+        # Others get this connection too, and giving it back rolls it back: a savepoint shows at the end whether it is still
+        # the same transaction.
         _say(connection, driver, f"SAVEPOINT {_WHOLE}")
         connection.notes[_WHOLE] = True
 
@@ -162,7 +162,7 @@ def _set_limits(connection: Any, driver: Any, wanted: _Wanted) -> None:
 
 
 def _begin_configured(connection: Connection) -> None:
-    """Begin outside of scopes."""
+    """Begin a transaction outside of scopes."""
     config = config_of(connection.engine)
     if config is None or getattr(connection, "beginning", None) is not None or is_autocommit(connection):
         return
@@ -175,24 +175,24 @@ def _begin_configured(connection: Connection) -> None:
     if autocommit is False:
         _say(connection, driver, "ROLLBACK")
     elif driver.in_transaction:
-        return  # a listener of the user's has begun it
+        return  # a user's listener has begun it
     _say(connection, driver, "BEGIN" if config.begin == "deferred" else "BEGIN IMMEDIATE")
     info[_IMMEDIATE] = config.begin == "immediate"
 
 
 def _not_locked(connection: Any) -> str | None:
-    """Return why a transaction of a connection need not be the only one that writes; None if it has the write lock."""
+    """Return why a connection's transaction may not be the only writer; None if it holds the write lock."""
     begun_by_scope = getattr(connection, "beginning", None) is not None
     if (connection.notes if begun_by_scope else connection.connection.info).get(_IMMEDIATE, False):
         return None
     return (
-        "SQLite locks no rows, and only BEGIN IMMEDIATE keeps others from writing, which this transaction did not begin "
-        "with; open a scope that writes, or set the engine up by sqlite.configure(engine)"
+        "SQLite does not lock rows; only BEGIN IMMEDIATE stops others from writing, and this transaction did not begin with "
+        "it; open a scope that writes, or set the engine up with sqlite.configure(engine)"
     )
 
 
 def _beginning_with_mutex(engine: Engine, asked: Asked, wait: float | None) -> Beginning:
-    """Return how a transaction begins whose BEGIN IMMEDIATE waits as long as a mutex may be waited for."""
+    """Return how a transaction begins whose BEGIN IMMEDIATE waits as long as the mutex allows."""
     refuse("SQLite", asked, "idle_timeout")
     wanted = _Wanted(bool(asked.read_only), asked.lock_timeout, asked.statement_timeout)
 
@@ -209,15 +209,14 @@ def _beginning_with_mutex(engine: Engine, asked: Asked, wait: float | None) -> B
 
 
 def _say(connection: Any, driver: Any, statement: str) -> Any:
-    # Straight to the driver: SQLAlchemy's execution of a string costs 20 us and, on aiosqlite, two more thread
-    # switches.
+    # Straight to the driver: executing a string through SQLAlchemy costs 20 us and, on aiosqlite, two more thread switches.
     try:
         if connection.dialect.is_async:
             return await_only(driver.execute(statement))
         return driver.execute(statement)
     except BaseException as error:
-        # What was interrupted may still run in the driver's thread, and hold a lock: SQLAlchemy invalidates such a
-        # connection, which is not fit to go back to the pool.
+        # An interrupted statement may still run in the driver's thread and hold a lock, so the connection must not go back
+        # to the pool: SQLAlchemy invalidates it.
         connection._handle_dbapi_exception(error, statement, None, None, None)
         raise
 
@@ -235,8 +234,8 @@ def _execute(statement: str, dbapi_connection: Any) -> None:
 
 
 def _commit_failed(connection: Any) -> None:
-    # A COMMIT that had to wait for a reader too long has failed and left the transaction open. SQLAlchemy takes it for
-    # ended and does not roll it back: it would be committed with the next one, or keep its lock.
+    # A COMMIT that had to wait too long for a reader has failed and left the transaction open. SQLAlchemy believes that it
+    # has ended and does not roll it back: it would be committed with the next one, or keep its lock.
     if connection._dbapi_connection is not None and _driver(connection).in_transaction:
         with suppress(Exception):
             connection._dbapi_connection.dbapi_connection.rollback()
@@ -250,7 +249,7 @@ def _interrupted(connection: Any, error: BaseException, cursor: Any) -> None:
 
 
 def _limit_waiting(connection: Connection, driver: Any, wanted: _Wanted) -> None:
-    # SQLite does not look at the progress handler while it waits for a lock, and that is a part of the statement too.
+    # SQLite does not call the progress handler while it waits for a lock, but that wait is part of the statement too.
     before = int(_first_value(connection, driver, "PRAGMA busy_timeout"))
     waiting = before if wanted.lock_timeout is None else round(wanted.lock_timeout * 1000)
     if wanted.statement_timeout is not None:
@@ -263,7 +262,7 @@ def _limit_waiting(connection: Connection, driver: Any, wanted: _Wanted) -> None
 
 
 class _Deadline:
-    """The progress handler of one transaction: SQLite calls it as it works, and stops when it answers 1."""
+    """The progress handler of one transaction: SQLite calls it while it works, and stops if it returns 1."""
 
     __slots__ = ("_ends", "_seconds")
 
@@ -272,14 +271,14 @@ class _Deadline:
         self._ends = float("inf")
 
     def start(self) -> None:
-        """Begin to count: a statement starts."""
+        """Start the clock for a statement."""
         self._ends = time.monotonic() + self._seconds
 
     def __call__(self) -> int:
         return time.monotonic() > self._ends
 
 
-_INSTRUCTIONS = 1000  # of SQLite's virtual machine between two calls: some 10 us
+_INSTRUCTIONS = 1000  # of SQLite's virtual machine between two calls: about 10 us
 
 
 def _clear_progress_handler(dbapi_connection: Any) -> None:
@@ -295,14 +294,14 @@ def _progress_handler(asynchronous: bool, driver: Any, handler: _Deadline | None
 
 def _lost(connection: Any) -> str | None:
     if _WANTED in connection.notes and _driver(connection).in_transaction is False:
-        return "SQLite has ended the transaction by itself, as it does when the disk is full or on ON CONFLICT ROLLBACK"
+        return "SQLite has ended the transaction itself, as it does when the disk is full or on ON CONFLICT ROLLBACK"
     if connection.notes.pop(_WHOLE, False) and connection.unit is not None:
         try:
             _say(connection, _driver(connection), f"RELEASE {_WHOLE}")
         except DBAPIError:
             return (
-                "its transaction was ended by a connection or session that belongs to no scope: this database has one "
-                "connection, which all are given; use the scope's session, or a database file"
+                "its transaction was ended by a connection or session that belongs to no scope: this database has only one "
+                "connection, which everybody gets; use the scope's session, or a database file"
             )
     return None
 
@@ -313,12 +312,12 @@ def _restrict(connection: Connection) -> None:
 
 def _cut(connection: Connection) -> None:
     driver: Any = connection.connection.driver_connection
-    # aiosqlite's own interrupt() is to be awaited; the sqlite3 connection inside has one for other threads to call.
+    # aiosqlite's own interrupt() must be awaited; the sqlite3 connection inside has one that other threads may call.
     getattr(driver, "_conn", driver).interrupt()
 
 
 def _bound_commit(connection: Connection, seconds: float | None) -> None:
-    # A COMMIT waits for readers (in rollback journal mode), and SQLite does not look at interrupt() meanwhile.
+    # A COMMIT waits for readers (in rollback journal mode), and meanwhile SQLite does not react to interrupt().
     if seconds is not None:
         driver = connection.connection.driver_connection
         before = _first_value(connection, driver, "PRAGMA busy_timeout")
@@ -333,7 +332,7 @@ def _lift(connection: Connection) -> None:
 
 def _conflict(held: Any, wanted: Engine, asked: Asked) -> str | None:
     if held.engine.pool is wanted.pool and isinstance(wanted.pool, StaticPool | SingletonThreadPool):
-        return "this database has one connection only, and the transaction around already uses it"
+        return "this database has only one connection, and the transaction around already uses it"
     ours, theirs = held.engine.url.database, wanted.url.database
     if not ours or not theirs or os.path.realpath(ours) != os.path.realpath(theirs):
         return None
@@ -345,7 +344,7 @@ def _conflict(held: Any, wanted: Engine, asked: Asked) -> str | None:
         return (
             "the transaction around holds SQLite's write lock on the same file, so this one could only wait for itself"
         )
-    # Within check_options() of an async scope nobody can be asked; then it is asked at the first statement.
+    # In an async scope that is only being checked, nothing can be awaited; then it is asked at the first statement.
     if (not held.dialect.is_async or in_greenlet()) and _first_value(held, driver, "PRAGMA journal_mode") != "wal":
         return (
             "the transaction around reads the same file, whose journal_mode is not WAL, so the COMMIT of this one could "
@@ -355,12 +354,12 @@ def _conflict(held: Any, wanted: Engine, asked: Asked) -> str | None:
 
 
 def _now(connection: Connection) -> datetime:
-    # SQLite runs in this process: its clock is the process's, and only its own reading of it stops at milliseconds.
+    # SQLite runs in this process, so its clock is the process's; only SQLite's own reading of it ends at milliseconds.
     return datetime.now(UTC)
 
 
-# A timestamp is text here, as SQLAlchemy's DateTime writes it, and sorts as text. What SQLite adds to a time it
-# rounds to milliseconds (https://www.sqlite.org/lang_datefunc.html), so the microsecond is added to the digits.
+# A timestamp is text here, as SQLAlchemy's DateTime writes it, and sorts as text. When SQLite adds to a time it rounds to
+# milliseconds (https://www.sqlite.org/lang_datefunc.html), so this adds the microsecond to the digits.
 _LATER = (
     "max(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000', CASE WHEN substr({column}, 21) = '999999' "
     "THEN strftime('%Y-%m-%d %H:%M:%S', substr({column}, 1, 19), '+1 second') || '.000000' "
@@ -369,7 +368,7 @@ _LATER = (
 
 
 def _check_deferred(connection: Connection) -> None:
-    # A constraint that is not deferred has been checked, so what is found now was put off.
+    # Constraints that are not deferred have already been checked, so whatever is found now was deferred.
     driver = connection.connection.driver_connection
     if not _first_value(connection, driver, "PRAGMA foreign_keys"):
         return
@@ -387,13 +386,13 @@ def _with_code(base: type[Exception], code: str | None, message: str) -> Excepti
     if code is not None:
         number = getattr(sqlite3, code, None)
         if not isinstance(number, int):
-            raise OptionError(f"{code!r} is no error of SQLite; it is a name such as 'SQLITE_BUSY'")
+            raise OptionError(f"{code!r} is not a SQLite error; use a name such as 'SQLITE_BUSY'")
         error.sqlite_errorcode, error.sqlite_errorname = number, code
     return cast("Exception", error)
 
 
 def _lives_in_memory(engine: Engine) -> bool:
-    # Of aiosqlite the thread is gone in a forked process, memory or not.
+    # In a forked process aiosqlite's thread is gone, memory or not.
     return not engine.dialect.is_async and engine.url.database in {None, "", ":memory:"}
 
 
@@ -422,7 +421,7 @@ DIALECT = Dialect(
     connect=connect,
     bound_commit=_bound_commit,
     bulk=BULK,
-    # One writer at a time: its BEGIN IMMEDIATE is the lock of every row, and the mutex.
+    # One writer at a time: its BEGIN IMMEDIATE locks every row, and is the mutex.
     locks=Locks(refused=_not_locked, begins=True, beginning=_beginning_with_mutex),
     conflict=_conflict,
     now=_now,

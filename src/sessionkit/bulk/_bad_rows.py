@@ -1,7 +1,7 @@
-"""Which rows of a page cannot be written: one more sending, of a kind that goes on behind each of them.
+"""Finds the bad rows of a page by sending it once more, in a way that continues after each bad row.
 
-Where the database knows such a kind, bad rows cost little more than good ones. Where it does not, `_faults` sends blocks
-with savepoints around them.
+If the database has such a way, bad rows cost little more than good ones. If it has none, `_faults` sends blocks of rows
+inside savepoints.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from ._page import Page
 
 LEAST = 4
-"""Below so many rows, savepoints around each of them cost no more."""
+"""Below this number of rows, a savepoint around each row costs no more."""
 
 
 class BadRows(NamedTuple):
     """The bad rows of a page.
 
     Attributes:
-        errors: what was raised for each, by place in the page; of a call that raises, the first one alone.
-        outcome: of the others, which are written; None where they are still to be sent.
+        errors: the error of each, by place in the page; only the first one if the call raises.
+        outcome: the result of the other rows, which are written; None if they have not been sent yet.
     """
 
     errors: dict[int, Exception]
@@ -33,11 +33,11 @@ class BadRows(NamedTuple):
 
 
 class _Undone(Exception):
-    """The rows were only tried; what was written of them is to be undone."""
+    """The rows were only tried; what they wrote must be undone."""
 
 
 def find(call: CallContext, page: Page) -> BadRows | None:
-    """Find the bad rows of a page; None where the database has no way to tell them, or finds none."""
+    """Find the bad rows of a page; None if the database cannot tell which they are, or finds none."""
     way: Any = {"counted": _counted, "sifted": _sifted}.get(call.dialect.tells_bad_rows)
     if way is None or len(page) < LEAST or call.plan.table is None or not page.cells:
         return None

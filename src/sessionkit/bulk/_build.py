@@ -1,4 +1,4 @@
-"""Generated functions that turn mappings into the tuples of a page: one list comprehension, made for the shape."""
+"""Generated functions that turn mappings into the tuples of a page: one list comprehension for each shape of row."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MISSING = object()
 
 
 class Builder(NamedTuple):
-    """What the tuples hold, the function that makes them, and the cells in which they can hold OMIT.
+    """The cells of the tuples, the function that makes them, and the cells that can hold OMIT.
 
     Attributes:
-        plain: the keys of the rows, where the tuples are nothing but what stands under them; else empty.
+        plain: the keys of the rows if the tuples are just their values; otherwise empty.
     """
 
     cells: tuple[Cell, ...]
@@ -31,7 +31,7 @@ class Builder(NamedTuple):
 
 
 class _Code:
-    """An expression for each cell, over ``r``, the row."""
+    """An expression for each cell; ``r`` is the row."""
 
     def __init__(self, plan: MappingPlan, uniform: bool, *, in_context: bool = False) -> None:
         self.plan = plan
@@ -52,20 +52,20 @@ class _Code:
         self.parts.append(expression)
 
     def supplied(self, slot: Slot, supply: Supply) -> str:
-        """Return an expression for the value of the next cell, where the row has none."""
+        """Return an expression for the value of the next cell if the row has none."""
         if supply.kind in {"constant", "call", "context"}:
             if self._in_context:
                 self._later[len(self.cells)] = (lambda _: supply.value) if supply.kind == "constant" else supply.value
                 return "D"
             return self.name(supply.value) if supply.kind == "constant" else f"{self.name(supply.value)}(X)"
-        return "OMIT" if supply.kind == "database" or slot.keeps_none else "None"
+        return "OMIT" if supply.kind == "database" or slot.none_is_value else "None"
 
     def given(self, keys: frozenset[str]) -> dict[Slot, str]:
-        """Return an expression for each slot that the rows, or some of them, hold; M where a row does not."""
+        """Return an expression for each slot that any of the rows hold; it gives M for a row that does not."""
         expressions: dict[Slot, str] = {}
         for key in sorted(keys):
             named = self.plan.names[key]
-            # repr of a str is a literal of it: no name of a user's becomes code.
+            # repr() of a str is a string literal, so a user's name never becomes code.
             got = f"r[{key!r}]" if self.uniform else f"r.get({key!r}, M)"
             if isinstance(named, Composite):
                 split = self.name(named.split)
@@ -74,7 +74,7 @@ class _Code:
                 for place, slot in enumerate(named.slots):
                     expressions[slot] = f"{whole}[{place}]"
             else:
-                # Rows may call one column by different names: a synonym, and its own.
+                # Rows may use different names for one column: a synonym or its own name.
                 other = expressions.get(named)
                 expressions[named] = got if other is None or self.uniform else f"({got} if (w := {other}) is M else w)"
         return expressions
@@ -83,7 +83,9 @@ class _Code:
         may_omit = tuple(i for i, part in enumerate(self.parts) if "OMIT" in part)
         if self._in_context:
             written = {
-                cell.slot: place for place, cell in enumerate(self.cells) if is_insert or cell.role in {"set", "renew"}
+                cell.slot: place
+                for place, cell in enumerate(self.cells)
+                if is_insert or cell.role in {"set", "onupdate"}
             }
             columns = self.plan.columns
             tables = [
@@ -92,7 +94,7 @@ class _Code:
             ]
             build = row_by_row(self.names, self.parts, tables, self._later, is_insert=is_insert)
         else:
-            # A trailing comma: one cell is a tuple too.
+            # The trailing comma makes a tuple even of one cell.
             body = f"lambda rows, X: [({' '.join(part + ',' for part in self.parts)}) for r in rows]"
             build = eval(body, self.names)  # noqa: S307 - made of names that this file chose and of literals
         keys = {f"r[{cell.slot.key!r}]": cell.slot.key for cell in self.cells if cell.slot.key}
@@ -101,18 +103,18 @@ class _Code:
 
 
 def replaces_none(slot: Slot) -> bool:
-    """Tell whether a None that a row holds stands for the default of the column, where the row is new."""
-    return slot.supply.kind != "null" and not slot.keeps_none
+    """Return whether None in a new row means the column's default."""
+    return slot.supply.kind != "null" and not slot.none_is_value
 
 
 def insert_builder(plan: MappingPlan, keys: frozenset[str], *, uniform: bool, render_nulls: bool) -> Builder:
     """Return the builder of new rows.
 
     Args:
-        plan: what is inserted.
+        plan: the plan of the mapped class.
         keys: every key that a row of the page has.
         uniform: each row has all of them.
-        render_nulls: None is NULL also where the column has a default.
+        render_nulls: None means NULL even if the column has a default.
     """
 
     def make() -> Builder:
@@ -123,14 +125,14 @@ def insert_builder(plan: MappingPlan, keys: frozenset[str], *, uniform: bool, re
             supply = slot.supply
             default = code.supplied(slot, supply)
             got = given.get(slot)
-            if got is None or slot.decided:
-                # Where nobody has a value, the database fills the column, or NULL does that the mapper would write.
+            if got is None or slot.generated:
+                # If no row has a value, the database fills the column, or NULL does, as in a flush.
                 if supply.kind in {"constant", "call", "context"} or (
                     supply.kind == "null" and slot.key and default == "None"
                 ):
                     code.add(Cell("set", slot), default)
                 continue
-            # In place of a None: what the row would get without it. A key of the database's making is never NULL.
+            # None is replaced by what the row would get without it. A key that the database makes is never NULL.
             replaces = replaces_none(slot) and (slot in plan.key or not render_nulls)
             if uniform:
                 code.add(Cell("set", slot), f"({default} if (v := {got}) is None else v)" if replaces else got)
@@ -140,21 +142,21 @@ def insert_builder(plan: MappingPlan, keys: frozenset[str], *, uniform: bool, re
                 code.add(Cell("set", slot), f"({default} if (v := {got}) is M else v)")
         return code.builder()
 
-    return plan.remembered(("insert", keys, uniform, render_nulls), make)  # type: ignore[no-any-return]
+    return plan.cached(("insert", keys, uniform, render_nulls), make)  # type: ignore[no-any-return]
 
 
 def update_builder(plan: MappingPlan, keys: frozenset[str], *, check: bool) -> Builder:
-    """Return the builder of changed rows: each has all the `keys`, the primary key among them.
+    """Return the builder of changed rows: each has all the `keys`, including the primary key.
 
     Args:
-        plan: what is updated.
+        plan: the plan of the mapped class.
         keys: the keys of the rows.
-        check: the version that the rows hold is compared; otherwise it is not looked at.
+        check: compare the version that the rows hold; otherwise ignore it.
     """
 
     def make() -> Builder:
         every = (*plan.slots.values(), *plan.unmapped)
-        in_context = any(slot.renew is not None and slot.renew.kind == "context" for slot in every)
+        in_context = any(slot.onupdate is not None and slot.onupdate.kind == "context" for slot in every)
         code = _Code(plan, True, in_context=in_context)
         given = code.given(keys)
         for slot in plan.key:
@@ -167,17 +169,17 @@ def update_builder(plan: MappingPlan, keys: frozenset[str], *, check: bool) -> B
         for slot, got in given.items():
             code.add(Cell("set", slot), got)
         if len(code.cells) > len(plan.key) or (version is not None):
-            # Nothing is renewed where nothing changes.
+            # If nothing changes, onupdate does not run.
             for slot in every:
-                if slot.renew is not None and slot.renew.kind != "database" and slot not in given:
-                    code.add(Cell("renew", slot), code.supplied(slot, slot.renew))
+                if slot.onupdate is not None and slot.onupdate.kind != "database" and slot not in given:
+                    code.add(Cell("onupdate", slot), code.supplied(slot, slot.onupdate))
         return code.builder(is_insert=False)
 
-    return plan.remembered(("update", keys, check), make)  # type: ignore[no-any-return]
+    return plan.cached(("update", keys, check), make)  # type: ignore[no-any-return]
 
 
 def key_builder(plan: MappingPlan, keys: frozenset[str]) -> Builder:
-    """Return the builder of rows that are to be found: by their key, and their version if they hold it."""
+    """Return the builder of rows to look up: by their key, and by their version if they hold one."""
 
     def make() -> Builder:
         code = _Code(plan, True)
@@ -188,4 +190,4 @@ def key_builder(plan: MappingPlan, keys: frozenset[str]) -> Builder:
             code.add(Cell("expect", plan.version), given[plan.version])
         return code.builder()
 
-    return plan.remembered(("key", keys), make)  # type: ignore[no-any-return]
+    return plan.cached(("key", keys), make)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""One call of a bulk verb: what it can be undone to, and the chunks of the input through it."""
+"""One call of a bulk verb: it reads the input in chunks, and can undo all that it wrote."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from ._context import Work
     from ._options import BulkOptions
 
-CHUNK = 30_000  # of what is in memory anyway; each COPY costs as much as some hundred rows
-SHARES_FROM = 1_000  # rows: of fewer, a share says nothing
-CHUNK_OF_UNKNOWN = 4_000  # of a generator: with everything that is made of them, a few MB
+CHUNK = 30_000  # for input that is in memory anyway; each COPY costs as much as a few hundred rows
+SHARES_FROM = 1_000  # rows: with fewer, a share means nothing
+CHUNK_OF_UNKNOWN = 4_000  # for a generator: a few MB, including everything that is built from the rows
 
 
-# A generator that is read by one call may make another one.
+# A generator that one call reads may itself make another call.
 _depths: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
 
 
 class Call:
-    """A verb on its way through the input.
+    """A verb working through its input.
 
-    Everything happens on one connection, and can be undone for itself (see `_undo`): the caller's transaction goes on
+    Everything runs on one connection and can be undone on its own (see `_undo`), so the caller's transaction survives
     whatever happens here.
     """
 
@@ -58,7 +58,7 @@ class Call:
         self._fresh = True
         self._alone = False
         self.temporary_name = ""
-        self.at_end: list[Callable[[], object]] = []  # what is to be cleared away when all rows are written
+        self.at_end: list[Callable[[], object]] = []  # clean-up once all rows are written
         _refuse_autocommit(self.connection)
 
     def run(self, rows: Rows) -> BulkResult:
@@ -103,7 +103,7 @@ class Call:
             if report is not None:
                 report(self.tally.length, total)
 
-    # Where it can be undone to
+    # The start of the call, to which it can be undone
 
     def __enter__(self) -> Self:
         self._start = start(self.connection, self.dialect, alone=self._alone)
@@ -111,8 +111,8 @@ class Call:
         self.temporary_name = f"sessionkit_bulk_{depth}"
         version = self.plan.version
         if version is not None and version.supply.kind == "call":
-            # A version that is a time is the server's, asked once for each chunk.
-            self._clock = telling_time(lambda: self.remembered("now", lambda: server_now(self.connection)))
+            # A timestamp version is the server's time, asked once per chunk.
+            self._clock = telling_time(lambda: self.cached("now", lambda: server_now(self.connection)))
             self._clock.__enter__()
         return self
 
@@ -126,9 +126,9 @@ class Call:
             self._start.leave()
 
     def attempt(self, send: Callable[[], PageResult]) -> PageResult:
-        """Send a page. If it fails, the database is as it was before.
+        """Send a page. If this fails, everything that it wrote is undone.
 
-        The first page needs no savepoint of its own: before it there is nothing to lose.
+        The first page needs no savepoint of its own: there is nothing before it to lose.
         """
         nested = None if self._fresh else self.connection.begin_nested()
         try:
@@ -139,8 +139,8 @@ class Call:
                     nested.rollback()
                 elif isinstance(error, Exception):
                     self._start = self._start.undo()
-            except Exception:  # noqa: BLE001 - the first error is the one to see
-                # The transaction is gone, with all that was in it: SQLite's RAISE(ROLLBACK), a lost connection.
+            except Exception:  # noqa: BLE001 - the caller must see the first error
+                # The transaction is gone, with everything in it: SQLite's RAISE(ROLLBACK), or a lost connection.
                 raise Ended(error) from None
             raise
         if nested is not None:
@@ -148,21 +148,22 @@ class Call:
         self._fresh = False
         return outcome
 
-    def remembered(self, name: str, find: Callable[[], Any]) -> Any:
-        """Return what was found out in this call, or find it out."""
+    def cached(self, name: str, find: Callable[[], Any]) -> Any:
+        """Return a fact that this call has already looked up, or look it up now."""
         if name not in self._memory:
             self._memory[name] = find()
         return self._memory[name]
 
     def refuse(self, error: BulkError) -> None:
-        """A row is wrong: note it, or raise."""
+        """Note the error of a bad row, or raise it."""
         if not self.collects:
             cause = getattr(error, "orig", None)
             raise error from cause
+        assert error.position is not None  # it is about a row
         self.reject(error.position, error.row, error)
 
     def reject(self, position: int, row: Any, error: Exception) -> None:
-        """Leave a row out. Raise if it is one too many."""
+        """Leave a row out. Raise if that is one row too many."""
         self.tally.reject(position, row, error)
         limit, count = self.options.max_rejected, len(self.tally.result.rejected)
         if limit is None:
@@ -190,5 +191,6 @@ def _refuse_autocommit(connection: Connection) -> None:
     level = options.get("isolation_level") or getattr(connection.dialect, "_on_connect_isolation_level", None)
     if level == "AUTOCOMMIT":
         raise OptionError(
-            "a bulk call writes all of its rows or none, which needs a transaction; this connection runs in AUTOCOMMIT"
+            "a bulk call writes all of its rows or none, which needs a transaction, but this connection runs in "
+            "AUTOCOMMIT; use a connection without it"
         )

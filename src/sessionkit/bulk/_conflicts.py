@@ -1,4 +1,4 @@
-"""Rows that an UPDATE or DELETE did not match: gone, or of another version."""
+"""Rows that an UPDATE or DELETE did not match: they are gone, or have another version."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 
 
 def compare(page: Page, count: int) -> None:
-    """Compare how many rows were written with how many there are.
+    """Compare the number of rows written with the number sent.
 
     Raises:
-        Mismatch: it were not all of them. Which ones is asked when what the statement wrote is undone.
+        Mismatch: fewer rows were matched than sent. The call undoes the statement first, and then asks which ones.
     """
     if count != len(page) and not page.uncounted:
         raise Mismatch(count)
 
 
 def rows_taken_out(call: CallContext, page: Page, count: int) -> StaleDataError:
-    """Return the error for rows that were not matched, although all of them are there with the expected version."""
+    """Return the error for rows that did not match although they all exist with the expected version."""
     return StaleDataError(
-        f"of {len(page)} rows of {call.plan.name}, {count} were matched by bulk.{call.work.verb}(), and yet all of "
-        "them have the expected version; a trigger or a rule has taken the others out"
+        f"of {len(page)} rows of {call.plan.name}, {count} were matched by bulk.{call.work.verb}(), although all of "
+        "them exist with the expected version; look for a trigger or a rule that suppresses the write"
     )
 
 
 def judge(call: CallContext, page: Page) -> None:
-    """Compare the rows of a page with those of the database, and lock them.
+    """Compare the rows of a page with those in the database, and lock them.
 
     Raises:
-        RowFault: some are gone, or have another version.
+        RowFault: some rows are gone, or have another version.
     """
     plan = call.plan
     expects = page.places("expect")

@@ -1,4 +1,4 @@
-"""What the parts of a bulk call see of each other: the verb's work, and the call that it goes through."""
+"""The interfaces between the parts of a bulk call: the work of a verb, and the call that runs it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class CallContext(Protocol):
-    """A call of a verb, as the verb and the ways to the database see it: a `Call`."""
+    """A `Call`, as the verbs and the paths to the database see it."""
 
     session: Session
     work: Work
@@ -36,24 +36,24 @@ class CallContext(Protocol):
     context: DefaultContext
 
     def attempt(self, send: Callable[[], PageResult]) -> PageResult:
-        """Send a page. If it fails, the database is as it was before."""
+        """Send a page. If this fails, everything that it wrote is undone."""
         ...
 
-    def remembered(self, name: str, find: Callable[[], Any]) -> Any:
-        """Return what was found out in this call, or find it out."""
+    def cached(self, name: str, find: Callable[[], Any]) -> Any:
+        """Return a fact that this call has already looked up, or look it up now."""
         ...
 
     def refuse(self, error: BulkError) -> None:
-        """A row is wrong: note it, or raise."""
+        """Note the error of a bad row, or raise it."""
         ...
 
     def reject(self, position: int, row: Any, error: Exception) -> None:
-        """Leave a row out. Raise if it is one too many."""
+        """Leave a row out. Raise if that is one row too many."""
         ...
 
 
 class Work(Protocol):
-    """What a verb wants done; a path knows how."""
+    """What a verb wants done. A path knows how to do it."""
 
     verb: str
     plan: MappingPlan
@@ -61,16 +61,16 @@ class Work(Protocol):
     wants_keys: bool
 
     @property
-    def finds_by(self) -> Sequence[Slot]:
+    def match_columns(self) -> Sequence[Slot]:
         """Return the columns that find a row."""
         ...
 
     def pages(self, call: CallContext, chunk: Chunk) -> Iterator[Page]:
-        """Turn a chunk into pages. What is wrong with a row goes to `call.refuse`."""
+        """Turn a chunk into pages. Errors of single rows go to `call.refuse`."""
         ...
 
     def verify(self, call: CallContext, page: Page) -> None:
-        """Raise a `RowFault` for the rows of a page that would not be found as expected. Writes nothing."""
+        """Raise a `RowFault` for rows of a page that the database does not hold as expected. Writes nothing."""
 
     def finish(self, call: CallContext, tally: Tally) -> None:
-        """Do what is left when all rows are written, still inside of what can be undone."""
+        """Do what is left once all rows are written, while the call can still be undone."""

@@ -1,7 +1,7 @@
-"""Bad rows where a driver sends one row after the other, and keeps those before the one that fails: SQLite.
+"""Finds bad rows where the driver sends one row after the other and keeps those before the one that fails: SQLite.
 
-Its executemany draws the rows one by one from the list that it is given. How many were drawn tells which one failed; that
-one has left nothing behind, and what follows it is sent next.
+Its executemany takes the rows from the list one by one. The number of rows taken tells which one failed. The failed row has
+written nothing, and the rows after it are sent next.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class Unable(Exception):
-    """Somebody has drawn the rows before the driver: a listener that replaces the parameters, say."""
+    """Other code took the rows before the driver did: a listener that replaces the parameters, for example."""
 
 
 class _Drawn(list[tuple[Any, ...]]):
-    """Rows that count how many of them were drawn."""
+    """A list that counts how many rows were taken from it."""
 
     def __init__(self, rows: list[tuple[Any, ...]]) -> None:
         super().__init__(rows)
@@ -45,24 +45,24 @@ class _Drawn(list[tuple[Any, ...]]):
 
     @property
     def last(self) -> int | None:
-        """The place of the row that was drawn last; None if it cannot be told."""
+        """The place of the row that was taken last; None if that is not known."""
         if len(self) == 1:
-            return 0  # which SQLAlchemy takes out of the list, and sends by execute()
+            return 0  # SQLAlchemy takes a single row out of the list, and sends it by execute()
         return self._last if self._readers == 1 else None
 
 
 def prepare(call: CallContext, page: Page) -> Search | None:
-    """Return what sends the rows and notes the errors of those that fail; None where it cannot be done."""
+    """Return a function that sends the rows and notes the errors of those that fail; None if that is not possible."""
     table = call.plan.table
     assert table is not None
     work: Any = call.work
     if _executemany.refusal(call, page, "executemany") is not None:
         return None
-    if not call.remembered("steady", lambda: call.dialect.keeps_earlier(call.connection, table)):
+    if not call.cached("steady", lambda: call.dialect.keeps_earlier(call.connection, table)):
         return None
     try:
         sql, rows = _executemany.statement_and_rows(call, page)
-    except Exception:  # noqa: BLE001 - a value that has no form of the driver's, as in `_faults`
+    except Exception:  # noqa: BLE001 - a value that the driver cannot take, as in `_faults`
         return None
 
     def search(errors: dict[int, Exception]) -> PageResult | None:
@@ -81,7 +81,7 @@ def prepare(call: CallContext, page: Page) -> Search | None:
     return search
 
 
-_AT_ONCE = 5_000  # rows: behind each bad one a new list is made of those that follow
+_AT_ONCE = 5_000  # rows: after each bad row the rest is copied into a new list
 
 
 def _send_all(call: CallContext, sql: str, rows: list[tuple[Any, ...]], errors: dict[int, Exception]) -> None:
@@ -91,7 +91,7 @@ def _send_all(call: CallContext, sql: str, rows: list[tuple[Any, ...]], errors: 
         try:
             call.connection.exec_driver_sql(sql, drawn)
         except Exception as error:
-            # The driver's own, too: a number that is too large, a text that is none.
+            # Errors of the driver itself too: a number that is too large, a str that is not valid text.
             if isinstance(error, SQLAlchemyError) and not call.dialect.blames_the_row(error):
                 raise
             last = drawn.last

@@ -1,8 +1,8 @@
-"""Defaults that look at their row: what a context-sensitive one is given, and the functions that call it in SQLAlchemy's order.
+"""Context-sensitive defaults: the context that they receive, and functions that call them in SQLAlchemy's order.
 
-https://docs.sqlalchemy.org/en/20/core/defaults.html#context-sensitive-default-functions. SQLAlchemy's own order is in
-`DefaultExecutionContext._process_execute_defaults`: what the row holds first, then one default after the other in the order
-of the table's columns; each sees what those before it have given, and None for those after it.
+https://docs.sqlalchemy.org/en/20/core/defaults.html#context-sensitive-default-functions.
+`DefaultExecutionContext._process_execute_defaults` defines that order: first the values of the row, then the defaults in the
+order of the table's columns. Each default sees the results of those before it, and None for those after it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 def takes_context(function: Callable[..., Any]) -> bool:
-    """Tell whether the function of a default wants the context.
+    """Return whether the function of a default wants the context.
 
-    One without arguments stands in a function of SQLAlchemy's own, which leaves the context out.
+    SQLAlchemy wraps a function without arguments in its own, which drops the context.
     """
     return getattr(function, "__globals__", None) is not vars(schema)
 
 
 class DefaultContext:
-    """What a context-sensitive default is given: of SQLAlchemy's execution context, what is known before a statement is sent.
+    """The context of a context-sensitive default: what SQLAlchemy's execution context knows before a statement is sent.
 
     Attributes:
-        connection: the connection that the rows are written on.
-        isinsert, isupdate: which kind of statement asks.
+        connection: the connection that writes the rows.
+        isinsert, isupdate: the kind of statement.
         current_column: the column that the value is for.
         current_parameters: the values of the row so far, by column key.
     """
@@ -52,7 +52,7 @@ class DefaultContext:
 
 
 _LATER = object()
-"""In the place of a value: a default gives it."""
+"""Placeholder: a default supplies the value."""
 
 
 def row_by_row(
@@ -63,14 +63,14 @@ def row_by_row(
     *,
     is_insert: bool,
 ) -> Callable[[list[Any], DefaultContext], list[tuple[Any, ...]]]:
-    """Return what makes the tuples of a page where a default looks at the row.
+    """Return the function that makes the tuples of a page when a default looks at its row.
 
     Args:
-        names: what the parts refer to.
-        parts: for each cell its expression over ``r``; ``D`` where a default gives the value.
-        tables: for each table the cell of each of its columns.
-        ask: for each cell that a default can fill, what gives its value.
-        is_insert: what the context says.
+        names: the names that the parts refer to.
+        parts: for each cell its expression over ``r``; it gives ``D`` if a default supplies the value.
+        tables: for each table, the cell of each of its columns.
+        ask: for each cell that a default can fill, the function for its value.
+        is_insert: whether the statement is an INSERT.
     """
     names = {**names, "D": _LATER, "ask": ask}
     lines = [

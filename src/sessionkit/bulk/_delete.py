@@ -1,4 +1,4 @@
-"""`delete`: rows, by their keys."""
+"""`delete`: delete rows by their keys."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class DeleteWork(KeyedWork):
-    """Rows of a plan that are to go."""
+    """Rows of a plan to delete."""
 
     verb = "delete"
 
     def __init__(self, plan: MappingPlan, missing: Missing, on_duplicate: OnDuplicate) -> None:
-        # Whichever of two equal keys stays, the row goes once.
+        # Whichever of two equal keys is kept, the row is deleted once.
         once: OnDuplicate = "error" if on_duplicate == "error" else "first"
         super().__init__(plan, Shapes(plan, keys=True), plan.key, missing, once)
 
@@ -61,13 +61,13 @@ def delete(
     The database's own ``ON DELETE`` applies; cascades of relationships, which need the objects, do not.
 
     Args:
-        session: the session in whose transaction this happens. Objects of it that are touched are refreshed on their
-            next use, and are then found to be gone.
+        session: the session whose transaction deletes the rows. Its objects for these rows are refreshed on their next use,
+            and are then found to be gone.
         entity: the mapped class.
         keys: any iterable of keys: bare values, tuples for a key of several columns, mappings, or objects of the
             class. A mapping or object that holds its version is checked, as in a flush.
         missing: "error" raises for a key without a row, "ignore" leaves it out.
-        on_duplicate: "error" for a key that comes twice; "first" and "last" delete it once.
+        on_duplicate: "error" raises for a key that appears twice; "first" and "last" delete the row once.
         **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``,
             ``max_rejected``; see `WriteOptions`.
 
@@ -75,14 +75,13 @@ def delete(
         A `BulkResult` with ``deleted``, ``checked``, ``rejected``, ``method``.
 
     Raises:
-        VersionConflict: rows have another version, or are gone; `conflicts` names every one of them.
-        BulkError: a row cannot be deleted, or there is none (then it is a ``StaleDataError`` as well). Nothing was.
-        OptionError: an option that cannot be honoured. Nothing was sent.
+        VersionConflict: rows have another version, or are gone; `conflicts` lists every one of them.
+        BulkError: a row cannot be deleted, or does not exist (then it is also a ``StaleDataError``). Nothing was deleted.
+        OptionError: an option cannot be honoured. Nothing was sent.
 
-    SQL: ``SAVEPOINT``; per chunk ``DELETE ... WHERE id = ANY (array)`` on PostgreSQL, ``DELETE ... WHERE id IN (list)``
-    with the list as one JSON on SQLite; ``RELEASE SAVEPOINT``.
-    The savepoint is left out where the call is the first thing of its transaction, and its input is no iterator: then
-    the transaction begins anew if it fails.
+    SQL: ``SAVEPOINT``; per chunk ``DELETE ... WHERE id = ANY (array)`` on PostgreSQL, ``DELETE ... WHERE id IN (list)`` with
+    the list as one JSON parameter on SQLite; ``RELEASE SAVEPOINT``. There is no savepoint if the call comes first in its
+    transaction and its input is not an iterator: if it fails, the transaction simply starts again.
     """
     known = checked(options, "bulk.delete()")
     one_of("missing", missing, ("error", "ignore"))

@@ -1,4 +1,4 @@
-"""Each key once: what becomes of the second row of a key in the input."""
+"""Each key once: what to do with a second row for the same key in the input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Keyed(Protocol):
-    """Rows that each find a row of the table: a `KeyedWork`."""
+    """Rows that each find a row of the table by key: a `KeyedWork`."""
 
     on_duplicate: OnDuplicate
     seen: Seen
@@ -27,29 +27,29 @@ class Keyed(Protocol):
         ...
 
     def equality(self, call: CallContext, page: Page) -> Equality:
-        """Return what tells which keys are one key in the database."""
+        """Return the `Equality` that decides which keys are the same key in the database."""
         ...
 
     def competing(self, call: CallContext, page: Page, places: Sequence[int]) -> list[int]:
-        """Return those of the rows that can be one row of the table with another one of their key."""
+        """Return the rows that could be the same row of the table as another one with their key."""
         ...
 
     def competes_with_table(self, call: CallContext, page: Page, place: int) -> bool:
-        """Tell whether an earlier row of this row's key, which is written already, can be one row with it."""
+        """Return whether an earlier row with this key, already written, could be the same row of the table."""
         ...
 
 
 def without_duplicates(call: CallContext, work: Keyed, pages: list[Page]) -> list[Page]:
     """Return the pages of a chunk with each key once.
 
-    A row whose key was there before is refused, or another one stands for it, as `work.on_duplicate` says.
+    A row whose key appeared before is refused, or one of the two is dropped, depending on `work.on_duplicate`.
     """
     keys = [key for page in pages for key in page.at(work.where(page))]
     if not keys:
         return pages
     positions: Sequence[int] = pages[0].positions
     order: Sequence[int] = range(len(keys))
-    if len(pages) > 1:  # in the order of the input again
+    if len(pages) > 1:  # restore the order of the input
         told = [position for page in pages for position in page.positions]
         order = sorted(order, key=told.__getitem__)
         keys, positions = [keys[i] for i in order], [told[i] for i in order]
@@ -76,7 +76,7 @@ def _left_out(
     positions: Sequence[int],
     where: list[tuple[int, int]],
 ) -> list[int]:
-    """Return the rows that are not to be written, as places in `positions` and `where`."""
+    """Return the rows that must not be written, as places in `positions` and `where`."""
     at = {position: i for i, position in enumerate(positions)}
     by_first: dict[int, list[int]] = {}
     for i, first in found.items():
@@ -103,8 +103,8 @@ def _left_out(
             page, place = pages[where[i][0]], where[i][1]
             key = page.at(work.where(page))[place]
             message = (
-                f"row {positions[i]} has the key {', '.join(map(repr, key))} of row {kept} as well; "
-                "on_duplicate='first' or 'last' would take one of them"
+                f"row {positions[i]} has the same key as row {kept}: {', '.join(map(repr, key))}; "
+                "on_duplicate='first' or 'last' would keep one of them"
             )
             call.refuse(BulkError(message, position=positions[i], row=page.rows[place]))
         left_out += others
@@ -112,7 +112,7 @@ def _left_out(
 
 
 def _comparable(call: CallContext, work: Keyed, page: Page) -> Page:
-    """Return the page without the rows whose key holds what cannot be compared; those are refused."""
+    """Return the page without the rows whose key cannot be compared; refuse those."""
     equality, where = work.equality(call, page), work.where(page)
     kept: list[int] = []
     for place, key in enumerate(page.at(where)):
@@ -121,7 +121,7 @@ def _comparable(call: CallContext, work: Keyed, page: Page) -> Page:
         except TypeError:
             column = next((page.cells[i].slot.label for i in where if _has_no_hash(page.values[place][i])), None)
             position = page.positions[place]
-            message = f"row {position} has the key {', '.join(map(repr, key))}, which cannot be compared with others"
+            message = f"row {position} has a key that cannot be compared with other keys: {', '.join(map(repr, key))}"
             call.refuse(BulkError(message, position=position, row=page.rows[place], column=column))
         else:
             kept.append(place)

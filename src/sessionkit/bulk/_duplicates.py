@@ -1,4 +1,4 @@
-"""Duplicates among the keys of an input, in as little memory as its order allows."""
+"""Finds duplicates among the keys of the input, in as little memory as its order allows."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class _Run(NamedTuple):
 
 
 class Seen:
-    """The keys so far.
+    """The keys seen so far.
 
-    Integers that come in ascending order take 8 bytes each, all other keys some 100.
+    Integers in ascending order take 8 bytes each; all other keys take about 100.
     """
 
     def __init__(self) -> None:
         self._runs: list[_Run] = []
         self._last: int | None = None
         self._others: dict[Key, int] = {}
-        # Of keys that may be equal to others: those that were given, and where.
+        # For keys that may equal others: the original keys, and their positions.
         self._spelled: dict[Key, list[tuple[Key, int]]] = {}
 
     def duplicates(self, keys: Sequence[Key], positions: Sequence[int], equality: Equality) -> dict[int, int]:
-        """Return, for each place of a key that was there before, the position where it was first.
+        """Return, for the place of each key seen before, the position of its first appearance.
 
         Raises:
-            TypeError: a key holds what cannot be compared.
+            TypeError: a key holds a value that cannot be compared.
         """
         run = self._ascending(keys)
         if run is not None and not self._others and isinstance(positions, range):
@@ -69,7 +69,7 @@ class Seen:
             )
 
     def _first(self, key: Key, fold: Key, position: int, equality: Equality) -> int:
-        """Return where a key was first, which is here if it was not there before."""
+        """Return the position where a key first appeared: this one if it is new."""
         known = self._others.setdefault(fold, position)
         if known == position:
             if key != fold:

@@ -1,6 +1,6 @@
-"""When two keys of the input are one key in the database: by the column's type, by its collation, by their spelling.
+"""When two keys of the input are the same key in the database: by the column's type, its collation, their spelling.
 
-Python folds so much together that whatever may be equal is; the database judges the few that are then left over.
+Python folds keys so broadly that all that may be equal become equal. The database then decides about the few that are left.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Equality:
     """The equality of keys that are made of these columns.
 
     Args:
-        call: asks the database, where Python cannot tell.
+        call: the call that asks the database when Python cannot tell.
         slots: the columns.
     """
 
@@ -35,17 +35,17 @@ class Equality:
         self._call = call
         self._slots = slots
         dialect, connection = call.dialect, call.connection
-        neutral = dialect.neutral(connection.dialect)
+        neutral = dialect.driverless(connection.dialect)
         self._kinds = [_plain_kinds(slot.column.type, neutral) for slot in slots]
         stored = dialect.stored_key or _fold_of
         self._folds = [stored(slot.column.type, neutral) for slot in slots]
         self._same: dict[Slot, Callable[[Any, Any], bool]] = {}
 
     def folded(self, keys: Sequence[Key]) -> Sequence[Key]:
-        """Return the keys in a form in which all that may be one key are equal.
+        """Return the keys in a form in which all keys that may be the same compare equal.
 
         Raises:
-            TypeError: a value cannot be the value of a key.
+            TypeError: a value cannot be part of a key.
         """
         columns = list(zip(*keys, strict=True))
         changed = [self._column(place, values) for place, values in enumerate(columns)]
@@ -58,9 +58,9 @@ class Equality:
         if kinds <= _EXACT and kinds <= self._kinds[place]:
             return values
         for value in values:
-            hash(value)  # what has none is no value of a key
+            hash(value)  # a value without a hash cannot be part of a key
         fold = self._folds[place]
-        # SQLite stores what the type hands over; only the server knows what it makes of a value that is not of the kind.
+        # SQLite stores what the type passes on; on a server, only the server knows how it converts a value of another kind.
         if self._call.dialect.stored_key is None and not (
             fold is not None or _is_plain(kinds, values, self._kinds[place])
         ):
@@ -70,7 +70,7 @@ class Equality:
         return [_folded(value, fold) for value in values]
 
     def one_key(self, a: Key, b: Key) -> bool:
-        """Tell whether two keys that fold to the same one are one key in the database."""
+        """Return whether two keys that fold to the same value are the same key in the database."""
         return a == b or all(
             _equal(x, y) or self._one_value(place, x, y) for place, (x, y) in enumerate(zip(a, b, strict=True))
         )
@@ -89,7 +89,7 @@ _EXACT: frozenset[Any] = frozenset({int, UUID, bool})
 
 
 def _plain_kinds(type_: Any, dialect: Dialect) -> frozenset[Any]:
-    """Return of which class the values of a type are that are equal in the database where they are in Python."""
+    """Return the classes of values that are equal in the database exactly if they are equal in Python."""
     impl: Any = type_._unwrapped_dialect_impl(dialect)
     rounds = getattr(impl, "precision", None) is not None
     if rounds or isinstance(type_, sqltypes.TypeDecorator) or isinstance(impl, sqltypes.Enum):
@@ -115,7 +115,7 @@ def _is_plain(kinds: set[type], values: Sequence[Any], plain: frozenset[Any]) ->
 
 
 def _fold_of(type_: Any, dialect: Dialect) -> Callable[[Any], Any] | None:
-    """Return what makes one value of all that a type stores as the same; None where the type has no say in it."""
+    """Return a function that maps values which the type stores alike to one value; None if the type converts nothing."""
     impl: Any = type_._unwrapped_dialect_impl(dialect)
     if isinstance(impl, sqltypes.Uuid):
         return _uuid
@@ -131,7 +131,7 @@ def _uuid(value: Any) -> UUID:
 def _made(value: Any, fold: Callable[[Any], Any]) -> Any:
     try:
         return value if value is None else fold(value)
-    except Exception:  # noqa: BLE001 - such a row is refused when it is written, with an error of its own
+    except Exception:  # noqa: BLE001 - writing such a row raises an error of its own
         return value
 
 
@@ -142,12 +142,12 @@ def _folded(value: Any, fold: Callable[[Any], Any] | None) -> Any:
 def _equal(a: Any, b: Any) -> bool:
     try:
         return bool(a == b)
-    except Exception:  # noqa: BLE001 - values of two kinds that cannot be compared
+    except Exception:  # noqa: BLE001 - values of different kinds that cannot be compared
         return False
 
 
 def fold_value(value: Any) -> Any:
-    """Return a value in a form in which whatever a collation or a type of a database may take for one value is equal."""
+    """Return a value in a form in which all values that a collation or type may treat as one compare equal."""
     match value:
         case str():
             plain = value.casefold()

@@ -1,6 +1,6 @@
-"""One prepared statement for all rows, past SQLAlchemy's handling of parameters: the way of SQLite.
+"""One prepared statement for all rows, bypassing SQLAlchemy's handling of parameters: the path for SQLite.
 
-The values are brought into the form that the driver stores by one generated list comprehension.
+One generated list comprehension converts the values to the form that the driver stores.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 
 def refusal(call: CallContext, page: Page, method: str) -> str | None:
-    """Tell why the rows cannot be sent this way."""
+    """Return why the rows cannot be sent this way; None if they can."""
     work: Any = call.work
     if work.verb == "upsert" and work.status and work.is_conditional:
-        return "the driver does not tell of each row whether it was written; 'sqlalchemy' asks"
+        return "the driver does not report for each row whether it was written; 'sqlalchemy' asks"
     if work.verb == "upsert" and work.index_where is not None:
-        return "whether a row is new depends on the predicate of a partial index; 'sqlalchemy' asks of each row"
+        return "whether a row is new depends on the predicate of a partial index; 'sqlalchemy' asks for each row"
     return None
 
 
 def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], PageResult]:
-    """Bring the values into the driver's form, and return what sends them."""
+    """Convert the values to the driver's form, and return a function that sends them."""
     if call.work.wants_keys:
         rows = _adapt(call, page, range(len(page.cells)))
         return lambda: _with_reserved_keys(call, page, rows)
@@ -69,7 +69,7 @@ def _send(call: CallContext, page: Page, sql: str, rows: list[tuple[Any, ...]]) 
 
 
 def _delete_all(call: CallContext, page: Page, *conditions: ColumnElement[bool]) -> PageResult:
-    """Delete by one list of keys, which is faster than a statement for each of them."""
+    """Delete by one list of keys, which is faster than a statement per key."""
     assert call.plan.table is not None
     count = call.connection.execute(sa_delete(call.plan.table).where(*conditions)).rowcount
     call.work.compare(call, page, count)  # type: ignore[attr-defined]
@@ -77,12 +77,12 @@ def _delete_all(call: CallContext, page: Page, *conditions: ColumnElement[bool])
 
 
 def _with_reserved_keys(call: CallContext, page: Page, rows: list[tuple[Any, ...]]) -> PageResult:
-    """Insert rows whose keys are to be told: they are made here, while nobody else can write.
+    """Insert rows whose keys the caller wants: make the keys here, while no other connection can write.
 
     Args:
-        call: where to.
+        call: the call that writes.
         page: the rows.
-        rows: the same in the driver's form, cell by cell.
+        rows: the same rows in the driver's form, cell by cell.
     """
     made = missing_keys(call.plan, page)
     keyed = with_keys_made(call, page)
@@ -96,23 +96,21 @@ def _with_reserved_keys(call: CallContext, page: Page, rows: list[tuple[Any, ...
     if constants:
         rows = _adapt(call, keyed, places, constants)
     elif places != list(range(len(keyed.cells))):
-        rows = list(map(itemgetter(*places), rows))  # more than one: otherwise they are in order
+        rows = list(map(itemgetter(*places), rows))  # several places: with one, the rows are in order already
     count = call.connection.exec_driver_sql(sql, rows).rowcount
     return PageResult(inserted=count, keys=keyed.of_slots(call.plan.key))
 
 
 def statement_of(call: CallContext, page: Page) -> tuple[str, list[int], dict[int, Any]]:
-    """Return the SQL, the cell for each of its parameters, and the values of those that are the same for all rows."""
+    """Return the SQL, the cell of each parameter, and the values of the parameters that are the same for all rows."""
     plan, verb = call.plan, call.work.verb
     dialect = call.connection.dialect
     translation = call.connection.get_execution_options().get("schema_translate_map")
-    if verb == "upsert":  # its conditions are the call's own
+    if verb == "upsert":  # its conditions belong to this call
         return _compiled(call, page, dialect, translation)
     schemas = None if translation is None else tuple(sorted(translation.items(), key=repr))
     key = ("executemany", verb, page.cells, page.bumps, dialect, schemas)
-    found: tuple[str, list[int], dict[int, Any]] = plan.remembered(
-        key, lambda: _compiled(call, page, dialect, translation)
-    )
+    found: tuple[str, list[int], dict[int, Any]] = plan.cached(key, lambda: _compiled(call, page, dialect, translation))
     return found
 
 
@@ -150,12 +148,10 @@ def _compiled(
 def _adapt(
     call: CallContext, page: Page, places: Sequence[int], constants: dict[int, Any] | None = None
 ) -> list[tuple[Any, ...]]:
-    """Return the rows as the driver takes them."""
+    """Return the rows in the driver's form."""
     dialect = call.connection.dialect
     key = ("adapt", page.cells, tuple(places), page.may_omit, dialect)
-    build = (
-        _adapter(page, places, call) if constants else call.plan.remembered(key, lambda: _adapter(page, places, call))
-    )
+    build = _adapter(page, places, call) if constants else call.plan.cached(key, lambda: _adapter(page, places, call))
     rows: list[tuple[Any, ...]] = build(page.values, constants)
     return rows
 

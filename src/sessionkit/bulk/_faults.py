@@ -1,4 +1,4 @@
-"""Delivering a page, and finding the rows of it that cannot be written."""
+"""Sends a page, and finds the rows in it that cannot be written."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Delivery:
-    """Sends the pages of a call. What keeps a page from being written is traced to the rows that are to blame.
+    """Sends the pages of a call. If a page cannot be written, traces the error to the rows that cause it.
 
     Attributes:
-        conflicts: the stale rows that were found, of which the error of the call is to tell.
+        conflicts: the stale rows found so far, for the error of the call.
     """
 
     def __init__(self, call: CallContext) -> None:
@@ -36,13 +36,13 @@ class Delivery:
         self._suspicious = False
 
     def deliver(self, page: Page) -> None:
-        """Write a page; if rows of it cannot be written, find them."""
+        """Write a page; if some of its rows cannot be written, find them."""
         parts = page.by_omission(null_too=False)
         if len(parts) > 1:
             parts = self._in_order(page).by_omission(null_too=False)
         for part in parts:
             if self.conflicts:
-                # The call has failed already. It goes on looking, so that its error can name every stale row.
+                # The call has already failed. It keeps checking, so that its error can name every stale row.
                 self._judge(part)
             elif (path := choose(self._call, part)) is SQLALCHEMY:
                 self._by_sqlalchemy(part)
@@ -50,7 +50,7 @@ class Delivery:
                 self._deliver_by(path, part)
 
     def _deliver_by(self, path: Path, page: Page) -> None:
-        # Where the page before had bad rows, this one is likely to, and need not fail first.
+        # If the page before had bad rows, this one probably has some too, and need not fail first.
         found = find(self._call, page) if self._suspicious and path is not SQLALCHEMY else None
         if found is not None:
             self._take(path, page, found)
@@ -60,10 +60,10 @@ class Delivery:
             self._find_bad_rows(path, page, error)
 
     def _refused(self, path: Path, page: Page) -> Exception | None:
-        """Write a page, or return the error of a row in it that the database, or a type, has refused."""
+        """Write a page, or return the error if the database or a type refused a row."""
         try:
             send = path.prepare(self._call, page)
-        except Exception as error:  # noqa: BLE001 - whatever a type or a packer says: SQLAlchemy's way is the truth
+        except Exception as error:  # noqa: BLE001 - any error of a type or a packer: SQLAlchemy's path decides
             unfit = error
         else:
             return self._send(path, page, send)
@@ -88,7 +88,7 @@ class Delivery:
             self._call.tally.add(page, outcome, path.method)
             self._refresh(page)
             return None
-        # Outside of the `except`, so that what comes now does not drag this error along.
+        # Outside the `except`, so that later errors do not carry this one as their context.
         if problem is None:
             return self._refused(path, page)
         if isinstance(problem, Mismatch):
@@ -106,15 +106,15 @@ class Delivery:
         return None
 
     def _refresh(self, page: Page) -> None:
-        """Have objects of the session that the page has touched read again when they are used next."""
+        """Expire the session's objects whose rows the page has written, so that they are read again on their next use."""
         work, session = self._call.work, self._call.session
         if work.verb != "insert" and session.identity_map:
-            places = [i for i, cell in enumerate(page.cells) if cell.slot in work.finds_by]
+            places = [i for i, cell in enumerate(page.cells) if cell.slot in work.match_columns]
             keys = (tuple(row[i] for i in places) for row in page.values)
             expire(session, self._call.plan, [page.cells[i].slot for i in places], keys)
 
     def _divide(self, path: Path, page: Page, error: Exception) -> None:
-        """Send what a fast path cannot express by SQLAlchemy, and the rest of the page by the path."""
+        """Send the rows that a fast path cannot express through SQLAlchemy, and the rest of the page by the fast path."""
         if path is SQLALCHEMY:
             raise error
         bad = sorted(place for places in page.by_types() for place in self._unfit(path, page, places))
@@ -122,17 +122,17 @@ class Delivery:
             page = self._in_order(page)
             self._deliver_by(path, page.without(bad))
             page = page.only(bad)
-        # All of them one by one, and yet not together: then it is no row's fault.
+        # Every row works alone but not together with the others: then no single row is at fault.
         self._by_sqlalchemy(page)
 
     def _in_order(self, page: Page) -> Page:
-        """Return a page that is to be sent in parts with keys that go up with the input, if they can be made beforehand."""
+        """Return a page to be sent in parts, with keys in the order of the input if they can be made in advance."""
         if self._call.work.verb != "insert" or self._call.plan.table is None:
             return page
         return with_keys_made(self._call, page) or page
 
     def _unfit(self, path: Path, page: Page, places: list[int]) -> list[int]:
-        """Return those of the places whose rows the path cannot express."""
+        """Return the places whose rows the path cannot express."""
         part = page.only(places)
 
         def fits(low: int, high: int) -> bool:
@@ -153,10 +153,10 @@ class Delivery:
         if len(page) == 1 and path is SQLALCHEMY:
             call.refuse(error_of(call, page, error))
         elif len(page) == 1:
-            # Once more, the way that gives the error which SQLAlchemy would have raised.
+            # Send it again through SQLAlchemy, to get the error that SQLAlchemy itself raises.
             self._by_sqlalchemy(page)
         elif (found := find(call, page)) is None:
-            # Rows that no one form fits: those whose values are of the same types have one, and are wrong in the same way.
+            # No single form fits these rows. Rows whose values have the same types share a form, and fail alike.
             parts = page.by_types() if call.collects else []
             if 1 < len(parts) <= _MOST_KINDS:
                 for places in parts:
@@ -166,7 +166,7 @@ class Delivery:
         elif call.collects:
             self._take(path, page, found)
         else:
-            # The row alone gives the error, if those before it are there, with which it may be at odds.
+            # The row alone raises the error, given the rows before it, which it may conflict with.
             first = min(found.errors)
             if first:
                 self._deliver_by(path, page.part(0, first))
@@ -174,7 +174,7 @@ class Delivery:
             self._deliver_by(path, page.part(first + 1, len(page)))
 
     def _take(self, path: Path, page: Page, found: BadRows) -> None:
-        """Leave the bad rows of a page out, and see to the others."""
+        """Leave out the bad rows of a page, and write the others."""
         for place, each in found.errors.items():
             self._call.refuse(error_of(self._call, page.part(place, place + 1), each))
         good = page.without(found.errors)
@@ -187,7 +187,7 @@ class Delivery:
             self._refresh(good)
 
     def _send_blocks(self, path: Path, page: Page) -> None:
-        """Send blocks of rows, each with a savepoint."""
+        """Send blocks of rows, each inside a savepoint."""
 
         def send(low: int, high: int) -> bool:
             part = page.part(low, high)
@@ -198,10 +198,10 @@ class Delivery:
 
         search(len(page), len(page), send)
 
-    # Rows that are not there as expected
+    # Rows that the database does not hold as expected
 
     def _judge(self, page: Page) -> bool:
-        """Find the rows of a page that are not there as expected; see to the others. Tell whether there were any."""
+        """Find the rows of a page that are not as expected, and write the others. Return whether there were any."""
         try:
             self._call.work.verify(self._call, page)
         except RowFault as fault:
@@ -230,19 +230,19 @@ class Delivery:
         if isinstance(error, SQLAlchemyError):
             dialect, connection, plan = self._call.dialect, self._call.connection, self._call.plan
             return dialect.blames_the_row(error) or dialect.is_policys(connection, tables_of(plan)[0], error)
-        # Neither SQLAlchemy's nor the driver's: a type's or a default's own exception, about a value.
+        # Not from SQLAlchemy or the driver: a type or a default raised it because of a value.
         return not isinstance(error, OptionError)
 
 
 _MOST_KINDS = 8
-_PROBED = 256  # rows: COPY packs the first 500 before it is sent
+_PROBED = 256  # rows: COPY packs the first 500 before it sends anything
 
 
 def search(length: int, most: int, good: Callable[[int, int], bool]) -> list[int]:
-    """Ask about all places below `length` in blocks, and return those that are not good alone.
+    """Test all places below `length` in blocks, and return those that fail alone.
 
-    A block that is good makes the next one twice as long, one that is not is halved: what is before a bad place is asked
-    about once more, what is behind it is not.
+    After a good block the next one is twice as long; a bad block is halved. So the places before a bad one are tested once
+    more, and those after it are not.
     """
     bad: list[int] = []
     low, size = 0, min(most, max(1, length // 2))
@@ -259,7 +259,7 @@ def search(length: int, most: int, good: Callable[[int, int], bool]) -> list[int
 
 
 def error_of(call: CallContext, page: Page, error: Exception) -> BulkError:
-    """Return the error that tells which row of the input the database, or a type, has refused: that of a page of one row."""
+    """Return the error that names the row of the input that the database or a type refused (the page holds one row)."""
     position, row = page.positions[0], page.rows[0]
     column = _column_of(call, page, error)
     about = f", column {column!r}" if column else ""
@@ -285,6 +285,6 @@ def _column_of(call: CallContext, page: Page, error: Exception) -> str | None:
         if process is not None and value is not OMIT:
             try:
                 process(value)
-            except Exception:  # noqa: BLE001 - this is what is looked for
+            except Exception:  # noqa: BLE001 - this is what the loop looks for
                 return cell.slot.label
     return None

@@ -1,4 +1,4 @@
-"""How a type is sent, and what the expressions of `_wire` call: values in PostgreSQL's binary form, or an exception."""
+"""How a type is sent, and the functions that `_wire` calls: they return PostgreSQL's binary form, or raise."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Wire(NamedTuple):
 
     Attributes:
         name: the type's name in the catalogue (pg_type.typname).
-        oid: its number there, the same on every server; of an array its own name and that of the element differ. 0 for
-            a type of an extension, which has another one in each database.
-        sql: how the type is called in SQL, without a length, which the assignment to the column checks.
-        code: ``struct`` codes of what has one length; None for all else, which `value` then makes bytes of.
-        value: an expression of ``{0}``, never None: what `code` packs, or bytes.
-        pack: what makes the bytes, in the place of `value`.
-        cast: in a statement it comes as text, and is cast to the type of the column.
-        listed: the drivers can send many of them as an array.
+        oid: its number in the catalogue, the same on every server (an array has another number than its element). 0 for a
+            type of an extension, whose number differs between databases.
+        sql: the type's name in SQL, without a length: the assignment to the column checks that.
+        code: ``struct`` codes of a value with a fixed length; None for all others, for which `value` gives bytes.
+        value: an expression over ``{0}``, which is never None: what `code` packs, or bytes.
+        pack: a function that makes the bytes, instead of `value`.
+        cast: a statement sends it as text, and casts it to the column's type.
+        listed: whether the drivers can send many of them as an array.
     """
 
     name: str
@@ -58,7 +58,7 @@ def _whole(value: Any) -> int:
 
 def _single(value: Any) -> Any:
     if 0 < abs(value) < 7.1e-46:
-        raise ValueError(f"{value!r} is too small")  # struct makes a zero of it, PostgreSQL's own reading an error
+        raise ValueError(f"{value!r} is too small")  # struct would pack a zero, but PostgreSQL raises an error
     return value
 
 
@@ -77,12 +77,12 @@ _PAIR = Struct(">HH").pack
 
 
 def _numeric(value: Any) -> bytes:
-    """Digits to the base of 10,000: how many, the weight of the first, the sign, how many decimals, and they.
+    """Digits in base 10,000: their number, the weight of the first, the sign, the number of decimals, and the digits.
 
-    The server takes off the zeros at both ends.
+    The server strips the zeros at both ends.
     """
     if value.__class__ is not Decimal and value.__class__ is not int:
-        raise TypeError(f"{value!r} is no exact number")  # a float: the server rounds it in its own way
+        raise TypeError(f"{value!r} is not an exact number")  # a float: the server rounds it its own way
     text = str(value)
     whole, _, decimals = text.partition(".")
     scale = len(decimals)
@@ -125,7 +125,7 @@ def _numeric_of_another_form(text: str, value: Any) -> bytes:
 
 def _days(value: Any) -> int:
     if type(value) is not date:
-        raise TypeError(f"{value!r} is not a date")  # a datetime is one, but drops its time in its own way
+        raise TypeError(f"{value!r} is not a date")  # a datetime is a date, but each driver drops the time its own way
     return value.toordinal() - 730_120
 
 
@@ -149,7 +149,7 @@ def _no_time(value: Any) -> int:
     raise TypeError(f"{value!r} is not a time without a zone")
 
 
-# Bytes, and text that stands for something
+# Bytes, and text with a meaning of its own
 
 
 def _octets(value: Any) -> bytes:
@@ -165,7 +165,7 @@ def _uuid(value: Any) -> bytes:
         return value.bytes
     result = UUID(value)
     if value.lower() not in {str(result), result.hex}:
-        raise ValueError(f"{value!r} is written in a way that not every driver reads")
+        raise ValueError(f"{value!r} is in a form that not every driver reads")
     return result.bytes
 
 
@@ -175,7 +175,7 @@ _SEPARATORS = {one * count for one in ":-" for count in (5, 7)}
 def _mac(value: Any, length: int) -> bytes:
     octets = bytes.fromhex(value.replace(value[2], ""))
     if len(octets) != length or value[2::3] not in _SEPARATORS:
-        raise ValueError(f"{value!r} is no hardware address of {length} bytes with : or - between them")
+        raise ValueError(f"{value!r} is not a hardware address of {length} bytes separated by : or -")
     return octets
 
 
@@ -187,11 +187,11 @@ def _bit_form(count: int) -> tuple[bytes, int, int]:
 
 def _bits(value: Any, length: int | None, varying: bool) -> bytes:
     if type(value) is not str or value.strip("01"):
-        raise TypeError(f"{value!r} is no text of zeros and ones")
+        raise TypeError(f"{value!r} is not a string of zeros and ones")
     count = len(value)
-    # SQLAlchemy casts the parameter, which cuts it or fills it up; an assignment would be an error.
+    # SQLAlchemy casts the parameter, which truncates or pads it; an assignment would fail instead.
     if count != length and length is not None and (count > length or not varying):
-        raise ValueError(f"{value!r} has not {length} bits")
+        raise ValueError(f"{value!r} does not have {length} bits")
     head, size, shift = _bit_form(count)
     return head + (int(value or "0", 2) << shift).to_bytes(size, "big")
 
@@ -211,7 +211,7 @@ def _hstore(value: dict[str, str | None]) -> bytes:
     return b"".join(out)
 
 
-# Addresses of the network: the family, the bits of the network, whether it is a CIDR, how many bytes, and they
+# Network addresses: the family, the bits of the network, whether it is a CIDR, the number of bytes, and the bytes
 
 
 _FOUR, _SIX = int(AF_INET), int(AF_INET6)
@@ -233,7 +233,7 @@ def _inet(value: Any) -> bytes:
 
 
 def _cidr(value: Any) -> bytes:
-    return _network(value, True)  # an interface: what is right of its mask some drivers cut off, and others refuse
+    return _network(value, True)  # an interface: some drivers cut off the bits right of its mask, others refuse it
 
 
 def _network(value: Any, cidr: bool) -> bytes:
@@ -244,7 +244,7 @@ def _network(value: Any, cidr: bool) -> bytes:
         address, slash, bits = value.partition("/")
         packed = inet_pton(_SIX if ":" in address else _FOUR, address)
         longest = len(packed) * 8
-        # Only digits: a mask in the form of an address is read by Python and not by PostgreSQL.
+        # Only digits: Python reads a mask written as an address, PostgreSQL does not.
         length = int(bits) if slash and bits.isascii() and bits.isdigit() else -1 if slash else longest
         if not 0 <= length <= longest or (slash and str(length) != bits):
             raise ValueError(f"{value!r} is no address")
@@ -264,7 +264,7 @@ def _without_scope(value: Any) -> None:
 
 
 def _text_only(form: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """Return a form for drivers that have to be taught the objects of a type."""
+    """Return a form that takes only text, for drivers that do not know the objects of a type."""
 
     def pack(value: Any) -> bytes:
         if type(value) is not str:

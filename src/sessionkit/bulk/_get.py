@@ -1,4 +1,4 @@
-"""`get`: objects, by their keys."""
+"""`get`: load objects by their keys."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def get(
     on_progress: Callable[[int, int | None], object] | None = None,
     progress: bool = False,
 ) -> list[T | None]:
-    """Return the objects with these primary keys, in the order of the keys, None where there is no row.
+    """Return the objects with these primary keys, in the order of the keys; None where there is no row.
 
-    As ``session.get``, for many: an object that the session has is returned as it is, without asking the database,
-    unless it is expired.
+    This is ``session.get`` for many keys: an object that the session already holds is returned as it is, without asking the
+    database, unless it is expired.
 
     Args:
         session: the session that the objects belong to.
         entity: the mapped class.
-        keys: any iterable of keys: bare values, tuples for a key of several columns, or mappings. A key may come twice.
-        options: loader options, as of ``select().options()``.
-        chunk: how many keys go into one query; by default 10,000.
-        on_progress: called after each chunk with the keys so far, and the length of the input or None.
+        keys: any iterable of keys: bare values, tuples for a key of several columns, or mappings. A key may appear twice.
+        options: loader options, as for ``select().options()``.
+        chunk: the number of keys in one query; by default 10,000.
+        on_progress: called after each chunk with the number of keys so far, and the length of the input or None.
         progress: True shows a bar on standard error.
 
     Raises:
-        BulkError: something that is not a key of the class.
+        BulkError: an item is not a key of the class.
 
     SQL: per chunk ``SELECT ... WHERE id = ANY(ARRAY[...])`` with one parameter on PostgreSQL, ``IN`` on SQLite and for
     keys of several columns.
@@ -89,7 +89,7 @@ def _identities(plan: MappingPlan, shapes: Shapes, part: Chunk) -> list[tuple[An
         lacking = next((name for name in names if row.get(name) is None), None)
         if lacking is not None:
             position = part.start + place
-            message = f"row {position} holds no value for {lacking!r}, the key of {plan.name}"
+            message = f"row {position} has no value for {lacking!r}, the key of {plan.name}"
             raise BulkError(message, position=position, row=part.rows[place], column=lacking)
         identities.append(tuple(row[name] for name in names))
     return identities
@@ -120,7 +120,7 @@ def _objects(session: Session, plan: MappingPlan, wanted: list[tuple[Any, ...]],
         before = len(known)
         known |= {key: found[key] for key in asked if key in found}
         if len(known) - before < len(found):
-            # The database sees equals where Python does not (5 and "5"): ask for these alone.
+            # Values may be equal to the database but not to Python (5 and "5"): ask for these one by one.
             for key in asked:
                 if key not in known:
                     known[key] = session.get(mapper.entity, key, options=options)

@@ -1,4 +1,4 @@
-"""Objects of the session whose rows were written past them: they are refreshed on their next use."""
+"""Expires the session's objects whose rows a bulk call has written, so that their next use refreshes them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def expire(session: Session, plan: MappingPlan, slots: Sequence[Slot], keys: Iterable[Key]) -> None:
-    """Expire the objects whose attributes `slots` have one of the values `keys`; in doubt, expire.
+    """Expire the objects whose attributes `slots` hold one of the values `keys`; when in doubt, expire.
 
-    What is changed in an object and not flushed yet stays.
+    Changes of an object that are not flushed yet stay.
     """
     cls = plan.mapper.base_mapper.class_
     objects = [obj for obj in session.identity_map.values() if isinstance(obj, cls)]
@@ -34,7 +34,7 @@ def expire(session: Session, plan: MappingPlan, slots: Sequence[Slot], keys: Ite
         state = instance_state(obj)
         held = state.dict
         key = tuple(fold_value(held.get(name)) for name in names)
-        # The database may see equals where Python does not: between types (5 and "5"), in case, in padding.
+        # Values may be equal to the database but not to Python: different types (5 and "5"), case, padding.
         known = all(name in held for name in names) and tuple(map(type, key)) in kinds
         if known and key not in touched:
             continue

@@ -1,4 +1,4 @@
-"""`insert`: new rows."""
+"""`insert`: insert rows."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class InsertWork:
-    """New rows of a plan."""
+    """Rows of a plan to insert."""
 
     verb = "insert"
 
     def __init__(self, plan: MappingPlan, returning: Sequence[Any] | None, *, render_nulls: bool) -> None:
         self.plan = plan
-        self.finds_by = plan.key
+        self.match_columns = plan.key
         self.shapes = Shapes(plan)
         self.returning = returning
         self.wants_keys = bool(returning)
@@ -45,7 +45,7 @@ class InsertWork:
         yield with_keys(page, self.plan, self._made_by_us, "the key", call.refuse)
 
     def verify(self, call: CallContext, page: Page) -> None:
-        """Nothing is expected of rows that do not exist."""
+        """New rows have nothing to verify."""
 
     def finish(self, call: CallContext, tally: Tally) -> None:
         tally.close(status=False)
@@ -64,20 +64,19 @@ def insert(
 ) -> BulkResult:
     """Insert rows, with all the defaults that the mapping promises, and leave the transaction open.
 
-    The end state is the one that ``session.add_all`` and a flush would give: defaults from Python, SQL and the server,
-    types, the first version, the polymorphic identity. What hangs on objects does not happen: no cascades, no mapper
-    events, no validators; the session does not get to know the rows.
+    The rows end up as after ``session.add_all`` and a flush: with defaults from Python, SQL and the server, types, the first
+    version, the polymorphic identity. What depends on objects does not happen: no cascades, no mapper events, no validators,
+    and the session does not hold the rows.
 
     Args:
-        session: the session in whose transaction this happens. What is pending in it is flushed before, where its
-            `autoflush` says so.
+        session: the session whose transaction inserts the rows. Its pending changes are flushed first, if `autoflush` is on.
         entity: the mapped class.
-        rows: any iterable, also a generator, in the async twin also an async one; read in chunks. A row is a mapping
-            of attribute names, an object of the class (its columns are read, it stays outside of the session), a
-            dataclass or a named tuple. Rows may have different keys: what a row does not have gets its default.
-        returning: attributes of the class (``[User.id]``), or the class itself, to be handed back in
-            ``result.returned`` in the order of the input.
-        render_nulls: an explicit None is NULL on a column with a default as well; otherwise it takes the default.
+        rows: any iterable, generators included, and in the async twin also an async iterable; read in chunks. A row is a
+            mapping of attribute names, an object of the class (its columns are read; it does not join the session), a
+            dataclass or a named tuple. Rows may have different keys: a column that a row leaves out gets its default.
+        returning: attributes of the class (``[User.id]``), or the class itself, to return in ``result.returned``, in the
+            order of the input.
+        render_nulls: an explicit None means NULL even for a column with a default; otherwise such a column gets its default.
         **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``,
             ``max_rejected``; see `WriteOptions`.
 
@@ -85,14 +84,14 @@ def insert(
         A `BulkResult` with ``inserted``, ``returned``, ``rejected``, ``method``.
 
     Raises:
-        BulkError: a row cannot be written; nothing was. It is also of the class that SQLAlchemy would have raised.
-        OptionError: an option that cannot be honoured. Nothing was sent.
+        BulkError: a row cannot be written, and nothing was. It is also an instance of the class that SQLAlchemy would raise.
+        OptionError: an option cannot be honoured. Nothing was sent.
         SyncAsyncMismatch: an async iterable was given to a sync session.
 
     SQL: ``SAVEPOINT``; per chunk ``COPY ... FROM STDIN (FORMAT BINARY)`` on PostgreSQL (``INSERT ... SELECT FROM
-    unnest(...)`` below 200 rows), one prepared ``INSERT`` for all rows on SQLite; ``RELEASE SAVEPOINT``.
-    The savepoint is left out where the call is the first thing of its transaction, and its input is no iterator: then
-    the transaction begins anew if it fails.
+    unnest(...)`` below 200 rows), one prepared ``INSERT`` for all rows on SQLite; ``RELEASE SAVEPOINT``. There is no
+    savepoint if the call comes first in its transaction and its input is not an iterator: if it fails, the transaction simply
+    starts again.
     """
     known = checked(options, "bulk.insert()")
     work = InsertWork(plan_for(entity), returning, render_nulls=render_nulls)

@@ -1,4 +1,4 @@
-"""What `update`, `upsert` and `delete` share: rows that find a row, each key once, in the order of the keys."""
+"""What `update`, `upsert` and `delete` share: they find rows by key, each key once, in key order."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class KeyedWork(ABC):
-    """Rows that each find a row of the table.
+    """Rows that each find a row of the table by key.
 
     Attributes:
-        finds_by: the columns that find it.
-        missing: what becomes of a key without a row.
-        on_duplicate: what becomes of a second row of the same key.
+        match_columns: the columns of that key.
+        missing: what to do with a key that has no row.
+        on_duplicate: what to do with a second row for the same key.
     """
 
     verb: str
@@ -39,11 +39,16 @@ class KeyedWork(ABC):
     missing: Missing
 
     def __init__(
-        self, plan: MappingPlan, shapes: Shapes, finds_by: Sequence[Slot], missing: Missing, on_duplicate: OnDuplicate
+        self,
+        plan: MappingPlan,
+        shapes: Shapes,
+        match_columns: Sequence[Slot],
+        missing: Missing,
+        on_duplicate: OnDuplicate,
     ) -> None:
         self.plan = plan
         self.shapes = shapes
-        self.finds_by = finds_by
+        self.match_columns = match_columns
         self.missing = missing
         self.on_duplicate = on_duplicate
         self.seen = Seen()
@@ -51,14 +56,14 @@ class KeyedWork(ABC):
 
     @abstractmethod
     def builder(self, keys: frozenset[str]) -> Builder:
-        """Return what builds the pages of rows with these keys."""
+        """Return the builder of pages for rows with these keys."""
 
     def demanded(self) -> Sequence[tuple[Slot, str]]:
-        """Return the columns that each row has to hold, and what they are."""
-        return [(slot, "the key") for slot in self.finds_by]
+        """Return the columns that each row must hold, each with a description for the error."""
+        return [(slot, "the key") for slot in self.match_columns]
 
     def finished(self, call: CallContext, page: Page) -> Page:
-        """Return the page as it is to be sent, without the rows that need not be."""
+        """Return the page ready to send, without the rows that need not be sent."""
         return page
 
     def pages(self, call: CallContext, chunk: Chunk) -> Iterator[Page]:
@@ -70,25 +75,25 @@ class KeyedWork(ABC):
                 yield self.finished(call, sorted_by_key(page, self.where(page)))
 
     def read(self, call: CallContext, chunk: Chunk) -> list[Page]:
-        """Return the pages of a chunk, as it came."""
+        """Return the pages of a chunk, before sorting and removing duplicates."""
         return self.built(call, chunk, self.shapes.read(chunk, call.refuse))
 
     def built(self, call: CallContext, chunk: Chunk, read: Read) -> list[Page]:
-        """Return the pages of what was read, one for each set of keys."""
+        """Return the pages of the rows that were read, one for each set of keys."""
         return [page for part in group(read) if (page := self._page(call, chunk, part)).values]
 
     def equality(self, call: CallContext, page: Page) -> Equality:
-        """Return what tells which keys are one key in the database."""
+        """Return the `Equality` that decides which keys are the same key in the database."""
         if self._equality is None:
             self._equality = Equality(call, [page.cells[place].slot for place in self.where(page)])
         return self._equality
 
     def competing(self, call: CallContext, page: Page, places: Sequence[int]) -> list[int]:
-        """Return those of the rows that can be one row of the table with another one of their key: all."""
+        """Return the rows that could be the same row of the table as another one with their key: all of them."""
         return list(places)
 
     def competes_with_table(self, call: CallContext, page: Page, place: int) -> bool:
-        """Tell whether an earlier row of this row's key, which is written already, can be one row with it: always."""
+        """Return whether an earlier row with this key, already written, could be the same row of the table: always."""
         return True
 
     def where(self, page: Page) -> Sequence[int]:
@@ -102,17 +107,17 @@ class KeyedWork(ABC):
             if slot not in held:
                 for place in read.places:
                     position = chunk.start + place
-                    message = f"row {position} holds no value for {slot.label!r}, {what} of {self.plan.name}"
+                    message = f"row {position} has no value for {slot.label!r}, {what} of {self.plan.name}"
                     call.refuse(BulkError(message, position=position, row=chunk.rows[place], column=slot.label))
                 read = type(read)([], [], read.shapes)
                 break
         if not read.rows:
             return Page((), [], [], [])
         page = build(call, self.builder(keys), chunk, read)
-        return with_keys(page, self.plan, self.finds_by, "the key", call.refuse)
+        return with_keys(page, self.plan, self.match_columns, "the key", call.refuse)
 
     def compare(self, call: CallContext, page: Page, count: int) -> None:
-        """Raise if not all rows were matched; see `_conflicts.compare`."""
+        """Raise if fewer rows were matched than sent; see `_conflicts.compare`."""
         compare(page, count)
 
     def verify(self, call: CallContext, page: Page) -> None:

@@ -1,4 +1,4 @@
-"""Finding rows by many keys at once."""
+"""Finds rows by many keys at once."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
     Key = tuple[Any, ...]
 
-# SQLite takes 32,766 parameters in a statement; PostgreSQL 65,535, but plans long lists slowly.
+# SQLite allows 32,766 parameters in a statement; PostgreSQL 65,535, but it plans long lists slowly.
 _LIST = 1_000
 _ARRAY = 20_000
 
 
 def conditions(dialect: Bulk, columns: Sequence[Any], keys: Sequence[Key]) -> Iterator[ColumnElement[bool]]:
-    """Yield conditions that together hold for the rows with these keys, each for as many as one statement can take."""
+    """Yield conditions that together match the rows with these keys, each for as many keys as fit into one statement."""
     if len(columns) == 1:
         plain = [key[0] for key in keys]
         parts = [plain[low : low + _ARRAY] for low in range(0, len(plain), _ARRAY)]
         together = [dialect.any_of(columns[0], columns[0].type, part) for part in parts]
         yield from (condition for condition in together if condition is not None)
-        # What cannot be told in one parameter goes as a list.
+        # Keys that do not fit into one parameter are sent as a list.
         left = [part for part, condition in zip(parts, together, strict=True) if condition is None]
         for part in left:
             for low in range(0, len(part), _LIST):
-                # Of the column's type, whatever the first of the values is: a list of them would take its type from it.
+                # With the column's type: otherwise the list would take the type of its first value.
                 values = bindparam("keys", part[low : low + _LIST], columns[0].type, expanding=True, unique=True)
                 yield columns[0].in_(values)
         return
@@ -45,7 +45,7 @@ def conditions(dialect: Bulk, columns: Sequence[Any], keys: Sequence[Key]) -> It
 
 
 def equal(columns: Sequence[Any], key: Key) -> list[ColumnElement[bool]]:
-    """Return the conditions that a row has a key."""
+    """Return the conditions for a row to have this key."""
     return [column == literal(value, column.type) for column, value in zip(columns, key, strict=True)]
 
 
@@ -59,16 +59,16 @@ def find(
     of_class: bool = False,
     lock: bool = False,
 ) -> dict[Key, Any]:
-    """Return, for each key that has a row, the values of the columns `also`.
+    """Return the values of the columns `also` for each key that has a row.
 
     Args:
-        call: where to ask.
-        columns: the key.
-        keys: what to look for, as it was given.
-        also: more columns.
-        where: only rows for which this holds.
-        of_class: only rows of the mapped class, and not of another one in the same table.
-        lock: so that nobody changes the rows before this transaction ends.
+        call: the call whose connection is asked.
+        columns: the columns of the key.
+        keys: the keys to look for, as they were passed in.
+        also: further columns to return.
+        where: restricts the search to rows that match this condition.
+        of_class: restricts it to rows of the mapped class, without those of other classes in the same table.
+        lock: locks the rows, so that they stay unchanged until this transaction ends.
     """
     connection, dialect = call.connection, call.dialect
     wanted = list(dict.fromkeys(keys))
@@ -87,10 +87,10 @@ def find(
             values = tuple(row)
             rows[values[:width]] = values[width:]
             count += 1
-    # Two rows whose keys Python reads as one (a Numeric that is rounded as it is read) are told apart by the database alone.
+    # Python may read two keys as the same value (a Numeric rounded on reading); only the database can tell them apart.
     found = {key: rows[key] for key in wanted if key in rows} if count == len(rows) else {}
     if len(found) < count:
-        # The database sees equals where Python does not ("5" and 5, a padded string): it has to say itself.
+        # Values may be equal to the database but not to Python ("5" and 5, a padded string): ask the database.
         for key in wanted:
             if key not in found:
                 told = connection.execute(query.where(*equal(columns, key))).first()
@@ -100,9 +100,10 @@ def find(
 
 
 def holding(call: CallContext, page: Page, places: Iterable[int], condition: Any) -> list[int]:
-    """Return those of the rows of a page, not written yet, for which a condition on the table would hold.
+    """Return the rows of a page, not written yet, that would satisfy a condition on the table.
 
-    What the database fills has the default that the mapping knows of; where it knows none, the condition is taken to hold.
+    For a column that the database fills, the mapping's default is used. If the mapping has none, the row counts as satisfying
+    it.
     """
     table: Any = call.plan.table
     compiler: Any = call.connection.dialect.ddl_compiler(call.connection.dialect, None)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""Keys that the server makes, taken from it before the rows are sent, so that each belongs to its row.
+"""Takes keys from the server before sending the rows, so that each key belongs to a known row.
 
-In which order RETURNING tells of the rows of one statement is not promised
+The order in which RETURNING returns the rows of one statement is not guaranteed
 (https://github.com/sqlalchemy/sqlalchemy/issues/9603), and keys need not ascend: a UUID, a text, a descending sequence.
 """
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def missing_keys(plan: MappingPlan, page: Page) -> list[Slot]:
-    """Return the columns of the key that the rows leave to the server."""
+    """Return the key columns that the rows leave to the server."""
     held = {cell.slot for cell in page.cells}
     return [slot for slot in plan.key if slot not in held]
 
 
 def with_keys_made(call: CallContext, page: Page, *, always: bool = False) -> Page | None:
-    """Return the page with its whole key; None where the table may give its rows another key than it would tell now.
+    """Return the page with its whole key; None if the table may give its rows other keys than the ones it returns now.
 
     Args:
-        call: where to ask.
+        call: the call whose connection is asked.
         page: the rows.
-        always: what is sent may hold the value of an identity that is GENERATED ALWAYS.
+        always: the path can send the value of an identity that is GENERATED ALWAYS.
     """
     missing = missing_keys(call.plan, page)
     if not missing:

@@ -1,4 +1,4 @@
-"""PostgreSQL's binary form of what holds values of another type: arrays, ranges, sets of ranges."""
+"""PostgreSQL's binary form of types that contain another type: arrays, ranges, multiranges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _field(element: Wire, names: dict[str, Any]) -> str:
-    """Return an expression for the bytes of ``v`` with their length before them."""
+    """Return an expression for the bytes of ``v``, preceded by their length."""
     value = element.value.format("v")
     if element.code is None:
         return f"L(len(b := {value})) + b"
@@ -29,7 +29,7 @@ def _field(element: Wire, names: dict[str, Any]) -> str:
 
 
 def array_packer(element: Wire) -> Callable[[Any], bytes]:
-    """Return what packs a list, or lists in lists, of elements that the array's type has processed."""
+    """Return a function that packs a list, or nested lists, of elements that the array's type has processed."""
     names = dict(HELPERS)
     field = _field(element, names)
     pack_all = eval(f"lambda items: [NULL if v is None else {field} for v in items]", names)  # noqa: S307 - from this file
@@ -64,7 +64,7 @@ _DIMENSION = Struct(">ii")
 _EMPTY = b"\x01"
 _FLAGS = {"()": 0, "[)": 2, "(]": 4, "[]": 6}
 _NO_LOWER, _NO_UPPER = 8, 16
-# A bound of another kind gives the range of a driver another type.
+# A bound of another kind makes the driver send a range of another type.
 _BOUNDS: dict[str, set[type]] = {
     "int4": {int},
     "int8": {int},
@@ -75,7 +75,7 @@ _BOUNDS: dict[str, set[type]] = {
 }
 
 
-# The classes of the drivers that say all that SQLAlchemy's says. Of psycopg2's each has a type of its own.
+# The drivers' range classes that are equivalent to SQLAlchemy's. Each of psycopg2's has a type of its own.
 _THEIRS = {
     ("psycopg", "Range"): "psycopg.types.range",
     ("psycopg_async", "Range"): "psycopg.types.range",
@@ -92,7 +92,7 @@ def _class_of(driver: str, name: str) -> type | None:
 
 
 def range_packer(element: Wire, driver: str) -> Callable[[Any], bytes]:
-    """Return what packs SQLAlchemy's Range, and the driver's own."""
+    """Return a function that packs SQLAlchemy's Range, or the driver's."""
     names = dict(HELPERS)
     bound = eval(f"lambda v: {_field(element, names)}", names)  # noqa: S307 - from this file
     kinds = _BOUNDS[element.name]
@@ -129,7 +129,7 @@ def range_packer(element: Wire, driver: str) -> Callable[[Any], bytes]:
 
 
 def multirange_packer(element: Wire, driver: str) -> Callable[[Any], bytes]:
-    """Return what packs a list of SQLAlchemy's Range, and the driver's own Multirange."""
+    """Return a function that packs a list of SQLAlchemy's Range, or the driver's Multirange."""
     one = range_packer(element, driver)
     theirs: Any = _class_of(driver, "Multirange")
     ours: Any = _range_class()
@@ -150,7 +150,7 @@ def multirange_packer(element: Wire, driver: str) -> Callable[[Any], bytes]:
 
 
 def _range_class() -> type:
-    # Imported at its first use: it brings the whole dialect.
+    # Imported on first use: it imports the whole dialect.
     from sqlalchemy.dialects.postgresql import Range
 
     return Range

@@ -1,4 +1,4 @@
-"""The options that all writing verbs share, checked before anything is sent."""
+"""The options of all writing verbs, checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ Missing = Literal["error", "ignore"]
 
 
 class WriteOptions(TypedDict, total=False):
-    """What every verb that writes can be told.
+    """The options of every verb that writes.
 
     Attributes:
-        chunk: how many rows are in memory and on their way at once; by default 30,000 of an input that has a length,
-            4,000 of one that has not.
-        on_progress: called after each chunk with the rows so far, and the length of the input or None.
+        chunk: the number of rows in memory and sent at once; by default 30,000 if the input has a length, 4,000 if not.
+        on_progress: called after each chunk with the number of rows so far, and the length of the input or None.
         progress: True shows a bar on standard error: rows, rate, time left.
-        method: the way to the database; "auto" takes the fastest for the size and the shape of the input. "temp" is
-            refused where the transaction may be committed in two phases: PostgreSQL cannot prepare one that has used a
-            temporary table.
-        on_error: "raise" stops at the first bad row; "collect" leaves bad rows out and returns them.
-        max_rejected: with "collect", how many rows may be left out: a number, or as a float the share of the rows read so
-            far, which is looked at once 1,000 were read. Past it the call raises a `BulkError` with the `rejected` rows,
-            and nothing of it is written. None leaves out as many as there are.
+        method: how to send the rows; "auto" picks the fastest for the size and shape of the input. "temp" is refused if the
+            transaction may be committed in two phases: PostgreSQL cannot prepare a transaction that has used a temporary
+            table.
+        on_error: "raise" stops at the first bad row; "collect" skips bad rows and returns them.
+        max_rejected: with "collect", how many rows may be skipped: a number, or, as a float, a share of the rows read so far,
+            checked once 1,000 have been read. Above it the call raises a `BulkError` with the `rejected` rows, and writes
+            nothing. None means no limit.
     """
 
     chunk: int | None
@@ -44,7 +43,7 @@ class WriteOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class BulkOptions:
-    """`WriteOptions`, every one of them with a value."""
+    """`WriteOptions` with a value for every option."""
 
     chunk: int | None
     on_progress: Callable[[int, int | None], object] | None
@@ -55,14 +54,14 @@ class BulkOptions:
 
 
 def checked(options: WriteOptions, where: str) -> BulkOptions:
-    """Return the options, every one of them with a value."""
+    """Return the options with a value for each."""
     known = WriteOptions.__annotations__
     for name in options:
         if name not in known:
             raise UnknownOptionError(name, known, where)
     chunk = options.get("chunk")
     if chunk is not None and (not isinstance(cast("object", chunk), int) or chunk < 1):
-        raise OptionError(f"chunk={chunk!r}: it is a number of rows, at least 1")
+        raise OptionError(f"chunk={chunk!r} is not allowed; give a number of rows, at least 1")
     method = one_of("method", options.get("method", "auto"), get_args(Method))
     on_error = one_of("on_error", options.get("on_error", "raise"), get_args(OnError))
     max_rejected = options.get("max_rejected")
@@ -81,17 +80,18 @@ def checked(options: WriteOptions, where: str) -> BulkOptions:
 def _check_limit(limit: float, on_error: OnError) -> None:
     if on_error != "collect":
         raise OptionError(
-            f"max_rejected={limit!r} was asked for, but on_error={on_error!r} leaves no row out; say on_error='collect'"
+            f"max_rejected={limit!r} was asked for, but on_error={on_error!r} never skips a row; use on_error='collect'"
         )
     most: Any = {int: math.inf, float: 1.0}.get(type(limit))
     if most is None or not 0 <= limit <= most:
         raise OptionError(
-            f"max_rejected={limit!r}: it is a number of rows (an int, 0 or more), or a share of them (a float, 0.0 to 1.0)"
+            f"max_rejected={limit!r} is not allowed; give a number of rows (an int, 0 or more) or a share (a float, "
+            "0.0 to 1.0)"
         )
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
     """Return `value` if it is allowed."""
     if value not in allowed:
-        raise OptionError(f"{name}={value!r}; it is one of {', '.join(map(repr, allowed))}")
+        raise OptionError(f"{name}={value!r} is not allowed; use one of {', '.join(map(repr, allowed))}")
     return value

@@ -1,4 +1,4 @@
-"""Generated packers: rows as binary COPY data, columns as binary arrays. One function is made for each shape."""
+"""Generated packers: rows as binary COPY data, columns as binary arrays. Each shape of row gets its own function."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 _HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _TRAILER = b"\xff\xff"
-_PART = 500  # rows; while the server reads them, the next ones are packed
+_PART = 500  # rows; while the server reads them, the next part is packed
 
 
 class Field(NamedTuple):
-    """How the values of a cell are sent.
+    """How to send the values of a cell.
 
     Attributes:
-        wire: their binary form; of an array, the form of its elements.
+        wire: their binary form; for an array, the form of its elements.
         array: the values are arrays.
-        process: what the column's type makes of a value first; None for nothing.
+        process: the column type's conversion of a value before packing; None if there is none.
         omits: the cell can hold OMIT, which means NULL here.
-        nullable: it can hold None; where the table forbids that, a None makes the packer raise.
-        dumps: makes text of a document, in the place of `process`.
+        nullable: the cell can hold None; if the table forbids NULL, the packer raises for a None.
+        dumps: serializes a document to text, instead of `process`.
     """
 
     wire: Wire
@@ -55,12 +55,12 @@ class Field(NamedTuple):
 
 
 def field_of(cell: Cell, dialect: Dialect, *, omits: bool) -> Field | None:
-    """Return how a cell is sent; None where its binary form is not certain.
+    """Return how to send a cell; None if its binary form is not certain.
 
     Args:
         cell: the cell.
-        dialect: the database's, which knows its driver only by name: the processors of a driver would make what only that
-            driver understands.
+        dialect: the database's dialect, with only the name of its driver: the driver's own processors produce values that
+            only this driver understands.
         omits: the cell can hold OMIT.
     """
     type_: Any = cell.slot.column.type
@@ -76,21 +76,21 @@ def field_of(cell: Cell, dialect: Dialect, *, omits: bool) -> Field | None:
     if isinstance(type_, sqltypes.Boolean):
         process = None  # the packer is as strict, and four times as fast
     elif is_plain_json(impl) and not isinstance(type_, sqltypes.TypeDecorator):
-        # The same function without what stands around it, which takes as long as a small document. Expressions such as
-        # null() make it raise.
+        # The type's json.dumps without its wrapper, which takes as long as a small document. It raises for expressions such
+        # as null().
         return Field(wire, array, None, omits, impl.none_as_null, dumps_of(dialect))
     elif isinstance(type_, sqltypes.Uuid) and type_.as_uuid:
         wire = wire._replace(value="{0}.bytes")
     elif isinstance(type_, sqltypes.Enum) and type(type_) is type_._generic_type_affinity:
-        # The table in which the processor looks: what is not in it goes by SQLAlchemy.
+        # The processor's own lookup table; values that are not in it go through SQLAlchemy.
         process = type_._valid_lookup.__getitem__
     elif array and type_ is impl and impl.item_type.dialect_impl(dialect).bind_processor(dialect) is None:
-        process = None  # it would make a list of a list
+        process = None  # it would turn a list into a list
     return Field(wire, array, process, omits, nullable)
 
 
 def fields_of(page: Page, dialect: Dialect) -> list[Field] | str:
-    """Return how each cell of a page is sent, or the name of one whose form is not certain."""
+    """Return how to send each cell of a page, or the name of a column whose form is not certain."""
     fields: list[Field] = []
     for place, cell in enumerate(page.cells):
         field = field_of(cell, dialect, omits=place in page.may_omit)
@@ -101,7 +101,7 @@ def fields_of(page: Page, dialect: Dialect) -> list[Field] | str:
 
 
 class _Names:
-    """What a generated function calls."""
+    """The names that a generated function refers to."""
 
     def __init__(self) -> None:
         self.names: dict[str, Any] = {**HELPERS, "OMIT": OMIT, "EMPTY": b""}
@@ -112,25 +112,25 @@ class _Names:
         return name
 
     def processed(self, field: Field, value: str) -> str | None:
-        """Return an expression for what the type makes of a value; None for the value itself."""
+        """Return an expression for the type's conversion of a value; None if the type converts nothing."""
         if field.process is None and field.dumps is None and not field.omits:
             return None
         inner = value if field.process is None else f"{self.add(field.process)}({value})"
         if field.dumps is not None:
-            # The constant is an integer, of which json.dumps would make the number.
+            # The constant is an integer, which json.dumps would write as a number.
             inner = f"('null' if {value} is {self.add(sqltypes.JSON.NULL)} else {self.add(field.dumps)}({value}))"
             if field.nullable:
                 inner = f"(None if {value} is None else {inner})"
         return f"(None if {value} is OMIT else {inner})" if field.omits else inner
 
     def value(self, field: Field, value: str) -> str:
-        """Return an expression for what is packed, or for bytes; not for None."""
+        """Return an expression for the value to pack, or for its bytes. The value is not None."""
         pack = array_packer(field.wire) if field.array else field.wire.pack
         template = field.wire.value if pack is None else f"{self.add(pack)}({{0}})"
         return template.format(value)
 
     def octets(self, field: Field, value: str) -> str:
-        """Return an expression for the bytes of a value with their length before them, not for None."""
+        """Return an expression for the bytes of a value, preceded by their length. The value is not None."""
         made = self.value(field, value)
         if field.code is None:
             return f"L(len(b := {made})) + b"
@@ -139,7 +139,7 @@ class _Names:
 
 
 def row_packer(fields: Sequence[Field]) -> tuple[list[int], Callable[[list[tuple[Any, ...]]], bytes]]:
-    """Return the order in which COPY has to name the cells, and what packs rows into its data."""
+    """Return the order in which COPY must name the cells, and the function that packs rows into its data."""
     names = _Names()
     fixed = [place for place, field in enumerate(fields) if field.code is not None]
     variable = [place for place, field in enumerate(fields) if field.code is None]
@@ -155,7 +155,7 @@ def row_packer(fields: Sequence[Field]) -> tuple[list[int], Callable[[list[tuple
     )
     first = ""
     if variable:
-        # The length of the first one goes with what is before it: one call the less for each row.
+        # The length of the first variable field is packed with the fields before it, which saves one call per row.
         cell = f"c{variable[0]}"
         lines += [f"  if {cell} is None: first = EMPTY; length = -1"]
         lines += [f"  else: first = {names.value(fields[variable[0]], cell)}; length = len(first)"]
@@ -167,7 +167,7 @@ def row_packer(fields: Sequence[Field]) -> tuple[list[int], Callable[[list[tuple
     whole = f"append({head}({len(fields)}{together}){first}{tail})"
     nullable = [place for place in fixed if fields[place].nullable or fields[place].process is not None]
     if nullable:
-        # A NULL has no bytes: then the row is put together field by field.
+        # A NULL has no bytes, so such a row is assembled field by field.
         apart = "".join(
             f" + (NULL if c{place} is None else {names.octets(fields[place], f'c{place}')})" for place in fixed
         )
@@ -179,17 +179,17 @@ def row_packer(fields: Sequence[Field]) -> tuple[list[int], Callable[[list[tuple
     else:
         lines.append(f"  {whole}")
     lines.append(" return b''.join(out)")
-    exec("\n".join(lines), names.names)  # noqa: S102 - made of this file's own words; values come in by name
+    exec("\n".join(lines), names.names)  # noqa: S102 - built from code in this file only; values are passed in by name
     return [*fixed, *variable], names.names["pack"]
 
 
 class CopyData:
-    """What COPY is to be sent, in parts. The first one is packed at once, the others as they are asked for.
+    """The data for COPY, in parts. The first part is packed at once, the others on demand.
 
     It can be sent more than once.
 
     Raises:
-        Unpackable: while it is sent: a value that cannot be packed.
+        Unpackable: (while it is sent) a value cannot be packed.
     """
 
     def __init__(self, pack: Callable[[list[Any]], bytes], values: list[Any]) -> None:
@@ -209,7 +209,7 @@ class CopyData:
 
 
 def column_packer(field: Field) -> Callable[[Sequence[Any]], bytes]:
-    """Return what packs the values of one cell, of all rows, into a binary array."""
+    """Return a function that packs the values of one cell, for all rows, into a binary array."""
     names = _Names()
     processed = names.processed(field, "v")
     source = "values" if processed is None else f"[{processed} for v in values]"

@@ -1,4 +1,4 @@
-"""A part of the input in the one form that every way to the database takes."""
+"""A part of the input in the form that every path to the database accepts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
     from ._plan import Slot
 
-Role = Literal["key", "expect", "set", "renew", "new"]
+Role = Literal["key", "expect", "set", "onupdate", "new"]
 
 
 class Cell(NamedTuple):
     """A place in the tuples of a page.
 
-    Roles: "key" finds the row, "expect" is the version that it must have, "set" is written, "renew" as well, by an
-    onupdate; "new" is written by an INSERT and not by the update branch of an upsert.
+    Roles: "key" finds the row; "expect" is the version it must have; "set" is written; "onupdate" is written too, by the
+    column's onupdate; "new" is written by an INSERT but not by the update branch of an upsert.
     """
 
     role: Role
@@ -32,14 +32,14 @@ class Page:
     """Rows of one shape.
 
     Attributes:
-        cells: what the tuples hold.
-        values: one tuple per row, of Python values, not yet processed by their types.
-        positions: where each row stood in the input.
-        rows: the rows as they were given.
-        bumps: the statement itself raises the version: the rows do not tell the old one.
+        cells: what each place of the tuples means.
+        values: one tuple of Python values per row, before processing by their types.
+        positions: the position of each row in the input.
+        rows: the rows as they were passed in.
+        bumps: the statement itself increments the version, because the rows do not hold the old one.
         may_omit: the cells in which a row can hold OMIT.
-        uncounted: how many rows are written tells nothing: a trigger takes some of them out.
-        nulls: columns of an upsert that are NULL where the row is there: the rows hold None, and a new one the default.
+        uncounted: the number of rows written means nothing, because a trigger suppresses some of them.
+        nulls: columns of an upsert that become NULL in an existing row: the rows hold None, and a new row gets the default.
     """
 
     cells: tuple[Cell, ...]
@@ -73,7 +73,7 @@ class Page:
         return self.only(place for place in range(len(self)) if place not in gone)
 
     def by_types(self) -> list[list[int]]:
-        """Return the places of the rows, those together that hold values of the same types."""
+        """Return the places of the rows, grouped by the types of their values."""
         groups: dict[tuple[type, ...], list[int]] = {}
         for place, row in enumerate(self.values):
             groups.setdefault(tuple(map(type, row)), []).append(place)
@@ -83,11 +83,11 @@ class Page:
         return [i for i, cell in enumerate(self.cells) if cell.role in roles]
 
     def keys(self) -> list[tuple[Any, ...]]:
-        """Return what finds each row."""
+        """Return the key of each row."""
         return self.at(self.places("key"))
 
     def at(self, places: Sequence[int]) -> list[tuple[Any, ...]]:
-        """Return what the rows hold in these cells."""
+        """Return the values of the rows in these cells."""
         if len(places) == 1:
             (only,) = places
             return self.values if len(self.cells) == 1 else [(row[only],) for row in self.values]
@@ -99,7 +99,7 @@ class Page:
         return self.at([where[slot] for slot in slots])
 
     def with_versions(self, versions: Sequence[Any], slot: Slot, following: Callable[[Any], Any]) -> Page:
-        """Return the page with the version that each row is to have, and the one that it then gets."""
+        """Return the page with the version that each row must have, and the one that it then gets."""
         more = [(version, following(version)) for version in versions]
         return replace(self.with_cells([Cell("expect", slot), Cell("set", slot)], more), bumps=False)
 
@@ -109,10 +109,10 @@ class Page:
         return replace(self, cells=(*self.cells, *cells), values=values)
 
     def by_omission(self, *, null_too: bool) -> list[Page]:
-        """Return pages in which no cell is left out in some rows and given in others.
+        """Return pages in which each cell is left out either in all rows or in none.
 
         Args:
-            null_too: also for the columns where leaving out means NULL.
+            null_too: split also by columns where leaving out means NULL.
         """
         suspects = [
             i

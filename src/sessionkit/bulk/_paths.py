@@ -1,4 +1,4 @@
-"""Which way to the database: by what the verb can, by the size of the page, by the shape of its columns."""
+"""Chooses the path to the database: by the verb, by the size of the page, and by the types of its columns."""
 
 from __future__ import annotations
 
@@ -16,36 +16,34 @@ if TYPE_CHECKING:
 
 
 class Path(NamedTuple):
-    """A way to the database.
+    """A path to the database.
 
     Attributes:
         method: its public name.
-        module: where its `refusal` and `prepare` are.
+        module: the module with its `refusal` and `prepare`.
     """
 
     method: str
     module: Any
 
     def refusal(self, call: CallContext, page: Page) -> str | None:
-        """Tell why this way cannot take pages of this shape; None if it can."""
+        """Return why this path cannot send pages of this shape; None if it can."""
         plan = call.plan
         if self is not SQLALCHEMY and (plan.table is None or (plan.below and call.work.verb == "delete")):
-            return (
-                f"the rows of {plan.name} have several tables (joined inheritance), which only 'sqlalchemy' can write"
-            )
+            return f"{plan.name} has several tables (joined inheritance), which only 'sqlalchemy' can write"
         refusal: str | None = self.module.refusal(call, page, self.method)
         return refusal
 
     def prepare(self, call: CallContext, page: Page, *, probe: bool = False) -> Callable[[], PageResult]:
-        """Do all that needs no database, and return what does the rest.
+        """Do everything that needs no database, and return a function that does the rest.
 
         Args:
             call: the call.
             page: the rows.
-            probe: only find out whether it can be done.
+            probe: only find out whether the path can send the page.
 
         Raises:
-            Exception: whatever tells that a value cannot be expressed this way.
+            Exception: any error that shows that a value cannot be sent this way.
         """
         send: Callable[[], PageResult] = self.module.prepare(call, page, self.method, probe=probe)
         return send
@@ -66,10 +64,10 @@ _PATHS = {
 
 
 def choose(call: CallContext, page: Page) -> Path:
-    """Return the way for a page.
+    """Return the path for a page.
 
     Raises:
-        OptionError: the method that was asked for does not exist here, or cannot express these columns.
+        OptionError: the method that was asked for does not exist here, or cannot send these columns.
     """
     asked, verb = call.options.method, call.work.verb
     if asked == "auto":
@@ -83,8 +81,8 @@ def choose(call: CallContext, page: Page) -> Path:
     if path is not SQLALCHEMY:
         known = call.dialect.forced.get(verb, ())
         if asked not in known:
-            there_are = ", ".join(map(repr, ("auto", *known, "sqlalchemy")))
-            reason = f"{call.connection.dialect.name} has no such way for {verb}; there are {there_are}"
+            choices = ", ".join(map(repr, ("auto", *known, "sqlalchemy")))
+            reason = f"{call.connection.dialect.name} has no such method for {verb}; use one of {choices}"
         else:
             reason = path.refusal(call, page)
     if reason is not None:

@@ -1,4 +1,4 @@
-"""What a mapping promises about its columns: where a value comes from, under which name it is given.
+"""What a mapping says about its columns: where a value comes from, and under which name a row holds it.
 
 A `MappingPlan` is made once for a mapper. A `Slot` is a column that can be written.
 """
@@ -31,14 +31,14 @@ class _Omit(enum.Enum):
 
 
 OMIT: Final = _Omit.OMIT
-"""In the place of a value: the column is left out of the statement, and the database fills it."""
+"""Placeholder: the statement leaves the column out, and the database fills it."""
 
 Source = Literal["null", "constant", "call", "context", "database"]
-"""NULL; the same for all rows; what a function gives; what it gives when it has seen the row; the database's own."""
+"""NULL; the same for all rows; the result of a function; of a function that sees the row; made by the database."""
 
 
 class Supply(NamedTuple):
-    """What a column gets where a row has no value for it."""
+    """What a column gets if a row has no value for it."""
 
     kind: Source
     value: Any = None
@@ -47,7 +47,7 @@ class Supply(NamedTuple):
 NULL: Final = Supply("null")
 DATABASE: Final = Supply("database")
 SQL: Final = Supply("database", "sql")
-"""As DATABASE, but the table does not know of it: SQLAlchemy writes it into the statement."""
+"""Like DATABASE, but the table does not define it: SQLAlchemy writes it into the statement."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,18 +57,18 @@ class Slot:
     Attributes:
         key: the attribute; None for a column of the table that no attribute maps.
         column: the column.
-        supply: what an INSERT writes where the row has nothing.
-        renew: what an UPDATE writes where the row has nothing; None for nothing at all.
-        keeps_none: None is a value of its own here (JSON ``null``), and never stands for a default.
-        decided: what a new row holds is not looked at, but `supply` decides: a version column.
+        supply: what an INSERT writes if the row has no value.
+        onupdate: what an UPDATE writes if the row has no value; None if it leaves the column alone.
+        none_is_value: None is a real value here (JSON ``null``), and never means the default.
+        generated: always filled from `supply`, whatever a new row holds: a version column.
     """
 
     key: str | None
     column: Column[Any]
     supply: Supply
-    renew: Supply | None
-    keeps_none: bool
-    decided: bool
+    onupdate: Supply | None
+    none_is_value: bool
+    generated: bool
 
     @property
     def label(self) -> str:
@@ -76,7 +76,7 @@ class Slot:
 
     @property
     def omitted_is_null(self) -> bool:
-        """Leaving the column out and writing NULL are the same."""
+        """Whether leaving the column out is the same as writing NULL."""
         return self.supply.kind == "null"
 
 
@@ -89,18 +89,18 @@ class Composite(NamedTuple):
 
 @dataclass(slots=True)
 class MappingPlan:
-    """A mapper, as bulk needs it.
+    """What bulk needs to know about a mapper.
 
     Attributes:
-        table: the one table of the mapper, or None where it has several (joined inheritance).
-        slots: every column that can be written, by attribute; unmapped columns of the table are in `unmapped`.
+        table: the table of the mapper; None if it has several (joined inheritance).
+        slots: every column that can be written, by attribute; `unmapped` holds the unmapped columns of the table.
         key: the primary key.
         version: the version column, if there is one.
-        generator: makes the next version from the current one (None at first); None where the database does it.
-        bump: says the next version in SQL; None where only `generator` can.
-        columns: the column of a slot in each table that has one; those of a key are equal.
-        of_class: by table, the condition that a row is of this class and not of another one of its hierarchy.
-        below: tables in which classes that inherit this one keep more of a row, those that others point to last.
+        generator: makes the next version from the current one (None at first); None if the database makes it.
+        bump: the next version as SQL; None if only `generator` can make it.
+        columns: the column of a slot in each table that has one; the columns of a key hold equal values.
+        of_class: by table, the condition for a row to be of this class, and not of another class in the hierarchy.
+        below: tables in which subclasses keep further columns of a row; tables that others refer to come last.
     """
 
     mapper: Mapper[Any]
@@ -121,22 +121,22 @@ class MappingPlan:
     def name(self) -> str:
         return str(self.mapper.class_.__name__)
 
-    def remembered(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return what was made for `key`. What was made is a function of the mapper and the key alone."""
+    def cached(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return the cached value for `key`, or make it. It may depend only on the mapper and the key."""
         try:
             return self.cache[key]
         except KeyError:
             if len(self.cache) >= 512:
-                self.cache.clear()  # an input of ever new shapes
+                self.cache.clear()  # the input keeps bringing new shapes
             value = self.cache[key] = make()
             return value
 
     def refusal(self, name: object) -> str | None:
-        """Tell why an attribute cannot be written; None if it can."""
+        """Return why an attribute cannot be written; None if it can."""
         if name in self.names:
             return None
         if not isinstance(name, str):
-            return f"{name!r} is no attribute name; the keys of a row are strings"
+            return f"{name!r} is not an attribute name; the keys of a row must be strings"
         found = self.mapper.all_orm_descriptors.get(name)
         if name in self.mapper.relationships:
             columns = sorted(
@@ -151,7 +151,7 @@ class MappingPlan:
         return f"{self.name} has no attribute {name!r}; {hint}"
 
     def left_to_sql(self, given: Collection[Slot]) -> Slot | None:
-        """Return a column that is not given, and whose default only a statement of SQLAlchemy's writes."""
+        """Return a column that the rows leave out and whose default only SQLAlchemy's own statement writes."""
         slots = (*self.slots.values(), *self.unmapped)
         return next((slot for slot in slots if slot.supply is SQL and slot not in given), None)
 
@@ -173,7 +173,7 @@ class MappingPlan:
         if found is None:
             reason = self.refusal(name) if isinstance(name, str) else None
             raise OptionError(
-                f"{option} names {attribute}, which is no column of {self.name}" + (f": {reason}" if reason else "")
+                f"{option} names {attribute}, which is not a column of {self.name}" + (f": {reason}" if reason else "")
             )
         return found
 
@@ -188,15 +188,15 @@ def plan_for(entity: object) -> MappingPlan:
     except NoInspectionAvailable:
         found = None
     if not isinstance(found, Mapper):
-        raise OptionError(f"bulk works on mapped classes, but was given {entity!r}")
+        raise OptionError(f"bulk works on mapped classes, and {entity!r} is not one; pass a mapped class")
     mapper = cast(Any, found)
     plan = _plans.get(mapper)
     if plan is None:
-        mapper._check_configure()  # relationships and the like of classes that were never used yet
+        mapper._check_configure()  # configures relationships and the like of classes that were never used before
         if not all(isinstance(column.table, Table) for column in mapper.primary_key):
             raise OptionError(
-                f"bulk works on classes that are mapped to tables, and {mapper.class_.__name__} is mapped to a query; give "
-                "bulk the class of the table behind it, or use the session"
+                f"bulk works on classes that are mapped to tables, and {mapper.class_.__name__} is mapped to a query; "
+                "pass the class of the table behind it, or use the session"
             )
         plan = _plans[mapper] = _make(mapper)
     return plan
@@ -220,7 +220,7 @@ def _make(mapper: Mapper[Any]) -> MappingPlan:
             columns.setdefault((slot, c.table), c)
             other = by_column.get(c)
             if other is not None and other not in key and other.key is not None and c.primary_key:
-                # The key of a joined table, under a name of its own.
+                # The key of a joined table, under its own name.
                 aliases[other.key] = slot
                 del slots[other.key]
     return MappingPlan(
@@ -242,7 +242,7 @@ def _make(mapper: Mapper[Any]) -> MappingPlan:
 def _slots(
     mapper: Mapper[Any], table: Table | None, generator: Callable[[Any], Any] | None
 ) -> tuple[dict[str, Slot], list[Slot]]:
-    """Return a slot for each mapped column, by attribute, and for each column of the table that nobody maps."""
+    """Return a slot for each mapped column, by attribute, and for each unmapped column of the table."""
     orm_defaults = {
         column: value
         for rows in getattr(mapper, "_insert_orm_defaults", {}).values()  # SQLAlchemy 2.1
@@ -250,19 +250,19 @@ def _slots(
     }
 
     def slot(key: str | None, column: Column[Any], others: Sequence[Any] = ()) -> Slot:
-        decided = column is mapper.version_id_col and (generator is not None or column.system)
-        if decided and generator is not None:
+        generated = column is mapper.version_id_col and (generator is not None or column.system)
+        if generated and generator is not None:
             supply = _first_version(mapper, generator)
         elif column is mapper.polymorphic_on and getattr(mapper, "_set_polymorphic_identity", None):
             supply = Supply("constant", mapper.polymorphic_identity)
         elif column in orm_defaults:
             supply = Supply("constant", orm_defaults[column])
         else:
-            # The key of a joined table is given where that of its parent is made.
+            # The key of a joined table is known once the key of its parent is made.
             supplies = [_supply(c) for c in (column, *others) if isinstance(c, Column)]
             supply = next((found for found in supplies if found is not NULL), NULL)
-        keeps_none = bool(column.type.should_evaluate_none)
-        return Slot(key, column, supply, None if decided else _renew(column), keeps_none, decided)
+        none_is_value = bool(column.type.should_evaluate_none)
+        return Slot(key, column, supply, None if generated else _onupdate(column), none_is_value, generated)
 
     slots: dict[str, Slot] = {}
     mapped: set[Any] = set()
@@ -289,7 +289,7 @@ def _names(mapper: Mapper[Any], slots: dict[str, Slot], aliases: dict[str, Slot]
 
 
 def _of_class(mapper: Mapper[Any]) -> dict[Any, ColumnElement[bool]]:
-    # As SQLAlchemy adds it to each query of such a class: a key of a sibling finds nothing.
+    # SQLAlchemy adds this condition to each query of such a class, so the key of a sibling finds nothing.
     column = mapper.polymorphic_on
     if mapper.inherits is None or mapper.concrete or not isinstance(column, Column):
         return {}
@@ -299,13 +299,13 @@ def _of_class(mapper: Mapper[Any]) -> dict[Any, ColumnElement[bool]]:
 
 def _below(mapper: Mapper[Any]) -> Sequence[Table]:
     heirs = {table for heir in mapper.self_and_descendants if not heir.concrete for table in heir.tables}
-    # Those of the whole hierarchy, each after the ones that it points to.
+    # The tables of the whole hierarchy, each after the tables that it refers to.
     known: Any = cast(Any, mapper)._sorted_tables
     return [table for table in reversed(known) if table in heirs and table not in mapper.tables]
 
 
 def _equal_columns(mapper: Mapper[Any], column: Any) -> list[Any]:
-    """Return a column, and those of other tables of the hierarchy that are joined to it."""
+    """Return a column, and the columns of other tables in the hierarchy that are joined to it."""
     joined: Any = cast(Any, mapper)._equivalent_columns
     found = {column: None}
     ahead = [column]
@@ -353,7 +353,7 @@ def _supply(column: Column[Any]) -> Supply:
     return NULL
 
 
-def _renew(column: Column[Any]) -> Supply | None:
+def _onupdate(column: Column[Any]) -> Supply | None:
     onupdate: Any = column.onupdate
     if onupdate is None:
         return None

@@ -1,4 +1,4 @@
-"""A bar on standard error: rows so far, rows per second, time left."""
+"""A progress bar on standard error: rows so far, rows per second, time left."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _WIDTH = 24
 
 
 class Bar:
-    """Draws itself at most ten times a second, and once at the end.
+    """Draws itself at most ten times per second, and once at the end.
 
     Args:
-        label: what is done.
-        total: how many rows there will be, or None.
-        stream: where to; by default standard error.
-        clock: seconds that only go up.
+        label: what the call does.
+        total: the number of rows to come, or None.
+        stream: where to write; by default standard error.
+        clock: returns seconds; monotonic.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Bar:
         self._stream.flush()
 
     def line(self, now: float) -> str:
-        """Return what is shown."""
+        """Return the text of the bar."""
         seconds = max(now - self._started, 1e-9)
         rate = self._rows / seconds
         if self._total is None:

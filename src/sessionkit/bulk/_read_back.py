@@ -1,4 +1,4 @@
-"""`returning`: what was written, read again by its primary key, in the order of the input."""
+"""`returning`: reads the written rows again by primary key, and returns them in the order of the input."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 def read_back(call: CallContext, returning: Sequence[Any]) -> list[Any]:
     """Return what `returning` asks for, for each row of the input; None where there is no row.
 
-    Keys alone are not read again: the database has told them already.
+    If only keys are wanted, nothing is read: the database has returned them already.
     """
     plan = call.plan
     if isinstance(returning, str) or not hasattr(returning, "__iter__"):
-        raise OptionError(f"returning={returning!r}: it is a list of attributes, or of the class, as [{plan.name}.id]")
+        raise OptionError(
+            f"returning={returning!r} is not allowed; give a list of attributes, or of the class, such "
+            f"as [{plan.name}.id]"
+        )
     asked = list(returning)
     keys = call.tally.keys()
     if len(asked) == 1 and isinstance(inspect(asked[0], raiseerr=False), Mapper):
@@ -47,7 +50,7 @@ def read_back(call: CallContext, returning: Sequence[Any]) -> list[Any]:
 
 
 class _Columns:
-    """Columns, read past the session: what is hidden from all of its queries was written all the same."""
+    """Columns, read past the session: rows that its queries hide were written all the same."""
 
     def __init__(self, call: CallContext, slots: Sequence[Slot]) -> None:
         self._connection = call.connection
@@ -63,7 +66,7 @@ class _Columns:
 
 
 class _Entities:
-    """Objects of the session, refreshed. Its listeners, which may hide rows from all of its queries, are not asked."""
+    """Objects of the session, refreshed. Skips its listeners, which may hide rows from its queries."""
 
     def __init__(self, call: CallContext) -> None:
         mapper = call.plan.mapper
@@ -73,7 +76,7 @@ class _Entities:
         self._query = select(*self.key, mapper.entity).execution_options(populate_existing=True)
 
     def read(self, *conditions: ColumnElement[bool]) -> list[tuple[Key, Any]]:
-        # As Session.execute() without its events; the rows are unique already, but for joined eager loading of the mapping.
+        # Session.execute() without its events. The rows are unique already, except with joined eager loading in the mapping.
         result = self._session._execute_internal(
             self._query.where(*conditions), bind_arguments=self._bind_arguments, _parent_execute_state=_Unheard
         )
@@ -81,7 +84,7 @@ class _Entities:
 
 
 class _Unheard:
-    """In the place of a statement's state whose listeners have all been called."""
+    """Stands in for a statement state whose listeners have all been called."""
 
     @staticmethod
     def _remaining_events() -> list[Any]:
@@ -89,13 +92,13 @@ class _Unheard:
 
 
 def _found(call: CallContext, source: _Columns | _Entities, keys: Sequence[Key | None]) -> dict[Key, Any]:
-    """Return what the source has, by key."""
+    """Return what the source holds, by key."""
     wanted = dict.fromkeys(key for key in keys if key is not None)
     found: dict[Key, Any] = {}
     for condition in conditions(call.dialect, source.key, list(wanted)):
         found.update(source.read(condition))
     for key in wanted:
-        if key not in found:  # it was given in another form than the one in which the database tells it
+        if key not in found:  # the input spelled the key differently from the database
             told = source.read(*equal(source.key, key))
             found.update((key, what) for _, what in told)
     return found

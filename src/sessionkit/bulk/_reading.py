@@ -1,4 +1,4 @@
-"""What the verbs share when they turn chunks into pages: errors by row, keys that must be there, duplicates."""
+"""What the verbs share when they turn chunks into pages: errors per row, required keys, grouping and sorting."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def build(call: CallContext, builder: Builder, chunk: Chunk, read: Read) -> Page:
-    """Return a page of the rows that were read. A row whose default or composite fails is refused."""
+    """Return a page of the rows that were read. Refuse a row whose default or composite raises."""
     rows, places, context = read.rows, read.places, call.context
     try:
         if read.values is not None and builder.plain == read.names:
@@ -31,7 +31,7 @@ def build(call: CallContext, builder: Builder, chunk: Chunk, read: Read) -> Page
             values = list(map(itemgetter(*order), read.values))
         else:
             values = builder.build(rows, context)
-    except Exception:  # noqa: BLE001 - a default of the user's; found again below, with its row
+    except Exception:  # noqa: BLE001 - raised by the user's default; found again below, with its row
         values, kept = list[tuple[Any, ...]](), list[int]()
         for place, row in zip(places, rows, strict=True):
             try:
@@ -62,14 +62,14 @@ _LACKING = {type(None), type(OMIT)}
 
 
 def with_keys(page: Page, plan: MappingPlan, slots: Iterable[Slot], what: str, refuse: Refuse) -> Page:
-    """Return the page without the rows that hold nothing in one of the `slots`; those go to `refuse`.
+    """Return the page without the rows that have no value in one of the `slots`; those go to `refuse`.
 
     Args:
         page: the rows.
-        plan: of the mapped class.
-        slots: columns that must hold a value.
-        what: what they are for, as it is to be told.
-        refuse: gets the errors.
+        plan: the plan of the mapped class.
+        slots: the columns that must have a value.
+        what: what the columns are for, for the error.
+        refuse: receives the errors.
     """
     where = {cell.slot: place for place, cell in enumerate(page.cells)}
     lacking: dict[int, Slot] = {}
@@ -86,17 +86,17 @@ def with_keys(page: Page, plan: MappingPlan, slots: Iterable[Slot], what: str, r
         return page
     for place, slot in sorted(lacking.items(), key=itemgetter(0)):
         position = page.positions[place]
-        message = f"row {position} holds no value for {slot.label!r}, {what} of {plan.name}"
+        message = f"row {position} has no value for {slot.label!r}, {what} of {plan.name}"
         refuse(BulkError(message, position=position, row=page.rows[place], column=slot.label))
     return page.only(i for i in range(len(page)) if i not in lacking)
 
 
 def group(read: Read) -> list[Read]:
-    """Return the rows apart by their keys."""
+    """Return the rows grouped by their sets of keys."""
     if len(read.shapes) == 1:
         return [read]
     by_shape: dict[frozenset[str], tuple[list[int], list[Any]]] = {}
-    shapes: dict[tuple[str, ...], frozenset[str]] = {}  # sets are dear, and there are few different orders
+    shapes: dict[tuple[str, ...], frozenset[str]] = {}  # sets are expensive, and there are few different orders
     for place, row in zip(read.places, read.rows, strict=True):
         order = tuple(row)
         shape = shapes.get(order)
@@ -111,12 +111,12 @@ def group(read: Read) -> list[Read]:
 def sorted_by_key(page: Page, places: Sequence[int]) -> Page:
     """Return the page in the order of its key, if its keys can be compared.
 
-    Rows are then locked in one order by everybody, and the pages of the index are read once.
+    All transactions then lock rows in the same order, and each page of the index is read once.
     """
     values = page.values
     keys: Sequence[Any] = page.at(places)
     if len(places) == 1:
-        keys = [key for (key,) in keys]  # which are compared three times as fast
+        keys = [key for (key,) in keys]  # bare values compare three times as fast
     try:
         order = sorted(range(len(values)), key=keys.__getitem__)
     except (TypeError, ArithmeticError):  # values of different kinds, or a NaN among decimals

@@ -1,4 +1,4 @@
-"""What a bulk call hands back, and how it is added up page by page."""
+"""What a bulk call returns, and how it is added up page by page."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Method = Literal["auto", "copy", "unnest", "temp", "executemany", "sqlalchemy"]
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A row that was left out under ``on_error="collect"``.
+    """A row that ``on_error="collect"`` left out.
 
     Attributes:
-        position: where it stood in the input, counted from 0.
-        row: the row as it was given.
-        error: what a call without ``on_error="collect"`` would have raised: a `BulkError` or a `VersionConflict`; without
-            traceback, cause and context, so that it holds its row and no more.
+        position: its position in the input, counted from 0.
+        row: the row as it was passed in.
+        error: the error that the call would raise without ``on_error="collect"``: a `BulkError` or a `VersionConflict`. It
+            has no traceback, cause or context, so it keeps nothing but its row alive.
     """
 
     position: int
@@ -33,8 +33,25 @@ class Rejected:
 
     @property
     def code(self) -> str | None:
-        """The SQLSTATE, or SQLite's name of the error (``SQLITE_CONSTRAINT_CHECK``); None where no database refused it."""
+        """The SQLSTATE, or SQLite's error name (``SQLITE_CONSTRAINT_CHECK``); None if the database did not refuse the row."""
         return classify(self.error).code
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What `sync` did to one row.
+
+    Attributes:
+        action: ``"inserted"``, ``"updated"`` or ``"deleted"``.
+        key: the values of the attributes that `match` names, by attribute.
+        old: the row before, by attribute; None if it was inserted.
+        new: the row after, by attribute; None if it was deleted.
+    """
+
+    action: Literal["inserted", "updated", "deleted"]
+    key: dict[str, Any]
+    old: dict[str, Any] | None
+    new: dict[str, Any] | None
 
 
 @dataclass(slots=True)
@@ -42,15 +59,16 @@ class BulkResult:
     """What a bulk call did.
 
     Attributes:
-        inserted, updated, unchanged, deleted: how many rows.
-        returned: what `returning` asked for, one item for each row in the order of the input; None for a row that
-            was rejected. Empty where nothing was asked for.
-        status: for each row of the input ``"inserted"``, ``"updated"``, ``"unchanged"`` or ``"rejected"``, where
-            ``status=True`` asked for it.
+        inserted, updated, unchanged, deleted: numbers of rows.
+        returned: what `returning` asked for, one item per row in the order of the input; None for a rejected row. Empty
+            without `returning`.
+        status: with ``status=True``, one of ``"inserted"``, ``"updated"``, ``"unchanged"`` or ``"rejected"`` per row of the
+            input.
         rejected: the rows that ``on_error="collect"`` left out, in the order of the input.
-        checked: versions were compared.
-        method: which way was taken; several, joined by ``+``, where parts of the input took different ones; empty
-            for an empty input.
+        checked: whether versions were compared.
+        changes: with ``changes=True``, what `sync` did to each row.
+        method: the method used; several, joined by ``+``, if parts of the input used different ones; empty for an empty
+            input.
     """
 
     inserted: int = 0
@@ -60,17 +78,18 @@ class BulkResult:
     returned: list[Any] = field(default_factory=list[Any])
     status: list[Status] = field(default_factory=list[Status])
     rejected: list[Rejected] = field(default_factory=list[Rejected])
+    changes: list[Change] = field(default_factory=list[Change])
     checked: bool = False
     method: str = ""
 
 
 @dataclass(slots=True)
 class PageResult:
-    """What became of a page.
+    """The result of a page.
 
     Attributes:
-        keys: the primary key of each row, where it was asked for; None where a trigger has taken the row out.
-        status: of each row, where it was asked for.
+        keys: the primary key of each row, if the call needs them; None for a row that a trigger suppressed.
+        status: the status of each row, if the call needs them.
     """
 
     inserted: int = 0
@@ -81,19 +100,19 @@ class PageResult:
     status: Sequence[Status] | None = None
 
     @classmethod
-    def of(cls, status: Sequence[Status], keys: Sequence[tuple[Any, ...] | None] | None, *, told: bool) -> PageResult:
-        """Return the outcome of a page of which every row is known; `told`: it is asked for."""
+    def of(cls, status: Sequence[Status], keys: Sequence[tuple[Any, ...] | None] | None, *, wanted: bool) -> PageResult:
+        """Return the result of a page whose rows are all known; `wanted` says whether the call needs the status."""
         return cls(
             inserted=status.count("inserted"),
             updated=status.count("updated"),
             unchanged=status.count("unchanged"),
             keys=keys,
-            status=status if told else None,
+            status=status if wanted else None,
         )
 
     @classmethod
     def merged(cls, parts: Sequence[tuple[Sequence[int], PageResult]]) -> PageResult:
-        """Return the outcome of a page of which parts were sent apart: (places in the page, outcome)."""
+        """Return the result of a page that was sent in parts: (places in the page, result)."""
         whole = cls()
         keys: dict[int, tuple[Any, ...] | None] = {}
         status: dict[int, Status] = {}
@@ -112,10 +131,10 @@ class PageResult:
 
 
 class Tally:
-    """Adds up the outcomes of a call.
+    """Adds up the results of a call.
 
     Attributes:
-        doubtful: fewer rows were written than were sent, so that a key of the input may have no row.
+        doubtful: fewer rows were written than sent, so a key of the input may have no row.
     """
 
     def __init__(self) -> None:
@@ -123,7 +142,7 @@ class Tally:
         self.length = 0
         self.doubtful = False
         self._keys: dict[int, tuple[Any, ...] | None] = {}
-        self._keys_in_order: list[tuple[Any, ...] | None] | None = []  # None: some came out of order
+        self._keys_in_order: list[tuple[Any, ...] | None] | None = []  # None: some arrived out of order
         self._status: dict[int, Status] = {}
         self._methods: dict[str, None] = {}
         self._instead: dict[int, int] = {}
@@ -157,7 +176,7 @@ class Tally:
         self._keys.update(zip(positions, keys, strict=True))
 
     def stands_for(self, kept: int, left_out: int) -> None:
-        """Note that a row was left out, because another one has the same key."""
+        """Note that a row was left out because another one has the same key."""
         self._instead[left_out] = kept
 
     def _kept(self, position: int) -> int:
@@ -189,11 +208,11 @@ class Tally:
 
 
 class RowFault(Exception):
-    """Some rows of a page cannot be written, and these are they; what the page had written is to be undone.
+    """Some rows of a page cannot be written: these. What the page has written must be undone.
 
     Args:
-        errors: what is wrong, by place in the page.
-        ignored: the places of rows that are to be left out without a word.
+        errors: the errors, by place in the page.
+        ignored: the places of rows to leave out silently.
     """
 
     def __init__(self, errors: dict[int, Exception], ignored: Iterable[int] = ()) -> None:
@@ -203,11 +222,11 @@ class RowFault(Exception):
 
 
 class Again(Exception):
-    """A path has learnt something about the table, and can do the page now; what it has written is to be undone."""
+    """A path has learned something about the table: undo what it has written, and let it send the page again."""
 
 
 class Ended(Exception):
-    """What a page had written could not be undone for itself: the transaction is gone. `error` is what it failed with."""
+    """What a page has written could not be undone on its own: the transaction is gone. `error` is the page's error."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -215,18 +234,18 @@ class Ended(Exception):
 
 
 class Unfit(Exception):
-    """A fast path finds only now that it cannot do this page; what it has written is to be undone."""
+    """A fast path discovers, while sending, that it cannot send this page. What it has written must be undone."""
 
 
 class Unpackable(Exception):
-    """A fast path cannot express a value, and finds it while it sends; the cause tells. What it has sent is to be undone."""
+    """A fast path meets a value that it cannot express while sending; see the cause. What it has sent must be undone."""
 
 
 class Mismatch(Exception):
-    """A statement matched another number of rows than it was sent for; what it has written is to be undone.
+    """A statement matched a different number of rows than were sent. What it has written must be undone.
 
     Args:
-        count: how many it matched.
+        count: the number of rows it matched.
     """
 
     def __init__(self, count: int) -> None:

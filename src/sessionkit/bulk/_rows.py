@@ -1,4 +1,4 @@
-"""The input: whatever can be iterated, pulled in chunks, each row as a mapping of attribute names."""
+"""The input: any iterable, read in chunks, with each row as a mapping of attribute names."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class Read(NamedTuple):
-    """What a chunk says.
+    """The rows of a chunk.
 
     Attributes:
-        places: where in the chunk each row stood.
+        places: the place of each row in the chunk.
         rows: the rows as mappings of attribute names.
-        shapes: the different sets of keys among them.
-        values: where each row is a dict with the keys `names`, their values in this order; else None.
-        names: see there.
+        shapes: the distinct sets of keys among them.
+        values: if each row is a dict with the keys `names`, its values in that order; otherwise None.
+        names: see `values`.
     """
 
     places: Sequence[int]
@@ -50,28 +50,30 @@ Rows = Iterable[Any] | AsyncIterable[Any]
 
 
 class Chunk(NamedTuple):
-    """A part of the input: the rows as they were given, and where the first one stood."""
+    """A part of the input: the rows as they were passed in, and the position of the first one."""
 
     start: int
     rows: list[Any]
 
 
 def length_of(rows: object) -> int | None:
-    """Return how many rows there are, where the input can tell without being read."""
+    """Return the number of rows if the input knows it without being read."""
     return len(rows) if isinstance(rows, Sized) else None
 
 
 def chunks(rows: Rows, size: int, *, asynchronous: bool) -> Iterator[Chunk]:
-    """Pull the input chunk by chunk, so that no more than one of them is in memory.
+    """Read the input chunk by chunk, so that only one chunk is in memory.
 
     Raises:
-        SyncAsyncMismatch: an async iterable outside of the async twin.
-        OptionError: not iterable, or a single row in the place of the rows.
+        SyncAsyncMismatch: an async iterable was passed to a sync call.
+        OptionError: the input is not iterable, or is a single row.
     """
     asked = cast(object, rows)
     if isinstance(asked, Mapping | str | bytes):
         kind: type[Any] = type(asked)
-        raise OptionError(f"the rows are an iterable of rows, but this is a single {kind.__name__}; put it into a list")
+        raise OptionError(
+            f"the rows must be an iterable of rows, but this is a single {kind.__name__}; put it into a list"
+        )
     pull: Callable[[], list[Any]]
     if isinstance(asked, Iterable):
         iterator = iter(cast(Any, asked))
@@ -82,10 +84,10 @@ def chunks(rows: Rows, size: int, *, asynchronous: bool) -> Iterator[Chunk]:
                 "an async iterable was given to a sync session; use the async_ twin with an AsyncSession"
             )
         iterator_ = aiter(cast(Any, asked))
-        # One switch into the event loop for each chunk, and not for each row.
+        # One switch to the event loop per chunk, not per row.
         pull = lambda: await_only(_pull(iterator_, size))  # noqa: E731
     else:
-        raise OptionError(f"the rows are an iterable, but this is {rows!r}")
+        raise OptionError(f"the rows must be an iterable of rows, not {rows!r}")
     start = 0
     while part := pull():
         yield Chunk(start, part)
@@ -104,7 +106,7 @@ async def _pull(iterator: AsyncIterator[Any], size: int) -> list[Any]:
 
 
 _PLAIN = frozenset({int, str, bytes, UUID, Decimal, date, datetime})
-"""Types of which a value is a key, and certainly no row."""
+"""Types whose values are keys and never rows."""
 
 
 class Shapes:
@@ -112,8 +114,8 @@ class Shapes:
 
     Args:
         plan: the mapped class.
-        changes_only: of a mapped object that was loaded, take what was changed, its key and its version.
-        keys: a row may also be a bare key, a tuple where that has several columns.
+        changes_only: from a loaded mapped object, take only the changed attributes, the key and the version.
+        keys: a row may also be a bare key, which is a tuple if the key has several columns.
     """
 
     def __init__(self, plan: MappingPlan, *, changes_only: bool = False, keys: bool = False) -> None:
@@ -123,13 +125,13 @@ class Shapes:
         self._readers: dict[type, Callable[[Any], Mapping[str, Any]] | None] = {dict: None}
 
     def bare(self, rows: list[Any]) -> list[tuple[Any, ...]] | None:
-        """Return the rows as keys, if they are nothing but values of a key that has one column."""
+        """Return the rows as keys if they are all values of a single-column key."""
         if len(self._keys) != 1 or not _PLAIN.issuperset(map(type, rows)):
             return None
         return list(zip(rows, strict=True))
 
     def read(self, chunk: Chunk, refuse: Callable[[BulkError], None]) -> Read:
-        """Return the rows that can be read; `refuse` gets the errors of the others."""
+        """Return the rows that can be read; `refuse` receives the errors of the others."""
         rows = chunk.rows
         readers = self._readers
         kinds = set(map(type, rows))
@@ -155,7 +157,7 @@ class Shapes:
         uniform = self._uniform(places, rows)
         if uniform is not None:
             return uniform
-        # Tuples first: they are made five times as fast as sets, and there are few different ones.
+        # Tuples first: making one is five times as fast as making a set, and there are few different ones.
         orders: set[tuple[str, ...]] = set(map(tuple, rows))
         shapes = {frozenset(order) for order in orders}
         wrong = {key for shape in shapes for key in shape if key not in names}
@@ -175,7 +177,7 @@ class Shapes:
         return Read(kept, good, {frozenset(row) for row in good})
 
     def _uniform(self, places: Sequence[int], rows: list[Any]) -> Read | None:
-        """Return rows that are dicts with the same keys, which is told as fast as their values are taken out."""
+        """Return the rows if they are dicts with the same keys. The check is as fast as taking out the values."""
         if set(map(type, rows)) != {dict} or len(set(map(len, rows))) != 1:
             return None
         names = tuple(name for name in self._plan.names if name in rows[0])
@@ -202,9 +204,8 @@ class Shapes:
             return lambda row: {name: getattr(row, name) for name in fields}
         if issubclass(kind, tuple):
             names: Any = kind
-            if hasattr(names, "_fields") and hasattr(
-                names, "_asdict"
-            ):  # also SQLAlchemy's Row, without which see below
+            # A named tuple; SQLAlchemy's Row is one only if its keys are valid names, otherwise see below.
+            if hasattr(names, "_fields") and hasattr(names, "_asdict"):
                 return lambda row: row._asdict()
             if hasattr(names, "_mapping"):
                 return lambda row: row._mapping
@@ -218,7 +219,7 @@ class Shapes:
         values = cast(Any, row if isinstance(row, tuple) else (row,))
         if len(values) != len(self._keys):
             wanted = f"a key of {self._plan.name} is ({', '.join(self._keys)})"
-            raise _WrongRow(f"is {row!r}, which is not a key: {wanted}")
+            raise _WrongRow(f"is {row!r}, which is not a key; {wanted}")
         return dict(zip(self._keys, values, strict=True))
 
     def _read_object(self, row: Any) -> Mapping[str, Any]:
@@ -230,7 +231,7 @@ class Shapes:
                 raise _WrongRow(f"holds the relationship {name!r}: {self._plan.refusal(name)}", name)
         if state.key is None:
             return {key: held[key] for key in slots if key in held}
-        # What an expired object is, is known without a look at the database; what it holds is not.
+        # The identity of an expired object is known without asking the database; its values are not.
         identity = dict(zip((slot.label for slot in self._plan.key), state.key[1], strict=True))
         values = identity | held
         if not (self._changes_only or self._keys):
@@ -242,7 +243,7 @@ class Shapes:
         elif self._changes_only:
             always = {*identity, *([self._plan.version.key] if self._plan.version is not None else ())}
             changed = {key for key in values.keys() & state.committed_state.keys() if _has_changes(state, key)}
-            # With nothing to write there is no reason to raise the version.
+            # With nothing to write, the version need not change.
             values = {key: values[key] for key in (always | changed if changed - always else identity) if key in values}
         return {key: values[key] for key in slots if key in values}
 

@@ -1,4 +1,4 @@
-"""One statement for all rows, which come as a relation: arrays side by side (`unnest`), or a temporary table."""
+"""One statement for all rows, sent as a relation: parallel arrays (`unnest`), or a temporary table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class _Array(UserDefinedType[Any]):
-    """An array of a type that is written out, in whatever form the driver is to take it."""
+    """An array type spelled out in SQL, whatever form the driver gets."""
 
     cache_ok = True
 
@@ -44,43 +44,43 @@ class _Array(UserDefinedType[Any]):
 
 
 def refusal(call: CallContext, page: Page, method: str) -> str | None:
-    """Tell why the rows cannot be sent this way."""
+    """Return why the rows cannot be sent this way; None if they can."""
     if not page.cells:
-        return "rows that consist of defaults only make no relation"
+        return "rows that consist of defaults only have no columns to send"
     fields = _fields(call, page)
     if isinstance(fields, str):
-        return f"the binary form of {fields!r} is not certain"
+        return f"sessionkit does not know the binary form of {fields!r} for certain"
     if method == "unnest" and any(field.array for field in fields):
-        return "arrays of arrays have no form that unnest could take apart; 'temp' can"
+        return "unnest cannot split arrays of arrays; 'temp' can send them"
     unpackable = call.dialect.unpackable(call.connection)
     if unpackable is not None:
         return unpackable
     unlisted = next((field.wire.name for field in fields if not field.wire.listed), None)
     if method == "unnest" and unlisted is not None:
-        return f"an array of {unlisted} cannot be sent here; 'temp' can"
+        return f"this driver cannot send an array of {unlisted}; 'temp' works"
     if method == "temp" and has_two_phases(call.connection):
         return (
             "PostgreSQL cannot prepare a transaction that has used a temporary table, and this one may be committed in "
             "two phases; 'unnest' can be used there"
         )
     if method == "temp" and call.work.wants_keys:
-        return "a temporary table does not keep the order in which keys are given; 'copy' and 'unnest' do"
+        return "a temporary table does not keep the order in which keys are made; 'copy' and 'unnest' do"
     return None
 
 
 def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], PageResult]:
-    """Pack the values, and return what sends them."""
+    """Pack the values, and return a function that sends them."""
     fields = _fields(call, page)
     assert not isinstance(fields, str), fields
     if method == "temp":
-        order, pack = call.plan.remembered(("rows", tuple(fields)), lambda: row_packer(fields))
+        order, pack = call.plan.cached(("rows", tuple(fields)), lambda: row_packer(fields))
         data = CopyData(pack, page.values)
         return lambda: _through_table(call, page, fields, order, data)
     if call.work.wants_keys and not probe and missing_keys(call.plan, page):
         return lambda: _with_made_keys(call, page, method)
     parameters: dict[str, Any] = {}
     for place, (field, values) in enumerate(zip(fields, zip(*page.values, strict=True), strict=True)):
-        pack = call.plan.remembered(("column", field), partial(column_packer, field))
+        pack = call.plan.cached(("column", field), partial(column_packer, field))
         type_ = page.cells[place].slot.column.type
         parameters[parameter_name(place)] = call.dialect.array(call.connection, type_, values, OMIT, pack)
     return lambda: _send(call, page, fields, lambda: _unnested(page, fields), parameters, "unnest")
@@ -94,9 +94,9 @@ def _with_made_keys(call: CallContext, page: Page, method: str) -> PageResult:
 
 
 def _fields(call: CallContext, page: Page) -> list[Field] | str:
-    dialect = call.dialect.neutral(call.connection.dialect)
+    dialect = call.dialect.driverless(call.connection.dialect)
     key = ("fields", page.cells, page.may_omit, dialect)
-    fields: list[Field] | str = call.plan.remembered(key, lambda: fields_of(page, dialect))
+    fields: list[Field] | str = call.plan.cached(key, lambda: fields_of(page, dialect))
     return fields
 
 
@@ -119,7 +119,7 @@ def _through_table(call: CallContext, page: Page, fields: list[Field], order: li
     name = call.temporary_name
     columns = ", ".join(f"c{place} {field.sql}" for place, field in enumerate(fields))
     execute = call.connection.exec_driver_sql
-    # Dropped with the transaction whatever happens, so that nobody who gets this connection next meets it.
+    # Dropped with the transaction in any case, so the next user of this connection does not see it.
     execute(f"CREATE TEMPORARY TABLE {name} ({columns}) ON COMMIT DROP")
     call.dialect.copy_in(call.connection, name, [f"c{place}" for place in order], data)
 
@@ -133,8 +133,8 @@ def _through_table(call: CallContext, page: Page, fields: list[Field], order: li
     return outcome
 
 
-# A condition that always holds, since a statement from a temporary table has no other parameter: where there is none,
-# SQLAlchemy cannot send a name with a % in it to psycopg; see test_bulk_differential.py.
+# A condition that is always true: a statement that reads a temporary table has no other parameter, and without one SQLAlchemy
+# cannot send psycopg a name with a % in it; see test_bulk_differential.py.
 _ALL = "sessionkit_all"
 
 
@@ -158,7 +158,7 @@ def _send(
     if verb == "upsert":
         return _upsert(call, page, typed_columns(page, fields, source()), parameters, _every_row(kind))
     key = ("set", kind, verb, page.cells, page.bumps, work.wants_keys, tuple(fields))
-    statement = call.plan.remembered(key, lambda: _statement(call, page, fields, source(), kind))
+    statement = call.plan.cached(key, lambda: _statement(call, page, fields, source(), kind))
     if verb == "insert":
         count = written(call, statement, parameters)
         return PageResult(inserted=count, keys=page.of_slots(call.plan.key) if work.wants_keys else None)
@@ -177,7 +177,7 @@ def _statement(call: CallContext, page: Page, fields: list[Field], source: FromC
     if verb == "update":
         statement = update_of(plan, page, values.__getitem__, table)
     elif kind == "unnest" and len(page.cells) == 1:
-        # An array and no relation: a scan of the index, where a join may come to scan the whole table.
+        # An array instead of a relation: PostgreSQL then scans the index, while a join may scan the whole table.
         key, array = plan.key[0].column, _array_of(0, fields[0])
         if fields[0].wire.cast:
             array = cast(array, sqltypes.ARRAY(key.type))
@@ -190,7 +190,7 @@ def _statement(call: CallContext, page: Page, fields: list[Field], source: FromC
 
 
 def typed_columns(page: Page, fields: list[Field], source: FromClause) -> list[ColumnElement[Any]]:
-    """Return the columns of the relation; an enumeration came as text."""
+    """Return the columns of the relation; an enum was sent as text."""
     return [
         cast(value, cell.slot.column.type) if field.wire.cast else value
         for cell, field, value in zip(page.cells, fields, source.c, strict=False)
@@ -221,13 +221,13 @@ def _upsert(
 def _upsert_telling_rows(
     call: CallContext, page: Page, statement: Any, parameters: dict[str, Any], is_new: ColumnElement[bool] | None
 ) -> PageResult:
-    """Send an upsert, and find out what became of each row by the key that it was found by."""
+    """Send an upsert, and find the result of each row by the key that matched it."""
     work: Any = call.work
     places: list[int] = work.where(page)
     equality: Equality = work.equality(call, page)
     wanted = equality.folded(page.at(places))
     if is_new is None or len(set(wanted)) < len(wanted):
-        raise Unfit  # two rows of one key, outside of the predicate of a partial index: their keys do not tell them apart
+        raise Unfit  # two rows with one key, outside the predicate of a partial index: their keys do not distinguish them
     columns: list[Any] = [page.cells[place].slot.column for place in places]
     keys = [slot.column for slot in call.plan.key] if work.returning else []
     rows = work.executed(call, statement.returning(*columns, is_new, *keys), parameters).all()
@@ -237,7 +237,7 @@ def _upsert_telling_rows(
         ("inserted" if told[key][width] else "updated") if key in told else "unchanged" for key in wanted
     ]
     if len(rows) != len(status) - status.count("unchanged"):
-        raise Unfit  # the database tells keys in another form than the one in which they were given
+        raise Unfit  # the database returns keys in a different form than they were passed in
     known = {
         key: tuple(told[fold][width + 1 :]) for key, fold in zip(page.at(places), wanted, strict=True) if fold in told
     }

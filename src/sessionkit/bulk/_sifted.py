@@ -1,4 +1,4 @@
-"""Bad rows where the server itself can tell them from good ones: PostgreSQL, by a script over a temporary table."""
+"""Finds bad rows on the server itself: on PostgreSQL, by a script over a temporary table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Unable(Exception):
-    """The server cannot do it: it has no PL/pgSQL, or this user may not make temporary tables."""
+    """The server cannot do it: it has no PL/pgSQL, or this user may not create temporary tables."""
 
 
 _UNABLE = "unable to sift"
@@ -37,16 +37,16 @@ _TABLES = "tables to sift"
 
 
 def prepare(call: CallContext, page: Page) -> Search | None:
-    """Return what sends the rows and notes the errors of those that fail; None where it cannot be done."""
+    """Return a function that sends the rows and notes the errors of those that fail; None if that is not possible."""
     sieve = call.dialect.sieve
-    if sieve is None or has_two_phases(call.connection) or call.remembered(_UNABLE, set[str]):
+    if sieve is None or has_two_phases(call.connection) or call.cached(_UNABLE, set[str]):
         return None
-    dialect = call.dialect.neutral(call.connection.dialect)
+    dialect = call.dialect.driverless(call.connection.dialect)
     fields = fields_of(page, dialect)
     if isinstance(fields, str):
         return None
-    # A NULL where the table forbids it is a bad row as any other. So is a word in the place of a number, where the driver
-    # has the server read it.
+    # A NULL where the table forbids it is a bad row like any other. So is text instead of a number, if the driver lets the
+    # server parse it.
     words = set[int]()
     if sieve.reads_words(call.connection):
         words = {place for place, field in enumerate(fields) if _is_word(field, page.values[0][place])}
@@ -55,20 +55,20 @@ def prepare(call: CallContext, page: Page) -> Search | None:
         field._replace(nullable=True, wire=as_text if place in words else field.wire)
         for place, field in enumerate(fields)
     ]
-    order, pack = call.plan.remembered(("rows", tuple(fields)), lambda: row_packer(fields))
+    order, pack = call.plan.cached(("rows", tuple(fields)), lambda: row_packer(fields))
     work: Any = call.work
     counts = work.verb == "upsert" and not work.status and not work.returning
     if counts and work.is_new(call) is None:
         return None
     kept = counts or (work.verb == "insert" and not work.wants_keys)
     columns = ", ".join(f"c{place} {field.sql}" for place, field in enumerate(fields))
-    tables = call.remembered(_TABLES, dict[str, str])
+    tables = call.cached(_TABLES, dict[str, str])
     name = tables.get(columns) or f"{call.temporary_name}_{len(tables)}"
     try:
         data = CopyData(pack, page.values)
         statement = _statement(call, page, name, fields, words, sieve, counts=counts)
         script = sieve.script(call.connection, name, statement, counts=counts, first=not call.collects)
-    except Exception:  # noqa: BLE001 - a value, or a condition of the user's, that has no form but a parameter's
+    except Exception:  # noqa: BLE001 - a value or a user's condition that can only be sent as a parameter
         return None
 
     def search(errors: dict[int, Exception]) -> PageResult | None:
@@ -92,7 +92,7 @@ _READ_AS_THEY_ARE = frozenset({"text", "bpchar", "bytea", "json", "jsonb"})
 
 
 def _is_word(field: Field, value: object) -> bool:
-    """Tell whether a value is a text where the column has another type, and nothing but the server reads it."""
+    """Return whether a value is text for a column of another type, and only the server parses it."""
     plain = field.process is None and field.dumps is None and not field.array
     return type(value) is str and plain and field.wire.name not in _READ_AS_THEY_ARE
 
@@ -100,9 +100,9 @@ def _is_word(field: Field, value: object) -> bool:
 def _sift(
     call: CallContext, sieve: Sieve, name: str, columns: str, order: list[int], data: CopyData, script: str
 ) -> Sifted:
-    """Send the rows into a temporary table, and run the script."""
+    """Load the rows into a temporary table, and run the script."""
     try:
-        if columns in call.remembered(_TABLES, dict[str, str]):
+        if columns in call.cached(_TABLES, dict[str, str]):
             sieve.empty(call.connection, name)
         else:
             sieve.make(call.connection, name, columns)
@@ -112,7 +112,7 @@ def _sift(
         raise Unable from None
     except DBAPIError as error:
         if sieve.is_missing(error):
-            call.remembered(_UNABLE, set[str]).add("told so")
+            call.cached(_UNABLE, set[str]).add("no")
             raise Unable from None
         if call.dialect.blames_the_row(error) or call.dialect.lacks_is_new(error):
             raise Unable from None
@@ -120,8 +120,8 @@ def _sift(
 
 
 def _keep(call: CallContext, sieve: Sieve, name: str, columns: str) -> None:
-    """Keep a table for the pages to come: it is not undone."""
-    tables = call.remembered(_TABLES, dict[str, str])
+    """Keep a table for later pages: it is not undone."""
+    tables = call.cached(_TABLES, dict[str, str])
     if columns not in tables:
         tables[columns] = name
         call.at_end.append(lambda: sieve.drop(call.connection, name))
@@ -159,7 +159,7 @@ def _statement(
 
 
 def _parameters(call: CallContext, page: Page, place: int) -> dict[str, Any]:
-    """Return what SQLAlchemy would have sent for a row."""
+    """Return the parameters that SQLAlchemy would send for a row."""
     row = page.values[place]
     if call.work.verb in {"insert", "upsert"}:
         named = {page.cells[i].slot.column.key: row[i] for i in written_places(page)}

@@ -1,4 +1,4 @@
-"""The way through SQLAlchemy's own executemany: it can express everything, on every driver."""
+"""The path through SQLAlchemy's own executemany, which can express everything, on every driver."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 def refusal(call: CallContext, page: Page, method: str) -> str | None:
-    """Nothing is refused."""
+    """Return None: this path refuses nothing."""
     return None
 
 
 def prepare(call: CallContext, page: Page, method: str, *, probe: bool = False) -> Callable[[], PageResult]:
-    """Return what sends the page. Values are processed as they are sent."""
+    """Return a function that sends the page. SQLAlchemy processes the values as it sends them."""
     send = {"insert": _insert, "update": _update, "upsert": _upsert, "delete": _delete}[call.work.verb]
     return lambda: _sent(send, call, page)
 
 
 def _sent(send: Callable[[CallContext, Page], PageResult], call: CallContext, page: Page) -> PageResult:
-    """Send rows that hold SQL expressions one by one: they are a part of the statement, and each one makes another."""
+    """Send rows that hold SQL expressions one by one: the expressions are part of the statement, so each row needs its own."""
     alone = [place for place, row in enumerate(page.values) if any(map(_is_sql, row))]
     if not alone or len(page) == 1:
         return send(call, page)
@@ -50,7 +50,7 @@ def _is_sql(value: object) -> bool:
 def _parameters(
     page: Page, places: Sequence[int], columns: Sequence[Any]
 ) -> tuple[dict[Any, Any], list[dict[str, Any]]]:
-    """Return the expressions by column that go into an INSERT, and the parameters for the others, by column key."""
+    """Return the expressions of an INSERT by column, and the parameters of the other columns, by column key."""
     keys = [column.key for column in columns]
     rows = [dict(zip(keys, (row[place] for place in places), strict=True)) for row in page.values]
     if len(rows) > 1:
@@ -80,35 +80,36 @@ def _insert(call: CallContext, page: Page) -> PageResult:
 
 
 def _inserted_keys(call: CallContext, statement: Any, rows: list[dict[str, Any]]) -> list[tuple[Any, ...] | None]:
-    """Insert, and return the key that the server made for each row: None for one that a trigger has taken out."""
+    """Insert, and return the key that the server made for each row; None for a row that a trigger suppressed."""
     columns = [slot.column for slot in call.plan.key]
     if call.dialect.reserve is None and len(rows) > 1:
         in_order = statement.returning(*columns, sort_by_parameter_order=True)
         return [tuple(row) for row in call.connection.execute(in_order, rows)]
-    # One by one, since nothing but that proves it: SQLAlchemy, too, sorts by what it takes for an ascending number.
+    # One by one: nothing else proves which key belongs to which row. SQLAlchemy, too, sorts by what it assumes to be an
+    # ascending number.
     statement = statement.returning(*columns)
     told = [call.connection.execute(statement, row).first() for row in rows]
     return [None if row is None else tuple(row) for row in told]
 
 
 def _count_inserted(call: CallContext, statement: Any, rows: list[dict[str, Any]]) -> int:
-    """Insert, and return how many rows were made: a trigger may take some out."""
+    """Insert, and return the number of rows written; a trigger may suppress some."""
     dialect = call.connection.dialect
     if len(rows) == 1 or (dialect.supports_sane_multi_rowcount and not dialect.use_insertmanyvalues_wo_returning):
         return written(call, statement, rows)
-    # asyncpg's executemany counts nothing, nor does SQLAlchemy where it makes one statement of many; rows that come back
+    # asyncpg's executemany counts nothing, nor does SQLAlchemy when it combines many rows into one statement. Returned rows
     # can be counted.
     return len(call.connection.execute(statement.returning(literal_column("1")), rows).all())
 
 
 def written(call: CallContext, statement: Any, parameters: Any) -> int:
-    """Execute an INSERT, and return how many rows it has written."""
+    """Execute an INSERT, and return the number of rows written."""
     result = call.connection.execute(statement, parameters, execution_options={"preserve_rowcount": True})
     return result.rowcount
 
 
 def _insert_into_several(call: CallContext, page: Page) -> PageResult:
-    """Insert into one table after the other: the first one makes the key, if the rows do not hold it."""
+    """Insert into one table after the other; the first makes the key if the rows do not hold it."""
     plan = call.plan
     first, *others = tables_of(plan)
     keys: list[tuple[Any, ...]]
@@ -125,7 +126,7 @@ def _insert_into_several(call: CallContext, page: Page) -> PageResult:
 
 
 def _insert_parts(call: CallContext, page: Page, table: Table, returning: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    """Insert what a page holds of the rows of one table."""
+    """Insert the columns of a page that belong to one table."""
     columns = {place: column_in(call.plan, cell, table) for place, cell in enumerate(page.cells)}
     places = [place for place, column in columns.items() if column is not None]
     expressions, rows = _parameters(page, places, [columns[place] for place in places])
@@ -186,7 +187,7 @@ def _upsert(call: CallContext, page: Page) -> PageResult:
 def _upsert_one_by_one(
     call: CallContext, page: Page, statement: Any, rows: list[dict[str, Any]], is_new: ColumnElement[bool] | None
 ) -> PageResult:
-    """Send each row by itself: it is new, or the key that comes back is that of the row which was there."""
+    """Send each row alone: it is new, or the returned key is that of the existing row."""
     work: Any = call.work
     keys = [slot.column for slot in call.plan.key]
     statement = statement.returning(*keys, *(() if is_new is None else (is_new,)))
@@ -202,7 +203,7 @@ def _upsert_one_by_one(
         if key is None and work.returning:
             key = work.found(call, page, place)
         found.append(key)
-    return PageResult.of(status, found if work.returning else None, told=work.status)
+    return PageResult.of(status, found if work.returning else None, wanted=work.status)
 
 
 def _times(status: Status, count: int) -> list[Status]:
@@ -210,11 +211,11 @@ def _times(status: Status, count: int) -> list[Status]:
 
 
 def upsert_outcome(work: Any, call: CallContext, page: Page, there: list[bool], count: int) -> PageResult:
-    """Return what became of the rows of an upsert, from which were there before and how many were written in all."""
+    """Return the result of an upsert, given which rows existed before and how many were written in total."""
     updates = work.updates(page)
     inserted = there.count(False)
     if count != (len(page) if updates else inserted):
-        # A condition did not hold, or a trigger has taken rows out.
+        # A condition was false, or a trigger suppressed rows.
         if work.status:
             raise Unfit
         after = work.existing(call, page)
@@ -227,7 +228,7 @@ def upsert_outcome(work: Any, call: CallContext, page: Page, there: list[bool], 
 
 
 def _count(call: CallContext, statement: Any, page: Page) -> int:
-    """Execute for all rows of a page, and return how many were matched."""
+    """Execute a statement for all rows of a page, and return the number of rows matched."""
     names = [parameter_name(place) for place in range(len(page.cells))]
     rows = [dict(zip(names, row, strict=True)) for row in page.values]
     if len(rows) == 1:
@@ -239,7 +240,7 @@ def _count(call: CallContext, statement: Any, page: Page) -> int:
 
 
 def _value(page: Page) -> Callable[[int], ColumnElement[Any]]:
-    """Return what gives the value of each cell to a statement: its parameter, or its expression."""
+    """Return a function that gives the value of each cell in a statement: its parameter, or its expression."""
     by_parameter = parameter(page)
     if len(page) > 1:
         return by_parameter

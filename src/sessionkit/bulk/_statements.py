@@ -1,4 +1,4 @@
-"""The statements of the verbs, in SQLAlchemy's Core: the values are parameters, or columns of a relation."""
+"""The statements of the verbs in SQLAlchemy Core. Their values are parameters, or columns of a relation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def parameter_name(place: int) -> str:
-    """Return the name of the parameter for a cell; no column is called like this."""
+    """Return the name of the parameter for a cell. No column has a name like this."""
     return f"sessionkit_{place}"
 
 
 def parameter(page: Page) -> Value:
-    """Return what gives the parameter of each cell."""
+    """Return a function that gives the parameter of each cell."""
     return lambda place: bindparam(parameter_name(place), type_=page.cells[place].slot.column.type)
 
 
@@ -42,8 +42,11 @@ def matches(plan: MappingPlan, page: Page, value: Value, table: Table) -> list[C
         if column is not None:
             conditions.append(column == value(place))
         elif page.cells[place].role == "key":
-            # Never a statement that would take all rows.
-            raise OptionError(f"sessionkit cannot tell how {table.name} is joined to the key of {plan.name}")
+            # Never send a statement that would match all rows.
+            raise OptionError(
+                f"sessionkit cannot tell how {table.name} is joined to the key of {plan.name}; write "
+                "its rows with the session instead"
+            )
     of_class = plan.of_class.get(table)
     if of_class is not None:
         conditions.append(of_class)
@@ -51,10 +54,10 @@ def matches(plan: MappingPlan, page: Page, value: Value, table: Table) -> list[C
 
 
 def update_of(plan: MappingPlan, page: Page, value: Value, table: Table) -> Any:
-    """Return the UPDATE of one table; None where it has nothing to write."""
+    """Return the UPDATE of one table; None if it has nothing to write."""
     assignments: dict[Any, Any] = {}
     changes = False
-    for place in page.places("set", "renew"):
+    for place in page.places("set", "onupdate"):
         column = column_in(plan, page.cells[place], table)
         if column is not None:
             assignments[column] = value(place)
@@ -91,12 +94,12 @@ def insert_of(
     """Return the INSERT.
 
     Args:
-        page: for its cells.
-        table: where to.
-        values: for each cell a column of a relation; None for parameters that are called like the columns.
-        into: an INSERT of the dialect's own.
-        order: in which order the rows of the relation are to be made.
-        where: which of them.
+        page: the page whose cells are written.
+        table: the table to insert into.
+        values: a column of a relation for each cell; None for parameters with the names of the columns.
+        into: the dialect's own INSERT.
+        order: the order in which to insert the rows of the relation.
+        where: the condition on the rows of the relation.
     """
     statement = insert(table) if into is None else into
     if values is None:
@@ -111,7 +114,7 @@ def insert_of(
 
 
 def tables_of(plan: MappingPlan) -> Sequence[Table]:
-    """Return the tables of a mapper, those that others point to first."""
+    """Return the tables of a mapper; those that others refer to come first."""
     if plan.table is not None:
         return (plan.table,)
     tables: dict[Any, Any] = cast(Any, plan.mapper)._sorted_tables

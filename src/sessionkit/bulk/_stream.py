@@ -1,4 +1,4 @@
-"""`stream`: the rows of a query in chunks, as many as there are, in constant memory."""
+"""`stream`: read a query of any size in chunks, in constant memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 T = TypeVar("T")
-_CHUNK = 1_000  # performance is best here; ten times as many are slower and need ten times the memory
+_CHUNK = 1_000  # the fastest size; ten times as many rows are slower and need ten times the memory
 
 
 def stream(
@@ -32,28 +32,27 @@ def stream(
     progress: bool = False,
     total: int | None = None,
 ) -> Iterator[list[Any]]:
-    """Yield the result of a query in lists of `chunk`, never holding more than one of them.
+    """Yield the result of a query in lists of `chunk` rows, holding only one list at a time.
 
-    A query for one mapped class gives objects, any other one gives rows. Objects may be changed while they are at hand:
-    the changes are flushed before the next chunk is read, so that they need not be kept.
+    A query for one mapped class yields objects; any other query yields rows. You may change the objects of the current chunk:
+    the changes are flushed before the next chunk is read, so the session need not keep them.
 
     Args:
         session: the session that reads.
         statement: a ``select()``.
-        chunk: how many rows come at once.
-        keyset: read each chunk by a query of its own, from behind the last key on. The loop may then commit or roll
-            back, and each chunk sees what is committed by then; the statement must select from one mapped class, and
-            have no order, limit or grouping of its own. Otherwise one query is read through a server-side cursor, which
-            ends with the transaction.
-        on_progress: called after each chunk with the rows so far, and `total`.
+        chunk: the number of rows in a list.
+        keyset: read each chunk with its own query, starting after the last key. The loop may then commit or roll back, and
+            each chunk sees what is committed by then. The statement must select from one mapped class, without an order,
+            limit or grouping. Without `keyset`, a server-side cursor reads one query, and ends with the transaction.
+        on_progress: called after each chunk with the number of rows so far, and `total`.
         progress: True shows a bar on standard error.
-        total: how many rows there are, if that is known, for the bar.
+        total: the number of rows, if known, for the bar.
 
     Raises:
-        OptionError: the statement cannot be read by its key.
+        OptionError: the statement is not a ``select()``, or cannot be read by its key.
 
-    SQL: the statement, through ``DECLARE ... CURSOR`` or what the driver has in its place; with `keyset`
-    ``SELECT ... WHERE id > ? ORDER BY id LIMIT ?`` for each chunk.
+    SQL: the statement, through ``DECLARE ... CURSOR`` or the driver's equivalent; with `keyset` ``SELECT ... WHERE id > ?
+    ORDER BY id LIMIT ?`` for each chunk.
     """
     checked({"chunk": chunk}, "bulk.stream()")
     if not isinstance(cast(object, statement), Select):
@@ -73,7 +72,7 @@ def async_stream(
     progress: bool = False,
     total: int | None = None,
 ) -> AsyncIterator[list[Any]]:
-    """Yield the result of a query in lists; the async twin of `stream`, with the same arguments."""
+    """Yield the result of a query in lists: the async twin of `stream`, with the same arguments."""
     options: dict[str, Any] = {"chunk": chunk, "keyset": keyset, "on_progress": on_progress}
     parts = stream(session.sync_session, statement, progress=progress, total=total, **options)
     return _over_async(session, parts)
@@ -142,7 +141,7 @@ def _behind(columns: list[Any], last: tuple[Any, ...]) -> Any:
 
 
 def _shortened(rows: Sequence[Row[Any]], width: int) -> list[Any]:
-    """Return the rows as the statement asked for them."""
+    """Return the rows without the columns that were added to the statement."""
     from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 
     names = list(rows[0]._fields[:-width])
@@ -150,7 +149,7 @@ def _shortened(rows: Sequence[Row[Any]], width: int) -> list[Any]:
 
 
 def _let_go(session: Session) -> None:
-    """Flush what was changed: the session would hold on to changed objects until then."""
+    """Flush the changes: until then the session keeps changed objects alive."""
     if session.autoflush and session._is_clean() is False:
         session.flush()
 
@@ -176,7 +175,7 @@ def _plan_of(statement: Select[Any]) -> MappingPlan:
     }
     named = [name for name, there in of_its_own.items() if there]
     if named:
-        raise OptionError(f"keyset=True orders and limits the statement itself; take {', '.join(named)} out of it")
+        raise OptionError(f"keyset=True orders and limits the statement itself; remove {', '.join(named)} from it")
     if entity is None or not hasattr(entity, "__mapper__"):
-        raise OptionError("keyset=True reads by a primary key, so the statement has to select from one mapped class")
+        raise OptionError("keyset=True reads by primary key, so the statement must select from one mapped class")
     return plan_for(entity)

@@ -1,4 +1,4 @@
-"""What a call can be undone to: a savepoint, or the beginning of the transaction where nothing was sent in it yet."""
+"""Undoing a call: back to a savepoint, or to the start of the transaction if nothing was sent in it yet."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ if TYPE_CHECKING:
 
 
 class Start(Protocol):
-    """Where a call began."""
+    """The point where a call began."""
 
     def undo(self) -> Start:
-        """Undo all that happened since; return a new start."""
+        """Undo everything since; return a new start."""
         ...
 
     def keep(self) -> None:
-        """Let it be a part of the transaction."""
+        """Make the work part of the transaction."""
         ...
 
     def leave(self) -> None:
-        """Undo all that happened since, for good. The first error is the one to see, so nothing is raised.
+        """Undo everything since, for good. Raises nothing, so that the caller sees the first error.
 
-        Should even this fail, the connection's own log says so to a scope.
+        If even this fails, a scope learns it from the connection's failure log.
         """
         ...
 
 
 def start(connection: Connection, dialect: Bulk, *, alone: bool) -> Start:
-    """Return a start: the cheaper kind, if it can be had.
+    """Return a start: the cheaper kind if possible.
 
-    A savepoint is two round trips to a server; SQLite keeps a copy of each page that is changed after it.
+    A savepoint costs two round trips on a server; SQLite keeps a copy of each page that changes after it.
 
     Args:
-        connection: where.
-        dialect: what bulk knows of its dialect.
-        alone: nobody else's code runs before the end of the call. A generator might ask for an `on_commit`, which is to
-            go with the savepoint around it.
+        connection: the connection that the call writes on.
+        dialect: what bulk knows about its dialect.
+        alone: no user code runs before the call ends. A generator might register an `on_commit`, which must go with the
+            savepoint around it.
     """
-    untouched = dialect.is_untouched(connection)
+    untouched = dialect.has_not_begun(connection)
     dialect.begin(connection)
     return Beginning(connection, dialect) if untouched and alone else Savepoint(connection)
 
 
 class Savepoint:
-    """A savepoint: what was done before it is kept."""
+    """A savepoint: earlier work of the transaction is kept."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -71,10 +71,10 @@ class Savepoint:
 
 
 class Beginning:
-    """A transaction that SQLAlchemy has begun and the driver has not: there is nothing to keep.
+    """A transaction that SQLAlchemy has begun but the driver has not: there is no earlier work.
 
-    To undo is to have the driver begin once more, with the isolation and all else that it was told; SQLAlchemy's
-    transaction goes on.
+    Undoing rolls back in the driver and begins again there, with the same isolation and settings; SQLAlchemy's transaction
+    goes on.
     """
 
     def __init__(self, connection: Connection, dialect: Bulk) -> None:
@@ -86,11 +86,11 @@ class Beginning:
         return Savepoint(self._connection)
 
     def keep(self) -> None:
-        """Nothing needs to be said."""
+        """Do nothing."""
 
     def leave(self) -> None:
         if not self._connection.invalidated and not self._connection.closed:
-            with suppress(Exception):  # the driver's own: nothing of SQLAlchemy's is between
+            with suppress(Exception):  # any error of the driver: SQLAlchemy is not involved
                 self._again()
 
     def _again(self) -> None:

@@ -1,4 +1,4 @@
-"""`update`: changed columns of rows that are there."""
+"""`update`: change columns of existing rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class UpdateWork(KeyedWork):
         super().__init__(plan, Shapes(plan, changes_only=True), plan.key, missing, on_duplicate)
         if check and plan.version is None:
             raise OptionError(
-                f"check=True was asked for, but {plan.name} has no version column; let it inherit sessionkit.Versioned"
+                f"check=True was asked for, but {plan.name} has no version column; let the class inherit "
+                "sessionkit.Versioned"
             )
         self._check = check
 
@@ -61,7 +62,7 @@ class UpdateWork(KeyedWork):
         return page
 
     def _with_current_versions(self, call: CallContext, page: Page) -> Page:
-        """Only Python can make the next version, and it needs the current one: read it, under a lock."""
+        """Read the current versions under a lock: only Python can make the next version, and it needs the current one."""
         plan = self.plan
         assert plan.version is not None
         assert plan.generator is not None
@@ -82,21 +83,19 @@ def update(
 ) -> BulkResult:
     """Update rows by their primary key, and leave the transaction open.
 
-    Each row holds the key and the attributes to change; what it does not hold stays as it is, or gets its `onupdate`. A
-    row that holds its version is checked: it must still have that version, as in a flush. The version goes up in any
-    case.
+    Each row holds the key and the attributes to change. A column that it leaves out stays as it is, or gets its `onupdate`. A
+    row that holds its version is checked, as in a flush: the database must still have that version. The version is
+    incremented in any case.
 
     Args:
-        session: the session in whose transaction this happens. Objects of it that are touched are refreshed on their
-            next use.
+        session: the session whose transaction updates the rows. Its objects for these rows are refreshed on their next use.
         entity: the mapped class.
-        rows: as in `insert`. Of an object of the class that was loaded, the changed columns are taken, with its
-            version.
-        missing: "error" raises for a key without a row, "ignore" leaves it out. A row with nothing to change is not
-            looked for.
-        on_duplicate: what to do with a second row of the same key: "error", or take the "first" or the "last" one.
-            Across chunks, "last" writes both, the last one at last.
-        check: None compares the versions of the rows that hold one; True demands that all do; False compares none.
+        rows: as in `insert`. From a loaded object of the class, `update` takes the changed columns and the version.
+        missing: "error" raises for a key without a row, "ignore" leaves it out. A row with nothing to change is not looked
+            up.
+        on_duplicate: what to do with a second row for the same key: "error", or keep the "first" or the "last" one. Across
+            chunks, "last" writes both, the last one last.
+        check: None compares the versions of the rows that hold one; True requires all rows to hold one; False compares none.
         **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``,
             ``max_rejected``; see `WriteOptions`.
 
@@ -105,16 +104,14 @@ def update(
         ``method``.
 
     Raises:
-        VersionConflict: rows have another version, or are gone; `conflicts` names every one of them. Nothing was
-            written.
-        BulkError: a row cannot be written; a key has no row (then it is a ``StaleDataError`` as well).
-        OptionError: an option that cannot be honoured. Nothing was sent.
+        VersionConflict: rows have another version, or are gone; `conflicts` lists every one of them. Nothing was written.
+        BulkError: a row cannot be written, or a key has no row (then it is also a ``StaleDataError``). Nothing was written.
+        OptionError: an option cannot be honoured. Nothing was sent.
 
-    SQL: ``SAVEPOINT``; for each set of keys of a chunk ``UPDATE ... FROM unnest(...)`` on PostgreSQL (from 2,000 rows
-    on ``COPY`` into a temporary table and ``UPDATE ... FROM`` it), one prepared ``UPDATE`` for all rows on SQLite;
-    ``RELEASE SAVEPOINT``.
-    The savepoint is left out where the call is the first thing of its transaction, and its input is no iterator: then
-    the transaction begins anew if it fails.
+    SQL: ``SAVEPOINT``; for each set of keys of a chunk ``UPDATE ... FROM unnest(...)`` on PostgreSQL (from 2,000 rows on
+    ``COPY`` into a temporary table and ``UPDATE ... FROM`` it), one prepared ``UPDATE`` for all rows on SQLite; ``RELEASE
+    SAVEPOINT``. There is no savepoint if the call comes first in its transaction and its input is not an iterator: if it
+    fails, the transaction simply starts again.
     """
     known = checked(options, "bulk.update()")
     one_of("missing", missing, ("error", "ignore"))

@@ -1,4 +1,4 @@
-"""`upsert`: rows that are inserted, or updated where they are there already."""
+"""`upsert`: insert rows, or update those that exist already."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from ._result import BulkResult, Status, Tally
     from ._rows import Chunk, Rows
 
-Where = Any  # a condition, or a function of the new row that gives one
+Where = Any  # a condition, or a function of the new row that returns one
 
 
 class Excluded:
-    """The row that could not be inserted, by attribute: what PostgreSQL and SQLite call EXCLUDED."""
+    """The row that could not be inserted, by attribute; PostgreSQL and SQLite call it EXCLUDED."""
 
     def __init__(self, plan: MappingPlan, columns: Any) -> None:
         self._plan = plan
@@ -55,7 +55,7 @@ class Excluded:
 
 
 class UpsertWork(KeyedWork):
-    """Rows of a plan that may be there already."""
+    """Rows of a plan that may exist already."""
 
     verb = "upsert"
 
@@ -87,29 +87,32 @@ class UpsertWork(KeyedWork):
         self.returning = returning
         self.render_nulls = render_nulls
         self.index_where: Any = None
-        self.tells_new = True  # until a table is seen that cannot
+        self.tells_new = True  # until a table turns out not to support it
         for slot in self.update or ():
             if slot is plan.version:
-                raise OptionError(f"update names {slot.label!r}, the version of {plan.name}, which goes up by itself")
+                raise OptionError(
+                    f"update names {slot.label!r}, the version of {plan.name}, which is incremented "
+                    "automatically; remove it from update"
+                )
 
     def prepare(self, dialect: Dialect) -> None:
-        """Look up what `match` names, before anything is sent."""
+        """Resolve `match` before anything is sent."""
         if self.match is not None:
-            self.finds_by, self.index_where = chosen(self.plan, self.table, self.match, dialect)
+            self.match_columns, self.index_where = chosen(self.plan, self.table, self.match, dialect)
 
     def read(self, call: CallContext, chunk: Chunk) -> list[Page]:
         read = self.shapes.read(chunk, call.refuse)
-        if not self.finds_by and read.shapes:
+        if not self.match_columns and read.shapes:
             first, *others = read.shapes
             every = first.intersection(*others)
             held = {slot for key in every for slot in self.plan.slots_of(key)}
-            self.finds_by, self.index_where = inferred(self.plan, self.table, held, call.connection.dialect)
+            self.match_columns, self.index_where = inferred(self.plan, self.table, held, call.connection.dialect)
         return self.built(call, chunk, read)
 
     def built(self, call: CallContext, chunk: Chunk, read: Read) -> list[Page]:
-        """Return the pages of what was read, one for each set of keys and of those that hold None where a default is.
+        """Return the pages of the rows that were read: one for each set of keys, and of columns with a default that are None.
 
-        Where the row is there, the None is written; a new row gets the default.
+        An existing row gets the None; a new row gets the default.
         """
         pages: list[Page] = []
         for part in group(read):
@@ -141,7 +144,7 @@ class UpsertWork(KeyedWork):
             yield tuple(slot for name in nulls for slot in replaced[name]), Read(places, rows, read.shapes)
 
     def _role(self, slot: Slot, *, held: bool) -> Role:
-        if slot in self.finds_by:
+        if slot in self.match_columns:
             return "key"
         if not held or slot is self.plan.version:
             return "new"
@@ -156,11 +159,11 @@ class UpsertWork(KeyedWork):
         return self.index_where is None or self.existing(call, page.only([place]))[0]
 
     def updates(self, page: Page) -> bool:
-        """Tell whether anything is written where a row is there."""
+        """Return whether the call writes anything to an existing row."""
         return bool(page.places("set") or page.nulls)
 
     def is_new(self, call: CallContext) -> ColumnElement[bool] | None:
-        """Return what tells in RETURNING whether a row is new; None where the database, or this table, cannot tell."""
+        """Return the RETURNING expression for whether a row is new; None if the database or this table cannot tell."""
         return call.dialect.is_new if self.tells_new else None
 
     def executed(self, call: CallContext, statement: Any, parameters: Any) -> Any:
@@ -189,10 +192,10 @@ class UpsertWork(KeyedWork):
         values: Sequence[ColumnElement[Any]] | None = None,
         every: ColumnElement[bool] | None = None,
     ) -> Any:
-        """Return the INSERT ... ON CONFLICT for pages like this one; see `insert_of` for where the rows come from."""
+        """Return the INSERT ... ON CONFLICT for pages like this one; `insert_of` explains where the rows come from."""
         assert call.dialect.upsert is not None
         insert = call.dialect.upsert(self.table)
-        index = {"index_elements": [slot.column for slot in self.finds_by], "index_where": self.index_where}
+        index = {"index_elements": [slot.column for slot in self.match_columns], "index_where": self.index_where}
         statement = insert_of(page, self.table, values, into=insert, where=every)
         columns = [page.cells[place].slot.column for place in page.places("set")]
         if not self.updates(page):
@@ -203,8 +206,8 @@ class UpsertWork(KeyedWork):
         if plan.version is not None and plan.generator is not None:
             assignments[plan.version.column] = self._next_version(plan)
         for slot in (*plan.slots.values(), *plan.unmapped):
-            if slot.renew is not None and slot.column not in assignments:
-                assignments[slot.column] = _renewed(call, slot)
+            if slot.onupdate is not None and slot.column not in assignments:
+                assignments[slot.column] = _onupdate_value(call, slot)
         conditions: list[ColumnElement[bool]] = []
         if self.when_changed:
             compared = [
@@ -226,25 +229,25 @@ class UpsertWork(KeyedWork):
         assert plan.version is not None
         if plan.bump is None:
             raise OptionError(
-                f"the version of {plan.name} is made by a function of its own, which the database cannot call where an "
-                "upsert finds the row; inherit Versioned or UUIDVersioned, or use bulk.get(), insert() and update()"
+                f"a Python function makes the version of {plan.name}, and the database cannot call it when an upsert "
+                "finds the row; inherit Versioned or UUIDVersioned, or use bulk.get(), insert() and update()"
             )
         return plan.bump(plan.version.column)
 
     @property
     def is_conditional(self) -> bool:
-        """Only the database can tell whether a row that is there was written."""
+        """Whether only the database can tell if an existing row was written."""
         return self.when_changed or self.where_ is not None
 
     def keys_of(
         self, call: CallContext, page: Page, known: dict[Any, Any] | None = None
     ) -> list[tuple[Any, ...] | None] | None:
-        """Return the primary key of each row of a page that was sent, if it is asked for.
+        """Return the primary key of each row of a page that was sent, if the caller wants it.
 
         Args:
-            call: where to ask for those that are not known.
+            call: the call whose connection is asked for unknown keys.
             page: the rows.
-            known: what the database has told of them already, by what they were found by.
+            known: the primary keys that the database has returned already, by match columns.
         """
         return self._keys(call, page, known or {}) if self.returning else None
 
@@ -259,26 +262,26 @@ class UpsertWork(KeyedWork):
         return [found.get(key) for key in wanted]
 
     def found(self, call: CallContext, page: Page, place: int) -> tuple[Any, ...] | None:
-        """Return the primary key of the row that is there for one of a page."""
+        """Return the primary key of the existing row for a row of a page."""
         return (self._keys(call, page.only([place]), {}) or [None])[0]
 
     def existing(self, call: CallContext, page: Page) -> list[bool]:
-        """Return for each row whether it is there before the page is sent."""
+        """Return for each row whether it exists before the page is sent."""
         places = self.where(page)
         wanted = page.at(places)
         columns = [page.cells[place].slot.column for place in places]
-        # Locked, so that what is there now is there when the page is sent.
+        # Locked, so that the rows still exist when the page is sent.
         found = find(call, columns, wanted, where=self.index_where, lock=True)
         return [key in found for key in wanted]
 
     def outcome(
         self, call: CallContext, page: Page, status: Sequence[Status], known: dict[Any, Any] | None = None
     ) -> PageResult:
-        """Return what became of a page of which every row is known; for `known` see `keys_of`."""
-        return PageResult.of(status, self.keys_of(call, page, known), told=self.status)
+        """Return the result of a page whose rows are all known; for `known` see `keys_of`."""
+        return PageResult.of(status, self.keys_of(call, page, known), wanted=self.status)
 
     def verify(self, call: CallContext, page: Page) -> None:
-        """Nothing is expected: no version is compared."""
+        """Do nothing: an upsert compares no version."""
 
     def finish(self, call: CallContext, tally: Tally) -> None:
         tally.close(status=self.status)
@@ -287,7 +290,7 @@ class UpsertWork(KeyedWork):
 
 
 class _NoRow(DefaultContext):
-    """The context of an `onupdate` that no single row is there for."""
+    """The context of an `onupdate` that has no single row."""
 
     def __init__(self, connection: Connection, column: Column[Any]) -> None:
         super().__init__(connection)
@@ -301,20 +304,20 @@ class _NoRow(DefaultContext):
 
     def get_current_parameters(self, isolate_multiinsert_groups: bool = True) -> NoReturn:
         raise OptionError(
-            "an onupdate of this class looks at the row, which an upsert does not have where it updates; give the "
-            "column in the rows and name it in update"
+            "an onupdate of this class looks at the row, which an upsert does not have when it updates; put the "
+            "column into the rows and name it in update"
         )
 
 
-def _renewed(call: CallContext, slot: Slot) -> Any:
-    assert slot.renew is not None
-    if slot.renew.kind in {"call", "context"}:
-        return slot.renew.value(_NoRow(call.connection, slot.column))
-    return slot.renew.value if slot.renew.kind == "constant" else slot.column.onupdate.arg  # type: ignore[union-attr]
+def _onupdate_value(call: CallContext, slot: Slot) -> Any:
+    assert slot.onupdate is not None
+    if slot.onupdate.kind in {"call", "context"}:
+        return slot.onupdate.value(_NoRow(call.connection, slot.column))
+    return slot.onupdate.value if slot.onupdate.kind == "constant" else slot.column.onupdate.arg  # type: ignore[union-attr]
 
 
 def _comparable(column: Any, call: CallContext) -> Any:
-    # PostgreSQL's json, unlike jsonb, has no equality; its text has.
+    # PostgreSQL's json, unlike jsonb, has no equality operator; its text has.
     impl = column.type._unwrapped_dialect_impl(call.connection.dialect)
     is_array = isinstance(impl, ARRAY)
     if is_array:
@@ -340,30 +343,29 @@ def upsert(
     on_duplicate: OnDuplicate = "error",
     **options: Unpack[WriteOptions],
 ) -> BulkResult:
-    """Insert rows, or update those that are there, and leave the transaction open.
+    """Insert rows, or update those that exist, and leave the transaction open.
 
-    A new row gets all its defaults, as from `insert`. A row that is there gets the columns of `update`, its `onupdate`
-    columns (called once for each statement), and its next version; no version is compared.
+    A new row gets all its defaults, as with `insert`. An existing row gets the columns of `update`, its `onupdate` columns
+    (called once per statement), and its next version; no version is compared.
 
     Args:
-        session: the session in whose transaction this happens. Objects of it that are touched are refreshed on their
-            next use.
-        entity: the mapped class; one table, no joined inheritance.
+        session: the session whose transaction writes the rows. Its objects for these rows are refreshed on their next use.
+        entity: the mapped class, with a single table (no joined inheritance).
         rows: as in `insert`. Each must hold the columns of `match`.
-        match: attributes that make up a unique key of the table, by which a row is found, or the name of a unique
-            constraint or index; may be left out where the rows hold just one unique key. Under a partial index, rows
-            outside of its predicate are no conflict.
-        update: attributes that are written where the row is there; by default all that the row holds, without the
-            primary key. An empty list leaves such rows as they are. What a row does not hold is not written; a None
-            that it does hold is, also in a column with a default.
-        when_changed: leave a row alone in which nothing would change: no new version, no `onupdate`, no trigger.
-        where: leave a row alone for which this does not hold: a condition on the class (the row that is there), or a
-            function that makes one of the new row: ``lambda new: new.seen_at > User.seen_at``.
-        status: tell for each row whether it was inserted, updated, or left unchanged.
-        returning: as in `insert`; rows that were left unchanged are returned as well.
+        match: the attributes of a unique key, which identify a row, or the name of a unique constraint or index. You may
+            leave it out if the rows hold exactly one unique key. With a partial index, rows outside its predicate never
+            conflict.
+        update: the attributes to write to an existing row; by default all that the new row holds, without the primary key. An
+            empty list leaves existing rows as they are. An attribute that a row leaves out is not written; an explicit None
+            is, even if the column has a default.
+        when_changed: leave a row alone if nothing in it would change: no new version, no `onupdate`, no trigger.
+        where: leave an existing row alone unless this is true: a condition on the class (the existing row), or a function
+            that builds one from the new row: ``lambda new: new.seen_at > User.seen_at``.
+        status: report for each row whether it was inserted, updated, or left unchanged.
+        returning: as in `insert`; includes rows that were left unchanged.
         render_nulls: as in `insert`.
-        on_duplicate: what to do with a second row of the same key in the input: "error", or take the "first" or the
-            "last" one. Across chunks of an input without a length, "last" writes both, the last one at last.
+        on_duplicate: what to do with a second row for the same key in the input: "error", or keep the "first" or the "last"
+            one. Across chunks of an input without a length, "last" writes both, the last one last.
         **options: ``chunk``, ``on_progress``, ``progress``, ``method``, ``on_error``,
             ``max_rejected``; see `WriteOptions`.
 
@@ -372,16 +374,14 @@ def upsert(
         ``method``.
 
     Raises:
-        BulkError: a row cannot be written; nothing was.
-        OptionError: `match` is no unique key, or one that ON CONFLICT cannot go by (a deferrable or an exclusion
-            constraint, an index over expressions), or means several partial indexes; an option that cannot be
-            honoured. Nothing was sent.
+        BulkError: a row cannot be written, and nothing was.
+        OptionError: `match` is not a unique key, or one that ON CONFLICT cannot use (a deferrable or an exclusion constraint,
+            an index over expressions), or fits several partial indexes; or an option cannot be honoured. Nothing was sent.
 
-    SQL: ``SAVEPOINT``; for each set of keys of a chunk ``INSERT ... SELECT FROM unnest(...) ON CONFLICT (...) DO
-    UPDATE`` on PostgreSQL (from 2,000 rows on from a temporary table, filled by ``COPY``), one prepared
-    ``INSERT ... ON CONFLICT`` for all rows on SQLite; ``RELEASE SAVEPOINT``.
-    The savepoint is left out where the call is the first thing of its transaction, and its input is no iterator: then
-    the transaction begins anew if it fails.
+    SQL: ``SAVEPOINT``; for each set of keys of a chunk ``INSERT ... SELECT FROM unnest(...) ON CONFLICT (...) DO UPDATE`` on
+    PostgreSQL (from 2,000 rows on, from a temporary table filled by ``COPY``), one prepared ``INSERT ... ON CONFLICT`` for
+    all rows on SQLite; ``RELEASE SAVEPOINT``. There is no savepoint if the call comes first in its transaction and its input
+    is not an iterator: if it fails, the transaction simply starts again.
     """
     known = checked(options, "bulk.upsert()")
     one_of("on_duplicate", on_duplicate, ("error", "first", "last"))
@@ -400,6 +400,9 @@ def upsert(
         session.flush()
     call = Call(session, work, known)
     if call.dialect.upsert is None:
-        raise OptionError(f"sessionkit knows no upsert of {call.connection.dialect.name}")
+        raise OptionError(
+            f"sessionkit has no upsert for {call.connection.dialect.name}; use bulk.get(), then "
+            "bulk.insert() and bulk.update()"
+        )
     work.prepare(call.connection.dialect)
     return call.run(rows)

@@ -1,8 +1,8 @@
-"""PostgreSQL's binary form of the types in which it is certain, as expressions for generated packers.
+"""PostgreSQL's binary form, for the types where it is certain, as expressions for generated packers.
 
-https://www.postgresql.org/docs/current/protocol-message-formats.html tells only that it is what the type's receive
-function reads; each form here is that of the function in src/backend/utils/adt, and is held to it by the differential
-tests. A value of another kind than the expression expects makes it raise, and SQLAlchemy's way then decides.
+https://www.postgresql.org/docs/current/protocol-message-formats.html says only that the type's receive function reads it.
+Each form here follows that function in src/backend/utils/adt, and the differential tests check it. An expression raises for a
+value of an unexpected kind, and then SQLAlchemy's path decides.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MICROSECONDS = "((d := {{0}} - {0}).days * 86400 + d.seconds) * 1000000 + d.mic
 _WIRES = {
     wire.name: wire
     for wire in (
-        # A mapping and not a truth value: what is neither True nor False is an error, as in SQLAlchemy.
+        # A mapping instead of a truth test: any value but True and False is an error, as in SQLAlchemy.
         Wire("bool", 16, "BOOLEAN", "B", "BOOLS[{0}]"),
         Wire("bytea", 17, "BYTEA", None, "octets({0})"),
         Wire("int8", 20, "BIGINT", "q", "{0}"),
@@ -58,7 +58,7 @@ _WIRES = {
         Wire("inet", 869, "INET", None, "inet({0})"),
         Wire("macaddr8", 774, "MACADDR8", None, "mac({0}, 8)"),
         Wire("macaddr", 829, "MACADDR", None, "mac({0}, 6)"),
-        # Under the name of VARBIT, for BIT without a length is one bit.
+        # Sent as VARBIT, because BIT without a length is one bit.
         Wire("bit", 1562, "VARBIT", None, "bits({0}, {length}, {varying})"),
         Wire("varbit", 1562, "VARBIT", None, "bits({0}, {length}, {varying})"),
         # Of extensions.
@@ -67,7 +67,7 @@ _WIRES = {
     )
 }
 
-# The element, and the numbers of its range and multirange. https://github.com/postgres/postgres, pg_type.dat
+# The element, and the oids of its range and multirange. https://github.com/postgres/postgres, pg_type.dat
 _RANGES = {
     "int4range": ("int4", 3904, "int4multirange", 4451),
     "numrange": ("numeric", 3906, "nummultirange", 4532),
@@ -77,9 +77,9 @@ _RANGES = {
     "int8range": ("int8", 3926, "int8multirange", 4536),
 }
 
-# What a flush through a driver does otherwise. asyncpg takes the ends of Python's time for infinity, and what is beyond
-# them for an error. psycopg sends a Decimal as NUMERIC, and True as a boolean, which no number column takes; psycopg2 sends
-# a float as NUMERIC too, whose zero has no sign, and has to be taught the objects of ipaddress.
+# Where a flush through a driver differs. asyncpg treats the first and last moment of Python's datetime as infinity, and
+# refuses values beyond them. psycopg sends a Decimal as NUMERIC, and True as a boolean, which no numeric column accepts.
+# psycopg2 also sends a float as NUMERIC, whose zero has no sign, and does not know the objects of ipaddress.
 _MOMENT = "(m if FIRST < (m := {0}) < LAST else ENDS[m])"
 _INTEGER = "({0} if {0}.__class__ is int else whole({0}))"
 _FLOAT = "({0} if {0}.__class__ is float else number({0}))"
@@ -105,19 +105,19 @@ _CONVENTIONS: dict[str, dict[str, str]] = {
 
 @cache
 def wires(driver: str) -> Mapping[str, Wire]:
-    """Return how values are sent in the place of a driver, by the names of their types."""
+    """Return how to send values the way a driver does, by type name."""
     conventions = _CONVENTIONS.get(driver, {})
     found = {name: wire._replace(value=conventions.get(name, wire.value)) for name, wire in _WIRES.items()}
     for name, (element, oid, many, oid_of_many) in _RANGES.items():
         one, several = (make(found[element], driver) for make in (range_packer, multirange_packer))
         found[name] = Wire(name, oid, name.upper(), None, "", one)
-        if driver != "psycopg2":  # for which SQLAlchemy leaves them to the user
-            # A list of lists is an array of two dimensions for asyncpg.
+        if driver != "psycopg2":  # where SQLAlchemy leaves them to the user
+            # asyncpg treats a list of lists as a two-dimensional array.
             found[many] = Wire(many, oid_of_many, many.upper(), None, "", several, listed=driver != "asyncpg")
     return found
 
 
-# What else a column can be in the database, so that the packer takes its form in place of the mapping's.
+# Other types that a column may have in the database. The packer then uses that type's form instead of the mapping's.
 _INTERCHANGEABLE = (
     frozenset({"int2", "int4", "int8"}),
     frozenset({"float4", "float8"}),
@@ -127,13 +127,13 @@ _LIKE_TEXT = frozenset({"text", "varchar", "bpchar", "name", "citext"})
 
 
 def as_stored(wire: Wire, name: str, kind: str, driver: str) -> Wire | None:
-    """Return how values for `wire` are sent to a column that the catalogue calls `name`; None if that is not certain.
+    """Return how to send values for `wire` to a column whose type in the catalogue is `name`; None if not certain.
 
     Args:
-        wire: what the mapping says.
+        wire: the form according to the mapping.
         name: pg_type.typname.
         kind: pg_type.typtype: ``b`` base, ``e`` enum.
-        driver: in whose place they are sent.
+        driver: the driver whose behaviour to follow.
     """
     if wire.name in {"text", "bpchar", "citext"}:
         return wire if name in _LIKE_TEXT or kind == "e" else None
@@ -146,7 +146,7 @@ def as_stored(wire: Wire, name: str, kind: str, driver: str) -> Wire | None:
 
 
 def with_oid(wire: Wire, name: str) -> Wire:
-    """Return the wire of array elements that the catalogue calls `name`: an array says the type of its elements."""
+    """Return the wire of array elements whose type in the catalogue is `name`: an array states the type of its elements."""
     return wire._replace(oid=_TEXT_OIDS.get(name, wire.oid))
 
 
@@ -159,7 +159,7 @@ _STRINGS = frozenset(
 
 
 def wire_of(type_: TypeEngine[Any], dialect: Dialect) -> Wire | None:
-    """Return how values of a type are sent; None where the binary form is not certain."""
+    """Return how to send values of a type; None if the binary form is not certain."""
     if getattr(type_, "_has_bind_expression", False):
         return None  # the value is wrapped in SQL
     impl = type_._unwrapped_dialect_impl(dialect)
@@ -176,19 +176,19 @@ def wire_of(type_: TypeEngine[Any], dialect: Dialect) -> Wire | None:
 
 
 def is_plain_json(impl: Any) -> bool:
-    """Tell whether a type makes text of a document as SQLAlchemy's own JSON does."""
+    """Return whether a type serializes a document the way SQLAlchemy's own JSON does."""
     own: Any = sqltypes.JSON
     return isinstance(impl, sqltypes.JSON) and getattr(impl.__class__, "bind_processor", None) is own.bind_processor
 
 
 def element_of(type_: TypeEngine[Any], dialect: Dialect) -> Wire | None:
-    """Return how the elements of an array type are sent; None if it is no array, or that is not certain."""
+    """Return how to send the elements of an array type; None if it is not an array, or the form is not certain."""
     impl = type_._unwrapped_dialect_impl(dialect)
     if getattr(type_, "_has_bind_expression", False) or not isinstance(impl, sqltypes.ARRAY):
         return None
     item: TypeEngine[Any] = cast(Any, impl).item_type
     if isinstance(item._unwrapped_dialect_impl(dialect), sqltypes.Enum):
-        return None  # the array names the type of its elements, by a number that is this database's own
+        return None  # an array states the oid of its element type, and that oid differs between databases
     wire = wire_of(item, dialect)
     return wire if wire is not None and wire.name in _ELEMENTS else None
 

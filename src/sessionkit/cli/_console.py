@@ -1,4 +1,4 @@
-"""What the commands print: with rich where it is installed, otherwise as plain text."""
+"""The output of the commands: with rich if it is installed, otherwise plain text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Console", "PlainConsole", "console"]
 
 
 class Console(Protocol):
-    """What a command can print."""
+    """The things that a command can print."""
 
     def title(self, text: str, below: str) -> None:
-        """Print what the command is, once."""
+        """Print the title of the command, once."""
 
     def step(self, number: int, title: str) -> None:
         """Begin a step."""
@@ -25,20 +25,20 @@ class Console(Protocol):
         """Print Python code."""
 
     def sql(self, lines: Sequence[str]) -> None:
-        """Print statements, one a line; a line that begins with ``--`` is a remark."""
+        """Print statements, one per line; a line that begins with ``--`` is a remark."""
 
     def result(self, text: str, good: bool) -> None:
-        """Print how something ended."""
+        """Print the result of a step."""
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[tuple[bool | None, Sequence[str]]]) -> None:
-        """Print a table; each row begins with a mark: True good, False bad, None left out."""
+        """Print a table; each row begins with a mark: True passed, False failed, None skipped."""
 
     def error(self, text: str) -> None:
-        """Print to standard error why nothing can be done."""
+        """Print to standard error why the command cannot go on."""
 
 
 def console(plain: bool = False) -> Console:
-    """Return the best console that is there."""
+    """Return the best console available."""
     if not plain:
         try:
             return RichConsole()

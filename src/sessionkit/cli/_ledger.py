@@ -1,4 +1,4 @@
-"""What an engine sends, for showing it: one line for each statement, BEGIN and COMMIT included, values in place."""
+"""Records what an engine sends, to display it: one line per statement, including BEGIN and COMMIT, with values filled in."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Ledger"]
 
 
 class Ledger:
-    """The statements of one engine or of several, in the order in which they are sent.
+    """The statements of one or several engines, in the order in which they are sent.
 
-    SQLite itself tells what it executes, so that a BEGIN is seen as it is, with its mode. Elsewhere SQLAlchemy's events
-    tell, and the values are put where the placeholders are: good for reading, never for executing.
+    SQLite itself reports what it executes, so a BEGIN appears with its real mode. Elsewhere this uses SQLAlchemy's events and
+    replaces the placeholders by the values: fine for reading, never for executing.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Ledger:
         self._listeners: list[tuple[Any, str, Callable[..., None]]] = []
 
     def follow(self, engine: Engine | type[Engine]) -> None:
-        """Listen to an engine that has not connected yet, or to all of them."""
+        """Listen to an engine that has not connected yet, or to all engines."""
         self._listen(engine, "connect", self._on_connect)
         for name in ("begin", "commit", "rollback"):
             self._listen(engine, name, partial(self._on_boundary, name.upper()))
@@ -42,14 +42,14 @@ class Ledger:
         self._listeners.append((engine, name, listener))
 
     def leave(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         for engine, name, listener in self._listeners:
             event.remove(engine, name, listener)
         self._listeners.clear()
 
     @contextmanager
     def recording(self) -> Generator[None, None, None]:
-        """Note what is sent from now on, in an empty list."""
+        """Record what is sent from now on, starting with an empty list."""
         self.lines, self._open = [], True
         try:
             yield
@@ -58,7 +58,7 @@ class Ledger:
 
     @contextmanager
     def looking_away(self) -> Generator[None, None, None]:
-        """Note nothing for a while."""
+        """Record nothing inside the block."""
         before, self._open = self._open, False
         try:
             yield
@@ -66,7 +66,7 @@ class Ledger:
             self._open = before
 
     def remark(self, text: str) -> None:
-        """Put a remark between the statements."""
+        """Insert a remark between the statements."""
         self._note(f"-- {text}")
 
     def _note(self, line: str) -> None:
@@ -79,7 +79,7 @@ class Ledger:
             return
         inner: Any = getattr(driver, "driver_connection", None)
         trace = getattr(inner, "set_trace_callback", None)
-        if trace is not None:  # aiosqlite, whose connection lives in a thread of its own
+        if trace is not None:  # aiosqlite, whose connection lives in another thread
             await_only(trace(self._note))
 
     def _on_boundary(self, word: str, connection: Connection) -> None:
@@ -101,7 +101,7 @@ def _tells_itself(connection: Connection) -> bool:
     return hasattr(connection.connection.driver_connection, "set_trace_callback")
 
 
-# %(name)s and %s, or $1; and the cast that tells the server a value's type.
+# %(name)s and %s, or $1, and the cast that gives the server a value's type.
 _CAST = r"(::[A-Z]+( PRECISION| VARYING| WITH(OUT)? TIME ZONE)?(\([\d, ]+\))?(\[\])*)?"
 _PLACEHOLDERS = {
     "pyformat": re.compile(rf"%\((?P<key>\w+)\)s{_CAST}"),

@@ -1,4 +1,4 @@
-"""What the tour loads: rows that are made one by one as they are asked for, and a look at the memory meanwhile."""
+"""The rows that the tour loads, made one by one on demand, and a gauge of the memory used meanwhile."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MOST = 2**31 - 1
 
 
 class LoadBase(DeclarativeBase):
-    """Of the table that is loaded."""
+    """Base of the table that is loaded."""
 
 
 class Reading(LoadBase):
-    """What a sensor has told."""
+    """A reading of a sensor."""
 
     __tablename__ = "sessionkit_demo_readings"
 
@@ -37,7 +37,7 @@ class Reading(LoadBase):
 
 
 class Readings:
-    """Rows without a list of them: how many there will be is known, so that a bar can tell how long it will take."""
+    """Rows without a list of them. Their number is known, so a progress bar can show the time left."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -57,10 +57,10 @@ class Readings:
 
 
 class Memory:
-    """How much of it the process has, and the most that it had since this began.
+    """The memory of the process now, and its peak since this object was made.
 
     Attributes:
-        known: this system tells.
+        known: whether this system reports it.
     """
 
     _pages = Path("/proc/self/statm")
@@ -70,12 +70,12 @@ class Memory:
         self.known = self._before > 0
 
     def look(self, rows: int, total: int | None) -> None:
-        """Look at it now; bulk calls this after each chunk."""
+        """Measure now; bulk calls this after each chunk."""
         self._most = max(self._most, self._now())
 
     @property
     def grown(self) -> float:
-        """Return by how many MB."""
+        """Return the growth in MB."""
         return (self._most - self._before) / 2**20
 
     def _now(self) -> int:
@@ -87,6 +87,6 @@ class Memory:
             import resource
         except ImportError:  # Windows
             return 0
-        # The most that it ever had: good enough to see whether that rises. In KB, but for macOS.
+        # The peak so far: good enough to see whether it rises. In KB, except on macOS.
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most if sys.platform == "darwin" else most * 1024

@@ -3,38 +3,38 @@
 ::
 
     SessionKitError
-    ├── ScopeError                  a scope was asked for something it must not do
-    │   ├── NoCurrentSession        there is no scope here (LookupError)
-    │   ├── ConcurrentUse           two threads or tasks inside one session at once
-    │   ├── SyncAsyncMismatch             an async factory in `with`, a sync one in `async with` (TypeError)
-    │   ├── CommitTokenError        the value is no commit token, or one of another cluster (ValueError)
+    ├── ScopeError                  a scope, or a session inside one, was used in a way that is not allowed
+    │   ├── NoCurrentSession        no scope is open here (LookupError)
+    │   ├── ConcurrentUse           two threads or tasks used one session at the same time
+    │   ├── SyncAsyncMismatch       an async factory in `with`, or a sync one in `async with` (TypeError)
+    │   ├── CommitTokenError        the value is not a commit token, or belongs to another cluster (ValueError)
     │   └── NoReader                no reader could serve a read-only scope
     ├── OptionError                 an option has a value that cannot be honoured here
-    │   └── UnknownOptionError      an option of that name does not exist
-    ├── LockError                   a lock was asked for that cannot be had here
-    │   └── NotLocked               somebody else holds it (and whatever SQLAlchemy would have raised)
-    ├── BulkError                   a row of a bulk call was refused (and whatever SQLAlchemy would have raised)
-    ├── VersionError                a version was asked for what it cannot do
-    │   └── MalformedETag           a header is no If-Match (ValueError)
+    │   └── UnknownOptionError      there is no option of that name
+    ├── LockError                   this kind of lock is not available here
+    │   └── NotLocked               another transaction holds it (also whatever SQLAlchemy would have raised)
+    ├── BulkError                   a row of a bulk call was refused (also whatever SQLAlchemy would have raised)
+    ├── VersionError                a versioning function was used in a way that is not allowed
+    │   └── MalformedETag           a header is not a valid If-Match (ValueError)
     ├── VersionConflict             somebody else has changed or deleted the rows (sqlalchemy.orm.exc.StaleDataError)
-    ├── UnexpectedRollback          the scope ended without an exception, yet nothing could be committed
-    ├── CommitOutcomeUnknown        the connection was lost during COMMIT, which may have taken effect or not
-    ├── PartialCommit               of several databases that do not commit as one, not all have committed
-    └── HookError                   on_commit or on_rollback callables failed; the transaction is settled
+    ├── UnexpectedRollback          the scope ended without an exception, but nothing could be committed
+    ├── CommitOutcomeUnknown        the connection was lost during COMMIT, which may or may not have taken effect
+    ├── PartialCommit               a unit on several databases committed on some of them only
+    └── HookError                   on_commit or on_rollback callables failed, after the transaction had ended
 
-    ManualCommit                    a warning: commit() by hand inside a scope is durable at its end only (UserWarning)
-    StaleRead                       a warning: a locking read handed back an object as it was read before (UserWarning)
+    ManualCommit                    a warning: commit() inside a scope is durable only at the scope's end (UserWarning)
+    StaleRead                       a warning: a locking read returned an object with the values read before (UserWarning)
 
 A driver's error is never wrapped: it reaches the caller as SQLAlchemy raised it.
 
-``str(error)`` is the message and, on a line of its own, the address of what the documentation says about it.
+``str(error)`` is the message, followed by a line with the address of its section in the documentation.
 ``error.args[0]`` is the message alone.
 """
 
 import warnings
 from types import FunctionType
 
-# `X as X`: for the package's other rooms, and not for users.
+# `X as X`: for the other modules of the package, not for users.
 from ._base import DOCUMENTATION as DOCUMENTATION
 from ._base import SessionKitError
 from ._base import add_note as add_note
@@ -78,6 +78,7 @@ from ._usage import (
     UnknownOptionError,
     VersionError,
 )
+from ._violation import Violation, violation
 
 __all__ = [
     "BulkError",
@@ -104,11 +105,13 @@ __all__ = [
     "UnknownOptionError",
     "VersionConflict",
     "VersionError",
+    "Violation",
     "classify",
     "outcome_of",
+    "violation",
 ]
 
-# In which file each of them stands is our affair: tracebacks and pickles name them as users import them.
+# Tracebacks and pickles name each of them as users import it, not by the file it is defined in.
 for _name in __all__:
     if isinstance(_value := globals()[_name], type | FunctionType):
         _value.__module__ = __name__

@@ -1,4 +1,4 @@
-"""The base of all exceptions: what they have in common is an address, and that they can be copied and pickled."""
+"""The base of all exceptions. Each has an address in the documentation, and can be copied and pickled."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 DOCUMENTATION = "https://sessionkit.readthedocs.io/"
-"""Where the documentation is published. pyproject.toml and mkdocs.yml say it too (tests/docs/test_errors_page.py)."""
+"""Where the documentation is published. pyproject.toml and mkdocs.yml repeat it (tests/docs/test_errors_page.py)."""
 
 
 class SessionKitError(Exception):
-    """The base of everything that sessionkit raises by itself.
+    """The base of everything that sessionkit raises on its own account.
 
     ``str(error)`` ends with the address of the section about it; ``error.args[0]`` is the message alone.
     """
@@ -26,15 +26,15 @@ class SessionKitError(Exception):
     def __str__(self) -> str:
         """Return the message and, on a line of its own, where to read more."""
         text, more = self._said(), _more(self)
-        # Once only, also in the usual `raise type(error)(f"...: {error}")`.
+        # Only once, even after the usual `raise type(error)(f"...: {error}")`.
         return text if text.endswith(more) else f"{text}\n{more}" if text else more
 
     def _said(self) -> str:
-        """Return the message alone; of a class that is SQLAlchemy's too, as SQLAlchemy has it."""
+        """Return the message alone, as SQLAlchemy formats it if the class is also one of SQLAlchemy's."""
         return super().__str__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Not by the constructor: some have arguments from which the message is made, as those of users may.
+        # Not through the constructor: some build the message from their arguments, and a user's subclass may too.
         return _restored, (type(self), self.args), self.__dict__
 
 
@@ -43,7 +43,7 @@ def _restored(kind: type[SessionKitError], args: tuple[Any, ...]) -> SessionKitE
 
 
 def address_of(error: SessionKitError) -> str:
-    """Return the address of the section that tells what an error means and what to do."""
+    """Return the address of the section that says what an error means and what to do."""
     return f"{DOCUMENTATION}errors/#{error._section}"
 
 
@@ -52,17 +52,17 @@ def _more(error: SessionKitError) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Return what an exception says, without the address of ours: for a message that quotes it and has its own."""
+    """Return what an exception says, without the address at the end: for a message that quotes it and adds its own."""
     text = str(error)
     return text.removesuffix(_more(error)).removesuffix("\n") if isinstance(error, SessionKitError) else text
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception as a traceback's last line has it, for a message that quotes it."""
+    """Return an exception as the last line of a traceback shows it, for a message that quotes it."""
     return f"{type(error).__name__}: {message_of(error)}"
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note to an exception; one that cannot be changed, such as a frozen dataclass, goes without."""
+    """Add a note to an exception. One that cannot be changed, such as a frozen dataclass, stays without."""
     with suppress(AttributeError):
         error.add_note(note)

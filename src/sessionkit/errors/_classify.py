@@ -1,4 +1,4 @@
-"""What an error means for its unit of work: whether to run it again, whether it may have committed."""
+"""What an error means for its unit of work: whether to run it again, and whether it may have committed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Classification:
 
     Attributes:
         kind: the name of the condition, such as ``"serialization_failure"``, ``"unique_violation"``, ``"busy"``,
-            ``"connection_lost"``, ``"cannot_connect"``, ``"stale_version"``; ``"other"`` for what no table knows.
-        code: the SQLSTATE, SQLite's error name or MySQL's number; None where the driver gave none.
-        retryable: running the whole unit again, in a new transaction, can succeed; true for connections that were
+            ``"connection_lost"``, ``"cannot_connect"``, ``"stale_version"``; ``"other"`` if no table lists it.
+        code: the SQLSTATE, SQLite's error name or MySQL's number; None if the driver gave none.
+        retryable: running the whole unit again, in a new transaction, can succeed. True also for a connection that was
             lost before COMMIT was sent.
-        ambiguous: if this is the answer to COMMIT, it does not tell whether the transaction was committed.
+        ambiguous: if this is the answer to COMMIT, the transaction may or may not have been committed.
     """
 
     kind: str
@@ -38,12 +38,12 @@ class Classification:
 
 
 def classify(error: BaseException) -> Classification:
-    """Tell what an exception means, by the code that the driver gave and nothing else.
+    """Return what an exception means, judged only by the code that the driver gave.
 
     Args:
-        error: an exception of psycopg, psycopg2, asyncpg, sqlite3, aiosqlite or a MySQL driver, in SQLAlchemy's
-            wrapping or without it; anything else is ``"other"``. What was raised ``from`` one of them means what that
-            means, and an `UnexpectedRollback` what its first error means.
+        error: an exception of psycopg, psycopg2, asyncpg, sqlite3, aiosqlite or a MySQL driver, wrapped by SQLAlchemy
+            or not; anything else is ``"other"``. An exception raised ``from`` one of these means the same as that one,
+            and an `UnexpectedRollback` means the same as its first error.
 
     Emits no SQL. The tables and their sources are in ``sessionkit/_sqlstate.py``.
     """
@@ -73,10 +73,10 @@ def _meaning(error: BaseException) -> tuple[_sqlstate.Meaning, str | None]:
             if _is_invalidated(each):
                 return _sqlstate.CONNECTION_LOST, None
             if each.statement is None:
-                # No statement, no code: the connection was not made. A COMMIT that fails has a code, or has lost it.
+                # No statement and no code: connecting failed. A failed COMMIT has a code, or has lost its connection.
                 return _sqlstate.CANNOT_CONNECT, None
         elif (isinstance(each, OSError) or _sqlstate.is_asyncpgs(each)) and _while_connecting(each):
-            return _sqlstate.CANNOT_CONNECT, None  # SQLAlchemy does not wrap what asyncpg raises while it connects
+            return _sqlstate.CANNOT_CONNECT, None  # SQLAlchemy does not wrap what asyncpg raises while connecting
     return _sqlstate.OTHER, None
 
 
@@ -85,7 +85,7 @@ def _is_invalidated(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it was made of: SQLAlchemy's, the adapter's, the driver's, and one around them."""
+    """Yield an error and what is inside it: SQLAlchemy's, the adapter's, the driver's, and one around them."""
     seen: BaseException | None = error
     for _ in range(4):
         if seen is None:
@@ -98,7 +98,7 @@ _CONNECTING = {("asyncpg.connection", "connect"), ("sqlalchemy.pool.base", "__co
 
 
 def _while_connecting(error: BaseException) -> bool:
-    # An OSError can be anybody's: of a file, of a mail server. Only where it came from tells.
+    # Any OSError may come here: from a file, from a mail server. Only the place that raised it tells them apart.
     traceback = error.__traceback__
     while traceback is not None:
         frame = traceback.tb_frame
@@ -109,7 +109,7 @@ def _while_connecting(error: BaseException) -> bool:
 
 
 def is_aftermath(error: BaseException) -> bool:
-    """Tell whether `error` only says that something has failed in the transaction before."""
+    """Return whether `error` only says that something failed earlier in the transaction."""
     return isinstance(error, PendingRollbackError) or classify(error).kind == "in_failed_sql_transaction"
 
 
@@ -118,8 +118,8 @@ KINDS = _sqlstate.KINDS
 
 
 def is_lost(error: DBAPIError) -> bool:
-    """Tell whether an error came instead of an answer, so that the server may have done what was asked."""
+    """Return whether an error arrived instead of an answer, so that the server may have done what it was asked."""
     meaning = classify(error)
     if meaning.kind == "read_only_sql_transaction":
-        return False  # an answer, after which the connection was dropped
+        return False  # the server answered, and the connection was dropped afterwards
     return error.connection_invalidated or meaning.ambiguous

@@ -1,4 +1,4 @@
-"""What a VersionConflict carries: for each row what is known of it. How it is read and resolved, `version` knows."""
+"""What a VersionConflict knows about each row. The room `version` reads the rows again and resolves conflicts."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Conflict:
         entity: the mapped class.
         identity: the row's primary key, a tuple.
         expected: the version that the row should have had.
-        current: the version that it had when the conflict was found, or when `VersionConflict.load` looked; None for
-            a row that is gone, or where it could not be read.
-        deleted: is the row gone? None: not known before `VersionConflict.load`.
-        attempted: the values by attribute that were to be written; None where the row was to be deleted. Many-to-one
-            relationships are in it as their foreign key columns, other relationships are not.
-        original: the values by attribute as they had been read. A column is missing if it was never read, or was
-            changed in place so that its old value is not known.
-        database: all columns by attribute, filled by `VersionConflict.load`; None before, and for a row that is gone.
-        bumped: the version was to be forced on, by `bump_version` or for a child in ``__version_parents__``.
+        current: the version that it had when the conflict was found, or when `VersionConflict.load` looked; None if the
+            row is gone or could not be read.
+        deleted: whether the row is gone. None: not known before `VersionConflict.load`.
+        attempted: the values that the unit wanted to write, by attribute; None if it wanted to delete the row. A
+            many-to-one relationship is in it as its foreign key columns; other relationships are not.
+        original: the values as the unit had read them, by attribute. A column is missing if it was never read, or if it
+            was changed in place, so that its old value is not known.
+        database: all columns by attribute, filled by `VersionConflict.load`; None before that, and if the row is gone.
+        bumped: the version was forced on, by `bump_version` or for a child in ``__version_parents__``.
     """
 
     entity: type[Any]
@@ -72,7 +72,7 @@ class Conflicts(Protocol):
     """The conflicts of one flush or statement: a tuple that can be loaded and resolved.
 
     Attributes:
-        others: what the failed unit had done besides, as far as it is known, in words.
+        others: what else the failed unit had done, as far as it is known, in words.
     """
 
     others: tuple[str, ...]

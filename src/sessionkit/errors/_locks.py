@@ -1,4 +1,4 @@
-"""What a lock that could not be had is told with: who holds it, as far as the server tells."""
+"""The errors of locks that are not available, and who holds them, as far as the server says."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A session of the server that holds what was asked for.
+    """A session of the server that holds the lock you asked for.
 
     Attributes:
-        pid: the process that serves it.
-        application: its ``application_name``, where the scope may stand (`integrations.application_name`).
-        since: when its transaction began, aware, by the server's clock.
+        pid: the server process behind it.
+        application: its ``application_name``, which may name the scope (`integrations.application_name`).
+        since: when its transaction began: an aware datetime, by the server's clock.
 
-    A field is None where the server does not tell it: of another user's session, say, without the role pg_monitor.
+    A field is None if the server does not reveal it: for another user's session, say, without the role pg_monitor.
     """
 
     pid: int | None = None
@@ -35,24 +35,24 @@ class Holder:
 
 
 class LockError(SessionKitError):
-    """This lock is not available here, no matter who holds it. It is refused before anything is sent."""
+    """This kind of lock is not available here, no matter who holds it. It is refused before anything is sent."""
 
 
 class NotLocked(LockError):
-    """Somebody else holds what was to be locked, and has not let go of it in the time that was given.
+    """Another transaction holds what you asked to lock, and did not release it in the time allowed.
 
-    Where the server refused, the error is also of the class that SQLAlchemy raised, with its ``orig``, ``statement`` and
-    ``params``, and ``__cause__`` is that error. `classify` calls each of them ``lock_not_available``, so that
-    ``Retry(also=("lock_not_available",))`` runs the unit again.
+    If the server refused the lock, the error is also an instance of the class that SQLAlchemy raised, with its ``orig``,
+    ``statement`` and ``params``, and ``__cause__`` is that error. `classify` calls each of them ``lock_not_available``,
+    so ``Retry(also=("lock_not_available",))`` runs the unit again.
 
     Attributes:
-        holders: who holds it, each a `Holder`; empty where nobody could be told.
+        holders: the transactions that hold it, each a `Holder`; empty if they are not known.
     """
 
     _refines: ClassVar[type[BaseException] | None] = None
 
     def __init__(self, message: str, holders: Iterable[Holder] = ()) -> None:
-        self.args = (message,)  # whatever other class this is of, its own constructor is not asked
+        self.args = (message,)  # without calling the constructor of the other class that this may be
         self.holders = tuple(holders)
 
     def _said(self) -> str:
@@ -65,7 +65,7 @@ class NotLocked(LockError):
 
     @classmethod
     def of(cls, error: BaseException, message: str, holders: Iterable[Holder] = ()) -> NotLocked:
-        """Return a NotLocked that is also of the class of `error`, and has what that one has."""
+        """Return a NotLocked that is also an instance of the class of `error`, with the attributes of `error`."""
         made = _not_locked_like(type(error), (message,))
         made.__dict__.update(error.__dict__)
         NotLocked.__init__(made, message, holders)

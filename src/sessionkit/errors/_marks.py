@@ -1,4 +1,4 @@
-"""What is written on an exception that leaves a scope: what became of the transaction, and what had failed first."""
+"""What is written on an exception that leaves a scope: how the transaction ended, and what failed first."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _OUTCOME = "_sessionkit_outcome"
 
 
 def set_outcome(error: BaseException, outcome: Outcome) -> None:
-    """Have `outcome_of` say `outcome` of an exception that leaves a scope."""
+    """Make `outcome_of` return `outcome` for an exception that leaves a scope."""
     error.__dict__[_OUTCOME] = outcome  # not setattr: an exception may be a frozen dataclass
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """Tell what became of the transaction of the scope that an exception has left.
+    """Return how the transaction ended whose scope an exception has left.
 
     Args:
-        error: the exception, whatever it is: the body's own, a database error, a cancellation, a hook's; also a
-            ``TimeoutError`` of ``asyncio.timeout`` or an exception group of a ``TaskGroup`` that it has become, and what
-            was raised ``from`` it. An exception that was raised while it was handled, without ``from``, has left no scope.
+        error: any exception: the body's own, a database error, a cancellation, a hook's. Also the ``TimeoutError`` of
+            ``asyncio.timeout`` or the exception group of a ``TaskGroup`` that it turned into, and an exception raised
+            ``from`` it. An exception that was raised while handling it, without ``from``, has left no scope.
 
     Returns:
-        ``"committed"``, ``"rolled back"`` or ``"unknown"``; of an exception that left no scope, ``"unknown"``.
+        ``"committed"``, ``"rolled back"`` or ``"unknown"``; for an exception that left no scope, ``"unknown"``.
     """
     own: Outcome | None = error.__dict__.get(_OUTCOME)
     if own is not None:
@@ -40,12 +40,12 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def cause_of(error: BaseException) -> BaseException | None:
-    """Return the exception that `error` stands for: what it was raised ``from``, or the cancellation it was made of."""
+    """Return the exception behind `error`: what it was raised ``from``, or the cancellation it was made from."""
     if error.__cause__ is not None:
         return error.__cause__
-    # `raise X` inside an `except` sets `X.__context__` as well. But X may come from another scope, or from none: a call of
-    # a mail server, say, that also fails. So a context alone proves nothing, except where asyncio has set it: until
-    # Python 3.11.2 its timeout() raised without `from` (https://github.com/python/cpython/issues/102780).
+    # `raise X` inside an `except` also sets `X.__context__`. But X may come from another scope or from none: a mail server
+    # that fails as well, say. So a context proves nothing, unless asyncio has set it: until Python 3.11.2 its timeout()
+    # raised without `from` (https://github.com/python/cpython/issues/102780).
     context = error.__context__
     if type(error) is TimeoutError and isinstance(context, asyncio.CancelledError) and _raised_by_timeout(error):
         return context
@@ -63,12 +63,12 @@ _FIRST = "_sessionkit_first"
 
 
 def set_first(error: BaseException, first: BaseException) -> None:
-    """Have an error that is the aftermath of another tell so."""
+    """Make an error that is the aftermath of another say so."""
     error.__dict__[_FIRST] = first
     error.add_note(f"the first error in its transaction was {describe(first)}")
 
 
 def first_of(error: BaseException) -> BaseException:
-    """Return the error of which `error` is the aftermath, or itself."""
+    """Return the error that `error` is the aftermath of, or `error` itself."""
     first: BaseException = error.__dict__.get(_FIRST, error)
     return first

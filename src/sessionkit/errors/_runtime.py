@@ -1,4 +1,4 @@
-"""What happened at run time: the code may be right, but somebody else, the network or a hook was in the way."""
+"""What can go wrong at run time although the code is right: another writer, the network or a hook got in the way."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class VersionConflict(SessionKitError, StaleDataError):
-    """Rows that were to be written have been changed or deleted by somebody else since they were read.
+    """Since you read them, somebody else has changed or deleted rows that you wanted to write.
 
-    Raised where SQLAlchemy would raise ``StaleDataError``, of which it is one, and leaves the session as that does:
-    out of a flush or commit the transaction (or the savepoint) is rolled back and wants ``session.rollback()``. The
-    usual answer is to run the whole unit again, from its reads.
+    Raised where SQLAlchemy would raise ``StaleDataError``, which it also is, and it leaves the session in the same state:
+    if a flush or commit raised it, the transaction (or the savepoint) is rolled back and the session needs
+    ``session.rollback()``. The usual answer is to run the whole unit again, including its reads.
 
     Attributes:
-        conflicts: what is known of each row that was found stale; a tuple.
+        conflicts: a tuple with what is known about each stale row.
     """
 
     conflicts: Conflicts
@@ -38,76 +38,75 @@ class VersionConflict(SessionKitError, StaleDataError):
         self.conflicts = conflicts
 
     def load(self, session: Session) -> tuple[Conflict, ...]:
-        """Read what the rows hold now, and return the conflicts with ``current``, ``deleted`` and ``database`` filled.
+        """Read the current state of the rows, and return the conflicts with ``current``, ``deleted`` and ``database`` set.
 
         Args:
-            session: any usable session; no object in it is touched, nothing is flushed.
+            session: any usable session; none of its objects is touched, nothing is flushed.
 
         Returns:
-            The new value of ``conflicts`` too.
+            The conflicts, which are also the new value of ``conflicts``.
 
-        Emits one SELECT for all rows of a mapped class.
+        Emits one SELECT per mapped class, for all its rows.
         """
         self.conflicts = self.conflicts.load(session)
         return tuple(self.conflicts)
 
     async def async_load(self, session: AsyncSession) -> tuple[Conflict, ...]:
-        """Do as `load`, on an ``AsyncSession``."""
+        """The async twin of `load`, on an ``AsyncSession``."""
         return await session.run_sync(self.load)
 
     def resolve(self, session: Session, policy: Policy, *, partial: bool = False) -> list[Any]:
-        """Carry the attempted changes over to the rows as they are now, in a unit of work of its own.
+        """Apply the attempted changes to the rows as they are now, in a unit of work of its own.
 
-        The objects are read again and changed; the caller's flush or commit writes them, checked as always: if a row
-        has changed yet again, that raises a new VersionConflict.
+        Reads the objects again and changes them. Your flush or commit writes them, checked as always: if a row has
+        changed yet again, that raises a new VersionConflict.
 
         Args:
-            session: a usable session, in which the objects have no changes of their own.
+            session: a usable session in which these objects have no pending changes.
             policy: for each row
 
                 - ``"client_wins"``: every attempted value is written;
-                - ``"database_wins"``: nothing is;
-                - ``"merge"``: a column that only we changed gets our value, one that only the database changed keeps
-                  its own; where both changed a column to different values, or the original is not known, the row
-                  stays in conflict. A row that we wanted to delete and somebody else changed stays in conflict;
-                - a function: called with the `Conflict` (``database`` filled), it returns one of these names or a
-                  mapping of attribute names to the values to be written.
+                - ``"database_wins"``: nothing is written;
+                - ``"merge"``: a column that only we changed gets our value, and one that only the database changed keeps
+                  its own. If both changed a column to different values, or the original is not known, the row stays
+                  in conflict. So does a row that we wanted to delete and somebody else changed;
+                - a function: called with the `Conflict` (``database`` filled), it returns one of these names, or a
+                  mapping of attribute names to the values to write.
 
-                A row that is gone can be neither updated nor merged and stays in conflict, except that deleting it
-                is done. All the rows are decided before the first is changed.
-            partial: carry over the rows in conflict although the failed unit had done more than can be carried over
-                (rows inserted, other rows changed, collections, earlier flushes); the rest is for the caller to redo.
+                A row that is gone can be neither updated nor merged and stays in conflict; if we wanted to delete it,
+                that is done. All rows are decided before the first one is changed.
+            partial: apply the changes of the rows in conflict even if the failed unit did more that cannot be carried
+                over (rows inserted, other rows changed, collections, earlier flushes); you redo the rest.
 
         Returns:
             The objects in the order of ``conflicts``; None for a row that is gone.
 
         Raises:
-            VersionConflict: rows stay in conflict; ``conflicts`` holds these only, with ``database`` filled.
-            VersionError: the failed unit had done more, and `partial` was not given; or an object has changes.
+            VersionConflict: some rows stay in conflict; its ``conflicts`` holds only these, with ``database`` filled.
+            VersionError: the failed unit did more, and `partial` was not given; or an object has pending changes.
 
-        Emits one SELECT for all rows of a mapped class.
+        Emits one SELECT per mapped class, for all its rows.
         """
         return self.conflicts.resolve(session, policy, partial=partial)
 
     async def async_resolve(self, session: AsyncSession, policy: Policy, *, partial: bool = False) -> list[Any]:
-        """Do as `resolve`, on an ``AsyncSession``."""
+        """The async twin of `resolve`, on an ``AsyncSession``."""
         return await session.run_sync(lambda sync_session: self.resolve(sync_session, policy, partial=partial))
 
 
 class UnexpectedRollback(SessionKitError):
-    """A scope was left without an exception, but its work could not be committed.
+    """A scope ended without an exception, but its work could not be committed.
 
-    Something had failed inside and was swallowed, so that the database had already
-    given the transaction up or would have committed half of it. Nothing was committed.
-    ``__cause__`` is the first error, where there is one.
+    Something failed inside and the error was swallowed, so the database had already given the transaction up, or
+    would have committed half of the work. Nothing was committed. ``__cause__`` is the first error, if there is one.
     """
 
 
 class CommitOutcomeUnknown(SessionKitError):
-    """The answer to COMMIT did not arrive: the transaction may have been committed or not.
+    """The answer to COMMIT did not arrive: the transaction may or may not have been committed.
 
-    It is never retried: that could do the work twice. ``verify_commit`` finds the outcome out. ``__cause__`` is the
-    driver's error.
+    It is never retried, because that could do the work twice. ``verify_commit=True`` finds the outcome out.
+    ``__cause__`` is the driver's error.
 
     Attributes:
         key: the key of the unit's commit marker, for `commits.claim`; None without ``verify_commit=True``.
@@ -119,15 +118,15 @@ class CommitOutcomeUnknown(SessionKitError):
 
 
 class PartialCommit(SessionKitError):
-    """A unit wrote to several databases, and they did not end alike: some have committed, or may have, others have not.
+    """A unit wrote to several databases, and they ended differently: some have committed, or may have, others have not.
 
-    Without ``twophase=True`` databases commit one after the other, and a failure at one of them cannot take back what
-    the ones before it have committed. It is never retried, and no hook runs. ``__cause__`` is the driver's error.
+    Without ``twophase=True`` the databases commit one after the other, and a failure on one of them cannot undo the
+    commits before it. It is never retried, and no hook runs. ``__cause__`` is the driver's error.
 
     Attributes:
-        outcomes: for each engine that took part, as it was given to the factory (of an ``AsyncEngine`` its
-            ``sync_engine``), what became of its transaction; first those to which COMMIT was sent, in that order.
-            Engines stay in their process: where the error was pickled and read, it is empty, and the message tells.
+        outcomes: how the transaction ended on each engine that took part. The keys are the engines of the factory (the
+            ``sync_engine`` of an ``AsyncEngine``), those that received COMMIT first, in that order. Engines cannot be
+            pickled: on an error that was, it is empty, and the message holds the outcomes.
     """
 
     def __init__(self, message: str, outcomes: Mapping[Engine, Outcome]) -> None:
@@ -146,11 +145,11 @@ class PartialCommit(SessionKitError):
 
 
 class HookError(SessionKitError):
-    """One or more hooks failed after the transaction was settled.
+    """One or more hooks failed after the transaction had ended.
 
     Attributes:
         errors: what the hooks raised, in the order in which they ran; the first is also ``__cause__``.
-        outcome: ``"committed"`` or ``"rolled back"``: what had happened to the data before any hook ran.
+        outcome: ``"committed"`` or ``"rolled back"``: how the transaction ended, before any hook ran.
     """
 
     def __init__(self, errors: Sequence[BaseException], outcome: Outcome) -> None:
@@ -167,8 +166,8 @@ class NoReader(ScopeError):
 
 
 class CommitTokenError(ScopeError, ValueError):
-    """The value is no commit token, or one of another cluster, or one from before a promotion."""
+    """The value is not a commit token, or it belongs to another cluster, or it was made before a promotion."""
 
 
 class MalformedETag(VersionError, ValueError):
-    """A header is not what RFC 9110, section 13.1.1, calls an If-Match."""
+    """A header is not an If-Match as RFC 9110, section 13.1.1, defines it."""

@@ -1,4 +1,4 @@
-"""What was written wrongly: these errors come before any work is done, and running the same code again raises them again."""
+"""Programming errors: they are raised before any work is done, and running the same code again raises them again."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 class ScopeError(SessionKitError):
-    """A scope, or a session inside one, was asked for something it must not do."""
+    """A scope, or a session inside one, was used in a way that is not allowed."""
 
 
 class NoCurrentSession(ScopeError, LookupError):
-    """There is no ambient session in this thread and task."""
+    """No scope is open in this thread or task."""
 
 
 class ConcurrentUse(ScopeError):
-    """Two threads or two tasks were inside one session at the same moment."""
+    """Two threads or two tasks used one session at the same moment."""
 
 
 class SyncAsyncMismatch(ScopeError, TypeError):
@@ -29,7 +29,7 @@ class SyncAsyncMismatch(ScopeError, TypeError):
 class OptionError(SessionKitError):
     """An option has a value that cannot be honoured.
 
-    It is no ``ValueError``: many a view answers that with its message, as bad input of the client's.
+    It is not a ``ValueError``: many views answer that with its message, as if the client had sent bad input.
     """
 
 
@@ -38,7 +38,7 @@ class UnknownOptionError(OptionError):
 
     Args:
         asked: the name that was given.
-        known: the names that exist; the nearest one is put into the message.
+        known: the names that exist; the message suggests the nearest one.
         where: what was called.
     """
 
@@ -53,19 +53,19 @@ class UnknownOptionError(OptionError):
 
 
 class VersionError(SessionKitError):
-    """A version was asked for what it cannot do: of a class that has none, on a backend that cannot check it, ..."""
+    """A versioning function was used in a way that is not allowed: on a class without versions, say."""
 
 
 class ManualCommit(UserWarning):
-    """Code inside a scope with ``manual_commit="savepoint"`` has called ``commit()``: it is durable at the scope's end.
+    """Code inside a scope with ``manual_commit="savepoint"`` called ``commit()``: its work is durable at the scope's end.
 
-    Each call site is told once. When the calls are gone, the option can go as well.
+    Each call site is reported once. Once no call is left, drop the option too.
     """
 
 
 class StaleRead(UserWarning):
-    """A locking read inside a scope has handed back an object that had been loaded before, with the values of then.
+    """A locking read inside a scope returned an object that was loaded before, with its old values.
 
-    SQLAlchemy does not overwrite what a session has loaded: the row is locked, and the object tells what it was before
-    the wait. Each call site is told once.
+    SQLAlchemy does not overwrite what a session has loaded: the row is locked, but the object shows what it was before
+    the wait. Each call site is reported once.
     """

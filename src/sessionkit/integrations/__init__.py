@@ -1,1 +1,1 @@
-"""Optional integrations; each needs its own extra."""
+"""Optional integrations. Each has its own extra."""

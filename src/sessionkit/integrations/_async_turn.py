@@ -1,7 +1,7 @@
-"""A turn of a request that is served by a task: its sessions, sync and async, and who else may be inside of them.
+"""A turn of a request that a task serves: its sessions, sync and async, and the threads and tasks that may share them.
 
-An async session commits in the task. A sync one commits in a thread, and is lent to the worker threads in which the
-framework runs a part of the request.
+An async session commits in the task. A sync session commits in a thread, and is lent to the worker threads in which the
+framework runs parts of the request.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
-    # Where sync sessions commit. Not the framework's threads: were they all taken by endpoints that wait for a
-    # connection of the pool, those who have one could not give it back. And as many as it takes, for the same reason:
-    # a COMMIT that flushes first may wait for a connection as well.
+    # Sync sessions commit in these threads. The framework's own could all be taken by endpoints that wait for a connection of
+    # the pool, and then the requests that hold one could not return it. There are as many as needed, for the same reason: a
+    # COMMIT that flushes first may itself wait for a connection.
     return ThreadPoolExecutor(2**16, thread_name_prefix="sessionkit")
 
 
 _PLACE = "sessionkit.place"
-"""Where the scope of a connection tells that a turn of its request has taken a place."""
+"""Key in the scope of a connection: a turn of its request has taken a place."""
 
 _places_of: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 def _places() -> asyncio.Semaphore | None:
-    """Return how many requests with sync sessions the loop serves at once: as many as there are worker threads.
+    """Return a semaphore that limits how many requests with sync sessions the loop serves at once: one per worker thread.
 
-    FastAPI runs a ``def`` endpoint, each ``def`` dependency and the making of the response in threads of their own, one
-    after the other. A request that has a connection waits for its next thread; were all the threads taken by requests
-    that wait for a connection, nobody would go on.
+    FastAPI runs a ``def`` endpoint, each ``def`` dependency and the rendering of the response in threads, one after the
+    other. So a request that holds a connection may wait for its next thread. If requests that wait for a connection took all
+    the threads, no request could go on.
     """
     anyio = sys.modules.get("anyio.to_thread")
     if anyio is None:
@@ -55,27 +55,27 @@ def _places() -> asyncio.Semaphore | None:
     loop = asyncio.get_running_loop()
     places = _places_of.get(loop)
     if places is None:
-        threads = min(anyio.current_default_thread_limiter().total_tokens, 2**16)  # it may be infinity
+        threads = min(anyio.current_default_thread_limiter().total_tokens, 2**16)  # may be infinite
         places = _places_of[loop] = asyncio.Semaphore(max(1, int(threads)))
     return places
 
 
 class AsyncTurn(Turn):
-    """A turn of a request that is served by a task, with sync and async sessions."""
+    """A turn of a request that a task serves, with sync and async sessions."""
 
     def __init__(self, request: RequestUnit, connection: Connection) -> None:
         super().__init__(request)
         self.connection = connection
         self._plain: dict[object, Entry] = {}
-        self._places: asyncio.Semaphore | None = None  # of which it has taken one
+        self._places: asyncio.Semaphore | None = None  # the semaphore that this turn has acquired
 
     async def enter(self, factory: Any, options: Options, defaults: Options | None = None) -> Any:
         """Open a scope in this task, and return its session; without options, one for each factory. No I/O.
 
         Args:
-            factory: what makes the session.
-            options: what whoever asks for the session wants of the scope.
-            defaults: what goes for the whole application: who has no options of their own shares this session.
+            factory: the session factory.
+            options: the scope options of the caller that asks for the session.
+            defaults: the options of the whole application. Callers without options of their own share this session.
         """
         key = factory_key(factory)
         plain = None if options else self._plain.get(key)
@@ -93,7 +93,7 @@ class AsyncTurn(Turn):
         return session
 
     async def _take_a_place(self) -> None:
-        """Wait, in the loop, until the request can have a worker thread for itself."""
+        """Wait, without blocking the loop, until there is a worker thread for this request."""
         places = _places()
         if places is not None and _PLACE not in self.connection:
             await places.acquire()
@@ -101,31 +101,31 @@ class AsyncTurn(Turn):
             self._places = places
 
     def _lend(self, asynchronous: bool) -> Entry:
-        """Have those see the session that the framework serves the request with, while this task waits for them."""
+        """Let the threads and tasks that the framework uses for the request see the session while this task waits for them."""
         entry, loops_thread, connection = top(), threading.get_ident(), self.connection
         assert entry is not None
 
         def waited_for(owner: object) -> bool:
             if isinstance(owner, asyncio.Task):
                 return _serves_requests(owner)
-            # A worker thread. But an async endpoint may start several at once, and need not wait for any.
+            # A worker thread. An async endpoint, however, may start several at once, and need not wait for any.
             return not asynchronous and owner != loops_thread and not _is_async(connection.get("endpoint"))
 
         entry.lent = waited_for
         return entry
 
     async def end(self, status: int | None) -> None:
-        """End the scopes before a response with `status` leaves; None: there will be none.
+        """End the scopes before a response with `status` leaves. None means that there will be no response.
 
         Raises:
-            BaseException: what kept one of them from committing, unless that is the turn's `error`.
+            BaseException: the error that kept one of them from committing, unless it is the turn's own `error`.
         """
         error = self.error
         for scope in self._ending(status):
             failure: BaseException | None = None
             try:
                 await _leave(scope, error)
-            except BaseException as raised:  # noqa: BLE001 - the others are to end as well
+            except BaseException as raised:  # noqa: BLE001 - the other scopes must end too
                 failure = raised
             error = self._ended(scope, failure, error)
         if self._places is not None:
@@ -162,15 +162,15 @@ async def _leave(scope: Any, error: BaseException | None) -> None:
 
 
 def _is_async(endpoint: object) -> bool:
-    """Tell whether an endpoint is a coroutine function; of what is none or unknown, False."""
+    """Return whether an endpoint is a coroutine function; False if it is unknown."""
     while isinstance(endpoint, functools.partial):
         endpoint = endpoint.func
-    # Or an object that is called like one.
+    # Or an object whose __call__ is one.
     return inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(type(endpoint).__call__)
 
 
 def _serves_requests(task: asyncio.Task[Any]) -> bool:
-    """Tell whether it is a task in which a framework serves a request, and not one that the request has started."""
+    """Return whether the framework serves a request in this task, as opposed to a task that the request has started."""
     quart = sys.modules.get("quart.asgi")
     serving = getattr(getattr(quart, "ASGIHTTPConnection", None), "handle_request", None)
     return serving is not None and getattr(task.get_coro(), "cr_code", None) is serving.__code__

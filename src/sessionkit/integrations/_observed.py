@@ -1,4 +1,4 @@
-"""What the observers tell of a scope: what it is called, what it is, and what its end means."""
+"""What observers report about a scope: its name, its kind, and how it ended."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "P
 
 
 class RequestName(str):
-    """What the scope of a web request is called: its method and its path.
+    """The name of a web request's scope: its method and path.
 
     Attributes:
-        group: a name of which there are few, since a path may be anything: the method, as far as it is a known one.
+        group: a name with few different values, since paths are unlimited: the method, if it is a known one.
     """
 
     __slots__ = ("group",)
@@ -47,19 +47,19 @@ class RequestName(str):
 
 
 def name_of(entry: Entry) -> str | None:
-    """Return what the scope is called."""
+    """Return the name of the scope."""
     scope: Any = entry.scope
     name: str | None = scope._request.name
     return name
 
 
 def group_of(name: str | None) -> str | None:
-    """Return the name under which scopes are counted together."""
+    """Return the name under which metrics count this scope."""
     return name.group if isinstance(name, RequestName) else name
 
 
 def kind_of(entry: Entry) -> EntryKind:
-    """Return what the entry does to the database."""
+    """Return what the entry does in the database."""
     if entry.opened:
         return "unit"
     if isinstance(entry, Joined) and entry.savepoint is not None:
@@ -68,12 +68,12 @@ def kind_of(entry: Entry) -> EntryKind:
 
 
 def run_of(entry: Entry) -> Run | None:
-    """Return which attempt the entry is; None if it is not run again."""
+    """Return which attempt the entry is; None without retry."""
     return entry.unit.run if entry.opened and entry.unit is not None else None
 
 
 def marks_of(entry: Entry) -> dict[str, bool | str]:
-    """Return what only some entries have: ``locking``, its SELECTs lock their rows; ``mutex``, the text of that it holds."""
+    """Return marks that only some entries have: ``locking``, its SELECTs lock rows; ``mutex``, the text of its mutex."""
     run = run_of(entry)
     marks: dict[str, bool | str] = {} if run is None or not run.lock else {"locking": True}
     if isinstance(entry, Joined):
@@ -84,18 +84,18 @@ def marks_of(entry: Entry) -> dict[str, bool | str]:
 
 
 def outcome_of(entry: Entry) -> str | None:
-    """Return how the transaction that the entry had begun has ended; None if it had begun none."""
+    """Return how the entry's transaction ended; None if the entry began none."""
     return entry.unit.outcome if entry.opened and entry.unit is not None else None
 
 
 def error_type(error: BaseException) -> str:
-    """Return what kind of error it is, in one word: the SQLSTATE or SQLite's error name, else the class."""
+    """Return the kind of error in one word: the SQLSTATE, SQLite's error name, or else the class."""
     first = first_of(error)
     return classify(first).code or type(first).__qualname__
 
 
 def conflicts_in(error: BaseException | None) -> int:
-    """Return of how many rows an error says that somebody else has changed or deleted them."""
+    """Return the number of rows that, according to an error, another transaction has changed or deleted."""
     if error is None:
         return 0
     first = first_of(error)

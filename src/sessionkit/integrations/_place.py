@@ -1,4 +1,4 @@
-"""The line of the user's code that is running."""
+"""Finds the running line in the user's code."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 __all__ = ["place"]
 
-# Whose code is never the user's line: ours, what it stands on, and what only starts threads and tasks.
+# Packages whose code is never the user's: ours, our dependencies, and modules that only start threads and tasks.
 _PASSED_OVER = {"asyncio", "concurrent", "contextlib", "sessionkit", "sqlalchemy", "threading"}
 
 
 def place() -> str:
-    """Return file and line of the user's code that is running: the innermost that is neither ours nor SQLAlchemy's."""
+    """Return the running file and line in the user's code: the innermost frame that is neither ours nor SQLAlchemy's."""
     frame: FrameType | None = sys._getframe(1)
     greenlet: Any = None
     while frame is not None:
@@ -23,7 +23,9 @@ def place() -> str:
         if name.partition(".")[0] not in _PASSED_OVER:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
-        if frame is None and "greenlet" in sys.modules:  # in async code: go on with who waits for this greenlet
+        if (
+            frame is None and "greenlet" in sys.modules
+        ):  # async code: continue with the code that waits for this greenlet
             greenlet = (greenlet or sys.modules["greenlet"].getcurrent()).parent
             frame = None if greenlet is None else greenlet.gr_frame
     return "an unknown place"

@@ -1,4 +1,4 @@
-"""Whose statement it is: the scope that a connection is used by."""
+"""Finds the scope that uses a connection, and so sends its statements."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["follow_sessions", "name_of_sender", "root_engine"]
 
 
 def root_engine(engine: object, asked: str) -> Engine:
-    """Return the engine whose listeners hear of all that is sent through what a user calls an engine.
+    """Return the root engine, whose listeners see everything sent through the engine that the user passed.
 
     Raises:
-        OptionError: it is none.
+        OptionError: it is not an engine.
     """
     inner = getattr(engine, "sync_engine", engine)
     if not isinstance(inner, Engine):
@@ -29,11 +29,11 @@ def root_engine(engine: object, asked: str) -> Engine:
 
 
 _sessions: WeakKeyDictionary[Connection, weakref.ref[orm.Session]] = WeakKeyDictionary()
-"""Whose transaction runs on a connection."""
+"""The session whose transaction runs on a connection."""
 
 
 def follow_sessions() -> None:
-    """Remember from now on which session has begun a transaction on which connection."""
+    """From now on, remember which session has begun a transaction on which connection."""
     if not event.contains(orm.Session, "after_begin", _after_begin):
         event.listen(orm.Session, "after_begin", _after_begin)
 
@@ -45,8 +45,8 @@ def _after_begin(session: orm.Session, transaction: orm.SessionTransaction, conn
 def name_of_sender(connection: Connection) -> str | None:
     """Return the name of the innermost named scope of this context that runs in the connection's transaction.
 
-    Not simply of the innermost scope: inside a scope of another factory, the session of the outer one may be used. And
-    as a scope ends, its last flush is sent when it is the ambient one no more.
+    The innermost scope alone would be wrong: code inside a scope of another factory may use the outer session. And when a
+    scope ends, it is no longer the ambient one when its last flush is sent.
     """
     reference = _sessions.get(connection)
     session = None if reference is None else reference()

@@ -1,7 +1,7 @@
-"""What the web frameworks share: when a request's session commits, when it is run again, what a client is told.
+"""What the web frameworks share: when a request's session commits, when a request runs again, how errors are answered.
 
-A request is one unit of work: a scope of each factory, opened around it and ended before its response may leave. A
-*turn* is one run of a request; the sync shell of it is here, the async one in ``asgi``.
+A request is one unit of work: a scope of each factory, opened around it and ended before its response may leave. A *turn* is
+one run of a request; the sync one is here, the async one in ``_async_turn``.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sessionkit")
 
 RollbackOn = Callable[[int], bool]
-"""Tells of the status of a response whether its request's work is to be rolled back."""
+"""Returns whether a response with this status rolls back the work of its request."""
 
 NoRollbackFor = type[BaseException] | tuple[type[BaseException], ...]
-"""The classes of exceptions that do not keep a request from being committed."""
+"""Exceptions that do not prevent the commit of a request."""
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 """The methods that a client may send again, RFC 9110, section 9.2.2."""
 
 LONGEST_BODY = 2**20
-"""The longest request body that is kept for another run of the request, in bytes; a longer one is not run again."""
+"""The longest request body, in bytes, that is kept for another run; a request with a longer one does not run again."""
 
 RETRY_AFTER = 1
-"""What a 503 asks of a client, in seconds: the trouble is one that another moment ends."""
+"""The Retry-After of a 503, in seconds: the problem is a temporary one."""
 
 
 def on_error_status(status: int) -> bool:
-    """Roll back what ends in an error: the default of ``rollback_on``."""
+    """Roll back on every error status: the default of ``rollback_on``."""
     return status >= 400
 
 
-# -- what a client is told ------------------------------------------------------------------------------------------
+# -- answers to clients ------------------------------------------------------------------------------------------
 
 
 class Answer(NamedTuple):
@@ -77,22 +77,22 @@ class Answer(NamedTuple):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Return the headers that belong to the status."""
+        """Return the headers for the status."""
         return {"Retry-After": str(RETRY_AFTER)} if self.status == 503 else {}
 
 
 _CHANGED = "Somebody else has changed this in the meantime. Read it again, then repeat your change."
 CONFLICT = Answer(409, "Conflict", _CHANGED)
 PRECONDITION_FAILED = Answer(412, "Precondition Failed", _CHANGED)
-MALFORMED = Answer(400, "Bad Request", 'If-Match is to hold * or entity tags in double quotes, such as "3".')
+MALFORMED = Answer(400, "Bad Request", 'If-Match must hold * or entity tags in double quotes, such as "3".')
 TRY_AGAIN = Answer(503, "Service Unavailable", "This cannot be done at the moment, and nothing was saved. Try again.")
 
 
 def answer_to(error: BaseException, if_match: bool) -> Answer | None:
-    """Return what tells a client of an error, if it is one that HTTP has a status for.
+    """Return the answer to an error, if HTTP has a status for it.
 
     Args:
-        error: what the request has failed with.
+        error: the error that the request failed with.
         if_match: whether the request had a precondition, so that a conflict is its failure.
     """
     if isinstance(error, MalformedETag):
@@ -101,8 +101,8 @@ def answer_to(error: BaseException, if_match: bool) -> Answer | None:
         return PRECONDITION_FAILED if if_match else CONFLICT
     if not classify(first_of(error)).retryable:
         return None
-    # Whoever runs the service is to know that clients are sent away.
-    logger.warning("a request was answered with 503: %s", error, exc_info=error)
+    # The operators of the service should see that clients are turned away.
+    logger.warning("answered a request with 503: %s", error, exc_info=error)
     return TRY_AGAIN
 
 
@@ -110,18 +110,18 @@ def _is_stale(error: BaseException) -> bool:
     return classify(first_of(error)).kind == "stale_version"
 
 
-# -- what the application has asked for -----------------------------------------------------------------------------
+# -- the options of the application -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The options of an integration, checked."""
+    """The checked options of an integration."""
 
     factories: tuple[Any, ...]
     rollback_on: RollbackOn
     retry: Retry | None
     retry_methods: frozenset[str]
-    options: Options = field(default_factory=Options)  # of the scopes, where they differ from the factories'
+    options: Options = field(default_factory=Options)  # scope options that differ from the factory's
 
 
 def rules(
@@ -138,14 +138,14 @@ def rules(
     """Check the options of an integration.
 
     Args:
-        where: what was called.
-        factories: whose scopes are opened around each request.
-        rollback_on, retry, retry_methods, manual_commit, no_rollback_for: as given by the user.
-        asynchronous: whether async factories can be served.
+        where: the name of what the user called, for messages.
+        factories: the factories whose scopes surround each request.
+        rollback_on, retry, retry_methods, manual_commit, no_rollback_for: as the user passed them.
+        asynchronous: whether the framework supports async factories.
 
     Raises:
-        ScopeError: what was given as a factory is none.
-        SyncAsyncMismatch: it is async, and the framework is not.
+        ScopeError: a factory is not a session factory.
+        SyncAsyncMismatch: a factory is async, but the framework is sync.
         OptionError: another option has a value that cannot be honoured.
     """
     options: Options = {}
@@ -156,27 +156,25 @@ def rules(
     ScopeOptions().but(options, where)
     for factory in factories:
         if isinstance(session_scope(factory), AsyncScope) and not asynchronous:
-            raise SyncAsyncMismatch(
-                f"{where} got the async factory {factory!r}, but WSGI is sync; give it a sessionmaker"
-            )
+            raise SyncAsyncMismatch(f"{where} got the async factory {factory!r}, but WSGI is sync; pass a sessionmaker")
     given: object = rollback_on
     if not callable(given):
         raise OptionError(
-            f"rollback_on={rollback_on!r} was given to {where}; it is a function of a status, such as "
-            "`lambda status: status >= 500`"
+            f"rollback_on={rollback_on!r} was given to {where}; give a function of the status, such as `lambda "
+            "status: status >= 500`"
         )
     if isinstance(retry_methods, str):
-        raise OptionError(
-            f"retry_methods={retry_methods!r} was given to {where}; it is a set, such as {{'GET', 'PUT'}}"
-        )
+        raise OptionError(f"retry_methods={retry_methods!r} was given to {where}; give a set, such as {{'GET', 'PUT'}}")
     methods = frozenset(method.upper() for method in retry_methods)
     if retry is None and methods != IDEMPOTENT:
-        raise OptionError(f"retry_methods= was given to {where} without retry=, so no request would be run again")
+        raise OptionError(
+            f"retry_methods= was given to {where} without retry=, so no request would run again; give retry= too"
+        )
     policy = None if retry is None else as_retry(retry, where)
     if policy is not None and len(factories) > 1:
         raise OptionError(
-            f"retry= was given to {where} with {len(factories)} factories; they commit one after the other, and what has "
-            "committed cannot be run again: have one factory with binds=, or retry inside the request"
+            f"retry= was given to {where} with {len(factories)} factories, which commit one after the other, and a "
+            "commit cannot be run again; use one factory with binds=, or retry inside the request"
         )
     return Rules(tuple(factories), rollback_on, policy, methods, options)
 
@@ -185,35 +183,35 @@ def rules(
 
 
 class RequestUnit:
-    """One request: what its scopes are called, and whether it is run again after a failure."""
+    """One request: the name of its scopes, and whether it runs again after a failure."""
 
     def __init__(self, given: Rules, method: str, path: str, if_match: bool) -> None:
         self.rules = given
         self.name = RequestName(method, path)
-        self.if_match = if_match  # a conflict is the failure of the client's precondition
+        self.if_match = if_match  # a conflict then means that the client's precondition failed
         self.replayable = True
         self._attempts: Attempts | None = None
         self._attempt: Attempt | None = None
-        self._asked = False  # by what serves it: that wins over what goes for the whole application
+        self._asked = False  # whether an endpoint asked for retries, which overrides the application's setting
         if given.retry is not None and method in given.retry_methods:
             self._begin(given.retry)
 
     @property
     def retried(self) -> bool:
-        """Whether it may be run again."""
+        """Whether the request may run again."""
         return self._attempts is not None and self.replayable
 
     def ask(self, policy: Retry) -> None:
-        """Have it run again as `policy` says; every turn asks.
+        """Let the request run again as `policy` says. Every turn asks.
 
         Raises:
-            OptionError: something else of the same request has asked for another policy.
+            OptionError: another part of the same request has asked for a different policy.
         """
         if self._asked and self._attempts is not None:
             if policy != self._attempts.policy:
                 raise OptionError(
-                    f"{self.name} asks for sessions with retry={policy} and retry={self._attempts.policy}; a request is "
-                    "run again as a whole, so give all of them the same"
+                    f"{self.name} asks for sessions with retry={policy} and retry={self._attempts.policy}; a request "
+                    "runs again as a whole, so give all of them the same policy"
                 )
             return
         self._asked = True
@@ -224,19 +222,19 @@ class RequestUnit:
         self._attempt = self._attempts.next()
 
     def run(self) -> Run | None:
-        """Return what the scopes of this turn have to know of it; None if it is the only one."""
+        """Return what the scopes of this turn need to know about the attempt; None if there is only one."""
         attempts, attempt = self._attempts, self._attempt
         if attempts is None or attempt is None or not self.replayable:
             return None
         return attempts.run_of(attempt)
 
     def again(self, error: BaseException) -> bool:
-        """Decide whether another turn follows on one that has failed with `error` and is rolled back."""
+        """Decide whether another turn follows one that failed with `error` and was rolled back."""
         attempts, attempt = self._attempts, self._attempt
         if attempts is None or attempt is None or not self.replayable:
             return False
         if self.if_match and _is_stale(error):
-            return False  # nor will the next turn meet the client's precondition
+            return False  # the next turn would not meet the client's precondition either
         if not attempts.failed(attempt, error, time.monotonic()):
             return False
         if observers:
@@ -244,7 +242,7 @@ class RequestUnit:
         return True
 
     def next(self) -> tuple[object, float]:
-        """Begin the next turn: return what ``before_retry`` returned, and how long to wait."""
+        """Begin the next turn: return the result of ``before_retry``, and the seconds to wait."""
         assert self._attempts is not None
         assert self._attempt is not None
         failed, policy = self._attempt, self._attempts.policy
@@ -253,44 +251,44 @@ class RequestUnit:
 
 
 class Turn:
-    """One run of a request: its scopes, the last one opened first to end, and what keeps them from committing."""
+    """One run of a request: its scopes, which end in reverse order, and the error that keeps them from committing."""
 
     def __init__(self, request: RequestUnit) -> None:
         self.request = request
         self.over = False  # its scopes have ended
-        self.error: BaseException | None = None  # what was raised in it, whoever has handled it since
-        self.failure: BaseException | None = None  # what kept it from committing
+        self.error: BaseException | None = None  # an exception raised in it, even if it was handled
+        self.failure: BaseException | None = None  # the error that kept it from committing
         self._open: list[tuple[Any, Any]] = []
-        self._lasting: list[Any] = []  # the scopes whose COMMIT leaves something behind, where there are several
+        self._lasting: list[Any] = []  # if there are several scopes: those whose COMMIT has an effect
         self._committed: list[Any] = []  # those of them that have committed
 
     def scope_of(self, factory: Any, options: Options) -> Scope[Any] | AsyncScope[Any]:
-        """Return a new scope: a value of its own for each turn, which can be left in any thread."""
+        """Return a new scope: each turn has its own, which can be left in any thread."""
         given: Options = {"name": self.request.name, **options, "propagation": "new", "retry": None}
         made: Scope[Any] | AsyncScope[Any] = session_scope(factory, **given)
         return made
 
     def opened(self, scope: Any, session: Any) -> None:
-        """Take note of a scope that this turn has to end."""
+        """Note a scope that this turn must end."""
         self._open.append((scope, session))
 
     def failed(self, error: BaseException) -> None:
-        """Take note of an exception: whoever handles it, what was done before it must not be committed."""
+        """Note an exception. Even if it is handled, the work before it must not be committed."""
         if self.error is None and not self.over:
             self.error = error
 
     def again(self, error: BaseException) -> bool:
-        """Decide whether another turn follows, now that this one has failed with `error` and is rolled back."""
+        """Decide whether another turn follows, after this one failed with `error` and was rolled back."""
         return not self._committed and self.request.again(error)
 
     def answer(self, error: BaseException) -> Answer | None:
-        """Return what tells the client of the error that the turn has failed with, if HTTP has a status for it."""
-        # To repeat the request, as these answers ask for, would repeat what has been committed.
+        """Return the answer to the error that the turn failed with, if HTTP has a status for it."""
+        # These answers ask the client to repeat the request, which would repeat what has been committed.
         return None if self._committed else answer_to(error, self.request.if_match)
 
     def _ending(self, status: int | None) -> list[Any]:
-        """Return the scopes to be left, in that order; without a status or with a bad one they do not commit."""
-        # Whatever rollback_on raises comes before anything is ended, so that it can still be rolled back.
+        """Return the scopes to leave, in order. They do not commit without a status or with an error status."""
+        # rollback_on is called before anything ends, so if it raises, everything can still be rolled back.
         bad = self.error is None and (status is None or self.request.rules.rollback_on(status))
         self.over = True
         scopes, self._open = self._open[::-1], []
@@ -302,16 +300,18 @@ class Turn:
         return [scope for scope, _ in scopes]
 
     def _ended(self, scope: Any, failure: BaseException | None, error: BaseException | None) -> BaseException | None:
-        """Return what the next scope is left with, after one was left with `error` and has raised `failure`."""
+        """Return the error to leave the next scope with, after one was left with `error` and raised `failure`."""
         if failure is not None and not isinstance(failure, Exception):
-            return failure  # a cancellation, an interrupt: theirs is the right of way
+            return failure  # a cancellation or an interrupt takes precedence
         if error is not None:
-            if scope in self._lasting and outcome_of(error) != "rolled back":  # in spite of it
+            if scope in self._lasting and outcome_of(error) != "rolled back":  # although it raised
                 self._committed.append(scope)
-            return error  # the first one is what the user must see; the other one's own unit has logged it
+            return error  # the user must see the first error; the other one is in the log of its own unit
         if isinstance(failure, HookError):
-            # The response tells what became of the data, and that is settled.
-            logger.error("a hook of %s failed; the data is %s", self.request.name, failure.outcome, exc_info=failure)
+            # The response reports the outcome of the data, and that is settled.
+            logger.error(
+                "a hook of %s failed after the data was %s", self.request.name, failure.outcome, exc_info=failure
+            )
         elif failure is not None:
             return self._noting_what_lasts(failure)
         if scope in self._lasting and (failure is None or failure.outcome == "committed"):
@@ -320,11 +320,11 @@ class Turn:
 
     def _noting_what_lasts(self, failure: Exception) -> Exception:
         for other in self._committed:
-            failure.add_note(f"{other!r} of the same request was committed before")
+            failure.add_note(f"{other!r} of the same request had already committed")
         return failure
 
     def _settle(self, error: BaseException | None) -> None:
-        """Raise what kept the turn from committing, every time that its end is asked for."""
+        """Raise the error that kept the turn from committing, each time the turn is asked to end."""
         if error is not None and error is not self.error:
             self.failure = error
         if self.failure is not None:
@@ -332,7 +332,7 @@ class Turn:
 
 
 def _may_change(session: Any) -> bool:
-    """Tell whether the COMMIT of a session may leave something behind: not if it only reads, nor if it was not used."""
+    """Return whether a session's COMMIT may have an effect: not if it is read-only or was never used."""
     inner = sync_session_of(session, "a request")
     unit = unit_of(inner)
     assert unit is not None
@@ -341,31 +341,31 @@ def _may_change(session: Any) -> bool:
 
 
 def triple(error: BaseException | None) -> tuple[Any, Any, Any]:
-    """Return what ``__exit__`` is called with."""
+    """Return the arguments of ``__exit__``."""
     return (None, None, None) if error is None else (type(error), error, error.__traceback__)
 
 
 class SyncTurn(Turn):
-    """A turn of a request that is served by one thread."""
+    """A turn of a request that one thread serves."""
 
     def enter(self) -> None:
-        """Open a scope of each factory, the first one innermost. No I/O."""
+        """Open a scope of each factory, the first one innermost. Does no I/O."""
         for factory in self.request.rules.factories[::-1]:
             scope: Any = self.scope_of(factory, self.request.rules.options)
             self.opened(scope, scope._begin(self.request.run()))
 
     def end(self, status: int | None) -> None:
-        """End the scopes before a response with `status` leaves; None: there will be none.
+        """End the scopes before a response with `status` leaves. None means that there will be no response.
 
         Raises:
-            BaseException: what kept one of them from committing, unless that is the turn's `error`.
+            BaseException: the error that kept one of them from committing, unless it is the turn's own `error`.
         """
         error = self.error
         for scope in self._ending(status):
             failure: BaseException | None = None
             try:
                 scope.__exit__(*triple(error))
-            except BaseException as raised:  # noqa: BLE001 - the others are to end as well
+            except BaseException as raised:  # noqa: BLE001 - the other scopes must end too
                 failure = raised
             error = self._ended(scope, failure, error)
         self._settle(error)
@@ -384,7 +384,5 @@ class SyncTurn(Turn):
         if inspect.isawaitable(result):
             if inspect.iscoroutine(result):
                 result.close()
-            raise SyncAsyncMismatch(
-                "before_retry is async, but WSGI is sync and cannot await it; give retry= a plain function"
-            )
+            raise SyncAsyncMismatch("before_retry is async, but WSGI is sync and cannot await it; use a plain function")
         time.sleep(pause(seconds))

@@ -4,8 +4,8 @@
 
     app.add_middleware(SessionKitMiddleware, factory=Session)
 
-Inside a request ``current_session(Session)``, functions decorated with ``@Session.scope`` and a scoped session of the
-factory share one session and one transaction. For FastAPI there are typed dependencies as well: see ``fastapi``.
+Inside a request ``current_session(Session)``, functions decorated with ``@Session.scope`` and a scoped session of the factory
+share one session and one transaction. FastAPI also has typed dependencies: see ``fastapi``.
 """
 
 from __future__ import annotations
@@ -25,51 +25,49 @@ if TYPE_CHECKING:
 __all__ = ["SessionKitMiddleware"]
 
 Connection = MutableMapping[str, Any]
-"""What ASGI calls a scope; the word means something else here."""
+"""What ASGI calls a scope. Here that word has another meaning."""
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Connection, Receive, Send], Awaitable[None]]
 
 EXCHANGE = "sessionkit.exchange"
-"""Where the scope of a connection has the exchange that its dependencies open their scopes in."""
+"""Key in the scope of a connection: the exchange in which its dependencies open their scopes."""
 
 
 class SessionKitMiddleware:
-    """Give each HTTP request a session of its own, and commit it before the response leaves.
+    """Give each HTTP request its own session, and commit it before the response leaves.
 
-    The transaction ends when the application sends ``http.response.start``, before that is let through. What streams
-    afterwards, and background tasks, open scopes of their own. Websockets and lifespans have no session: open a scope
-    for each message.
+    The transaction ends when the application sends ``http.response.start``, before that message is passed on. Code that
+    streams the body, and background tasks, open their own scopes. Websockets and lifespans have no session: open a scope for
+    each message.
 
-    - The application raised an exception, or the status is one to roll back, or there is no response: ROLLBACK. An
-      exception that was handled inside is known by its status only: a handler that answers with another one calls
-      ``set_rollback_only()``.
-    - COMMIT fails: none of the response leaves, and the application's error handling answers. A version conflict that it
-      does not handle is answered with 409, or 412 where the request had an If-Match; a malformed If-Match with 400; what
-      another moment would cure (a serialization failure, a deadlock, a connection that was lost) with 503 and
-      Retry-After.
+    - The application raised an exception, or the status is one to roll back, or there is no response: ROLLBACK. The
+      middleware sees only the status of an exception that was handled inside: a handler that answers with a success status
+      calls ``set_rollback_only()`` to roll back.
+    - COMMIT fails: nothing of the response leaves, and the application's error handling answers. If it does not handle the
+      error, the middleware answers. A version conflict gets 409, or 412 if the request had an If-Match. A malformed If-Match
+      gets 400. A temporary problem (a serialization failure, a deadlock, a lost connection) gets 503 and Retry-After.
 
-    It is to be inside the framework's error handling, and nearest to the endpoints: with Starlette and FastAPI, add it
-    before any other middleware. A middleware between it and the endpoint that runs that in a task of its own, as
-    Starlette's ``BaseHTTPMiddleware`` does, hides the ambient session from it.
+    Place it inside the framework's error handling, nearest to the endpoints: with Starlette and FastAPI, add it before any
+    other middleware. A middleware between it and the endpoint that runs the endpoint in another task, as Starlette's
+    ``BaseHTTPMiddleware`` does, hides the ambient session from the endpoint.
 
     Args:
         app: the ASGI application.
-        factory: an ``async_sessionmaker`` or ``sessionmaker``, a scoped session, or several of them in a list or tuple,
-            which commit one after the other in that order. A sync session's COMMIT runs in a thread.
-        rollback_on: tells of a status whether to roll back; default: from 400 on.
-        retry: run a request again after errors for which that can help: a `Retry`, or a number of attempts. The
-            whole application is called again, and only if nothing of a response has left. Default: None.
-        retry_methods: the methods of requests that are run again; default: the idempotent ones.
-        manual_commit: ``"savepoint"``: the application may call ``session.commit()`` and ``rollback()`` by hand, as in
-            `session_scope`; default: what the factory says.
-        no_rollback_for: a class of exceptions, or a tuple of them, that do not keep the request from being committed, as
-            in `session_scope`; default: what the factory says. An exception that was handled
-            inside is not seen.
+        factory: an ``async_sessionmaker`` or ``sessionmaker``, a scoped session, or a list or tuple of these, which commit
+            one after the other in that order. The COMMIT of a sync session runs in a thread.
+        rollback_on: returns whether to roll back for a status; default: from 400 on.
+        retry: run a request again after errors where this can help: a `Retry`, or a number of attempts. The whole application
+            is called again, but only if nothing of a response has left. Default: None.
+        retry_methods: the methods of requests that may run again; default: the idempotent ones.
+        manual_commit: ``"savepoint"`` lets the application call ``session.commit()`` and ``rollback()`` itself, as in
+            `session_scope`; default: the factory's setting.
+        no_rollback_for: an exception class, or a tuple of them, that does not prevent the commit, as in `session_scope`;
+            default: the factory's setting. The middleware does not see an exception that was handled inside.
 
     Raises:
-        ScopeError, OptionError: an argument is not of its kind.
+        ScopeError, OptionError: an argument has the wrong type or value.
 
     SQL: ``BEGIN`` with the first statement, and ``COMMIT`` or ``ROLLBACK``. A request that uses no session sends
     nothing and takes no connection.
@@ -118,7 +116,7 @@ class SessionKitMiddleware:
 
 
 def request_of(given: Rules, scope: Connection) -> RequestUnit:
-    """Return the request that a connection is of."""
+    """Return the request of a connection."""
     names = {bytes(name).lower() for name, _ in scope.get("headers", ())}
     return RequestUnit(given, str(scope["method"]), str(scope["path"]), b"if-match" in names)
 
@@ -131,7 +129,7 @@ def _copied(scope: Connection) -> Connection:
 
 
 class _Body:
-    """The body of a request, kept while the request may be run again."""
+    """The body of a request, kept as long as the request may run again."""
 
     def __init__(self, receive: Receive, request: RequestUnit) -> None:
         self._receive = receive
@@ -141,7 +139,7 @@ class _Body:
         self._replayed = 0
 
     async def receive(self) -> Message:
-        """Return the next message, those of an earlier run first."""
+        """Return the next message, starting with those of an earlier run."""
         if self._replayed < len(self._kept):
             self._replayed += 1
             return self._kept[self._replayed - 1]
@@ -156,29 +154,29 @@ class _Body:
         return message
 
     def rewind(self) -> None:
-        """Begin again from the first message."""
+        """Start again from the first message."""
         self._replayed = 0
 
     def let_go(self) -> None:
-        """Keep nothing any more: the request is not run again."""
+        """Stop keeping messages: the request will not run again."""
         self._request.replayable = False
         self._kept, self._replayed = self._kept[self._replayed :], 0
 
 
 class Exchange:
-    """One turn of a request and the response to it, whose start waits for the end of the turn."""
+    """One turn of a request, and its response, which waits for the end of the turn."""
 
     def __init__(self, turn: AsyncTurn, body: _Body, send: Send) -> None:
         self.turn = turn
         self.body = body
         self._send = send
-        self._started = False  # a response has been let through
-        self._again = False  # it is not to be: the request is run again
-        # Who knows how to turn an error into a response, where it is an application of Starlette's kind.
+        self._started = False  # the start of a response has been passed on
+        self._again = False  # the response is dropped, because the request runs again
+        # In a Starlette-like application, the handlers that turn an error into a response.
         self._app = turn.connection.get("app")
 
     async def run(self, app: App) -> bool:
-        """Have the application answer; return False if the request is to be run again."""
+        """Let the application answer; return False if the request must run again."""
         turn, connection = self.turn, self.turn.connection
         outer = connection.get(EXCHANGE)
         connection[EXCHANGE] = self
@@ -186,24 +184,24 @@ class Exchange:
             for factory in turn.request.rules.factories[::-1]:
                 await turn.enter(factory, {}, turn.request.rules.options)
             await app(connection, self.body.receive, self.send)
-        except BaseException as error:  # noqa: BLE001 - raised there, unless it is answered
+        except BaseException as error:  # noqa: BLE001 - _failed raises it, unless it answers it
             return await self._failed(error)
         finally:
             connection[EXCHANGE] = outer
         if self._started or self._again:
             return not self._again
-        if isinstance(turn.failure, Exception):  # the application took note of it, and said nothing
+        if isinstance(turn.failure, Exception):  # the application noticed it, but sent no response
             return await self._failed(turn.failure)
         await turn.give_up(None)  # there was no response
         return True
 
     async def send(self, message: Message) -> None:
-        """Let a message of the application through; before the start of a response, end the turn."""
+        """Pass on a message of the application; end the turn before the start of a response."""
         starts = message["type"] == "http.response.start"
         if starts and not self.turn.over:
             await self._end(message["status"])
         if self._again or (self.turn.over and not (starts or self._started)):
-            return  # it belongs to a response that has been given up
+            return  # part of a response that was dropped
         if starts:
             self._started = True
             self.body.let_go()
@@ -216,11 +214,11 @@ class Exchange:
         except Exception as failure:
             self._again = turn.again(failure)
             raise
-        if turn.error is not None:  # somebody has handled it
+        if turn.error is not None:  # a handler has handled it
             self._again = turn.again(turn.error)
 
     async def _failed(self, error: BaseException) -> bool:
-        """Decide what becomes of a request whose application raised an error."""
+        """Decide what to do with a request whose application raised an error."""
         turn = self.turn
         if not isinstance(error, Exception) or self._started:
             await turn.give_up(error)
@@ -237,11 +235,11 @@ class Exchange:
         return True
 
     async def _answer(self, error: BaseException, unknown: bool) -> None:
-        """Answer an error for the application.
+        """Answer an error on behalf of the application.
 
         Args:
-            error: what the request has failed with.
-            unknown: the application could not handle it, since its own response had begun.
+            error: the error that the request failed with.
+            unknown: the application could not handle it, because its own response had begun.
         """
         connection, by_the_app = self.turn.connection, _ErrorHandlers.of(self._app)
         if unknown and by_the_app is not None and await by_the_app(error, connection, self.body.receive, self.send):
@@ -254,9 +252,9 @@ class Exchange:
         if by_the_app is not None:
             await by_the_app.say(answer, connection, self.body.receive, self.send)
         else:
-            await self._say(answer)
+            await self._send_answer(answer)
 
-    async def _say(self, answer: Answer) -> None:
+    async def _send_answer(self, answer: Answer) -> None:
         text = answer.text.encode()
         headers = {"content-type": "text/plain; charset=utf-8", "content-length": str(len(text)), **answer.headers}
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
@@ -266,10 +264,10 @@ class Exchange:
 
 
 def _forget_the_beginning(connection: Connection) -> bool:
-    """Have Litestar handle an error that came out of ``send``; tell whether it will.
+    """Make Litestar handle an error raised by ``send``; return whether it will.
 
-    It takes note of the beginning of a response before it sends it, and after that handles no error any more. Its error
-    handling stands around every middleware too, and needs but forget.
+    Litestar marks a response as begun before it sends it, and then handles no more errors. Its error handling also surrounds
+    every middleware, so it is enough to clear that mark.
     """
     state = getattr(sys.modules.get("litestar.utils.scope.state"), "ScopeState", None)
     if state is None or "litestar_app" not in connection:
@@ -279,19 +277,19 @@ def _forget_the_beginning(connection: Connection) -> bool:
 
 
 class _ErrorHandlers:
-    """The error handlers of an application of Starlette's kind.
+    """The error handlers of a Starlette-like application.
 
-    An error out of ``send`` comes when the framework believes that its response has begun, so that it does not ask its
-    handlers any more. They are asked again, by the framework's own middleware for that.
+    When ``send`` raises, the framework believes that its response has begun, and no longer calls its handlers. This calls
+    them again, through the framework's own exception middleware.
     """
 
     def __init__(self, handlers: Mapping[Any, Any]) -> None:
-        # Those two are for what nobody handles, and stand elsewhere: the error reaches them when it is raised.
+        # Handlers for these two are called elsewhere, for unhandled errors: raising the error reaches them.
         self._handlers = {kind: handler for kind, handler in handlers.items() if kind not in (500, Exception)}
 
     @classmethod
     def of(cls, app: object) -> _ErrorHandlers | None:
-        """Return those of an application, if it is of that kind."""
+        """Return the handlers of an application, if it is Starlette-like."""
         starlette: Any = sys.modules.get("starlette.applications")
         if starlette is None or not isinstance(app, starlette.Starlette):
             return None
@@ -299,7 +297,7 @@ class _ErrorHandlers:
         return cls(of_starlettes_kind.exception_handlers)
 
     async def __call__(self, error: BaseException, connection: Connection, receive: Receive, send: Send) -> bool:
-        """Have the application answer; tell whether it did."""
+        """Let the application answer; return whether it did."""
         from starlette.middleware.exceptions import ExceptionMiddleware
 
         async def failing(connection: Connection, receive: Receive, send: Send) -> None:
@@ -314,7 +312,7 @@ class _ErrorHandlers:
         return True
 
     async def say(self, answer: Answer, connection: Connection, receive: Receive, send: Send) -> None:
-        """Have the application put an answer into the form of its errors."""
+        """Let the application render an answer in the form of its errors."""
         from starlette.exceptions import HTTPException
 
         error = HTTPException(answer.status, answer.text, answer.headers)

@@ -15,7 +15,7 @@ An endpoint that asks for it is inside the session's scope, so ``current_session
 ``@Session.scope`` and a scoped session of the factory take part in its transaction.
 """
 
-# Without `from __future__ import annotations`: FastAPI reads those of the dependency.
+# Without `from __future__ import annotations`: FastAPI reads the annotations of the dependency.
 
 import inspect
 import re
@@ -43,58 +43,58 @@ if TYPE_CHECKING:
 __all__ = ["SessionDepends", "install"]
 
 _FUNCTION_SCOPE = "scope" in inspect.signature(Depends).parameters
-"""Whether a dependency can be told to end before the response leaves."""
+"""Whether a dependency can ask to end before the response leaves."""
 
 _RELEASE = tuple(int(part) for part in re.findall(r"\d+", fastapi.__version__)[:3])
 
 _ENDS_IN_TIME = _RELEASE >= (0, 121, 1) or _RELEASE < (0, 118)
-"""Whether every dependency then does. 0.118 to 0.120 end them all too late, 0.121.0 those of a router or application."""
+"""Whether every dependency then does. 0.118 to 0.120 end all of them too late, 0.121.0 those of a router or application."""
 
 
 def SessionDepends(factory: "SyncFactory | AsyncFactory", **options: "Unpack[Options]") -> Any:  # noqa: N802 - as FastAPI's Depends
     """Return a dependency: a session whose transaction ends before the response leaves.
 
-    ``Annotated[AsyncSession, SessionDepends(Session)]`` is the type of an endpoint's parameter. Each request has one
-    session for each such dependency, whoever asks for it: the endpoint, or what it depends on. Endpoints and
-    dependencies may be ``async def`` or ``def``; in ``def`` ones take the session of a ``sessionmaker``. For an ambient
-    session in all endpoints of a router or an application: ``dependencies=[SessionDepends(Session)]``.
+    Use ``Annotated[AsyncSession, SessionDepends(Session)]`` as the type of an endpoint's parameter. Each request has one
+    session per such dependency, shared by the endpoint and its dependencies. Both may be ``async def`` or ``def``; in ``def``
+    functions use the session of a ``sessionmaker``. For an ambient session in all endpoints of a router or an application:
+    ``dependencies=[SessionDepends(Session)]``.
 
     - An exception was raised in the endpoint or in a dependency, handled or not, or the status is one to roll back:
       ROLLBACK. COMMIT fails: the application's exception handlers answer.
-    - After `install` the transaction ends when the response begins. Without it, it ends with the endpoint, and of a status
-      only that is seen which the endpoint has set on FastAPI's ``Response``: raise an ``HTTPException`` instead of
-      returning an error.
-    - A dependency with ``yield`` that asks for the session needs ``scope="function"``, or ``return`` in the place of
-      ``yield``: FastAPI would end it after the response, and so after the session.
+    - After `install`, the transaction ends when the response begins. Without `install`, it ends with the endpoint, and only a
+      status that the endpoint has set on FastAPI's ``Response`` counts: raise an ``HTTPException`` instead of returning an
+      error.
+    - A dependency with ``yield`` that uses the session needs ``scope="function"``, or ``return`` instead of ``yield``:
+      otherwise FastAPI ends it after the response, and so after the session.
 
     Args:
         factory: an ``async_sessionmaker`` or ``sessionmaker``, or a scoped session.
-        options: those of `session_scope`, as ``read_only=True``, ``isolation="SERIALIZABLE"`` or
-            ``manual_commit="savepoint"``, but for `propagation`.
-            With `retry` the requests to the endpoints that ask for this session are run again, whatever their method
-            and whatever `install` says of others; it needs `install`.
+        options: the options of `session_scope` except `propagation`, such as ``read_only=True``, ``isolation="SERIALIZABLE"``
+            or ``manual_commit="savepoint"``. With `retry`, requests to endpoints that use this session may run again,
+            whatever their method and the settings of `install`; it needs `install`.
 
     Raises:
-        ScopeError: `factory` is none; when a request comes: the connection is a websocket, or this release of FastAPI
-            ends dependencies after the response and there was no `install`.
-        OptionError: an option has a value that cannot be honoured; when a request comes: `retry` without `install`, or
-            another `retry` than another session of the request has.
+        ScopeError: `factory` is not a session factory. At a request: the connection is a websocket, or this release of
+            FastAPI ends dependencies after the response and `install` was not called.
+        OptionError: an option has a value that cannot be honoured. At a request: `retry` without `install`, or two sessions
+            of the request with different `retry`.
 
     SQL: ``BEGIN`` with the first statement, and ``COMMIT`` or ``ROLLBACK``.
     """
     if "propagation" in options:
         raise OptionError(
-            "propagation= was given to SessionDepends; a request's session has a transaction of its own, so leave it out"
+            "propagation= was given to SessionDepends, but a request's session always has its own transaction; leave "
+            "it out"
         )
-    session_scope(factory, **options)  # whatever is wrong with them is to be told now
+    session_scope(factory, **options)  # checks them now
     dependency = _RequestSession(factory, options)
-    # Known by keyword to the releases that have it, and not typed in those that do not.
+    # Passed by keyword, because older releases neither have nor type this parameter.
     scoped: dict[str, Any] = {"scope": "function"} if _FUNCTION_SCOPE else {}
     return Depends(dependency, **scoped)
 
 
 class _RequestSession:
-    """The dependency. FastAPI calls it once for each request, if equal ones are asked for several times."""
+    """The dependency. FastAPI calls equal dependencies once per request."""
 
     def __init__(self, factory: Any, options: "Options") -> None:
         self._factory = factory
@@ -109,11 +109,11 @@ class _RequestSession:
     def __hash__(self) -> int:
         return hash(self._identity)
 
-    # In the task of the endpoint, whose context the scope is to be in; a sync generator would run in a thread's.
+    # An async generator runs in the endpoint's task, and so in its context; a sync one would run in the context of a thread.
     async def __call__(self, connection: HTTPConnection, response: Response) -> AsyncIterator[Any]:
         if connection.scope["type"] != "http":
             raise ScopeError(
-                "SessionDepends was asked for a session by a websocket, which has no response to commit before; open a "
+                "a websocket asked SessionDepends for a session, but it has no response to commit before; open a "
                 "scope for each message instead: `async with Session.scope() as session`"
             )
         exchange: Exchange | None = connection.scope.get(EXCHANGE)
@@ -133,7 +133,8 @@ class _RequestSession:
     def _own_turn(self, connection: HTTPConnection) -> AsyncTurn:
         if self._retry is not None:
             raise OptionError(
-                "retry= was given to SessionDepends, but a dependency cannot run its endpoint again; call install(app)"
+                "retry= was given to SessionDepends, but a dependency cannot run its endpoint again; call "
+                "install(app) too"
             )
         if not _ENDS_IN_TIME:
             raise ScopeError(
@@ -153,31 +154,31 @@ def install(
     retry: Retry | int | None = None,
     retry_methods: Iterable[str] = IDEMPOTENT,
 ) -> None:
-    """Have an application commit the sessions of `SessionDepends` when its responses begin, and tell clients of conflicts.
+    """Commit the sessions of `SessionDepends` when a response begins, and answer conflicts with a suitable status.
 
-    It adds a `SessionKitMiddleware` without a factory, nearest to the endpoints. So the status of every response is
-    seen, requests can be run again, and what the application's exception handlers do not handle is answered: a version
-    conflict with 409, or 412 where the request had an If-Match; a malformed If-Match with 400; what another moment
-    would cure with 503 and Retry-After. The OpenAPI document tells of 409 and 503 at operations that change something,
-    and of 412 at those that take an If-Match; what they say of these themselves stands.
+    It adds a `SessionKitMiddleware` without a factory, nearest to the endpoints, which sees the status of every response and
+    can run requests again. It also answers errors that the application's exception handlers leave: a version conflict with
+    409, or 412 if the request had an If-Match; a malformed If-Match with 400; a temporary problem with 503 and Retry-After.
+    The OpenAPI document lists 409 and 503 for operations that change something, and 412 for those that take an If-Match,
+    unless they describe these themselves.
 
     Args:
         app: the application, before it has served a request.
-        rollback_on: tells of a status whether to roll back; default: from 400 on. An exception always rolls back.
-        retry: run a request again after errors for which that can help: a `Retry`, or a number of attempts. The
-            endpoint and its dependencies run again. Default: None.
-        retry_methods: the methods of requests that are run again; default: the idempotent ones.
+        rollback_on: returns whether to roll back for a status; default: from 400 on. An exception always rolls back.
+        retry: run a request again after errors where this can help: a `Retry`, or a number of attempts. The endpoint and its
+            dependencies run again. Default: None.
+        retry_methods: the methods of requests that may run again; default: the idempotent ones.
 
     Raises:
-        OptionError: an argument is not of its kind.
-        RuntimeError: Starlette's: the application has served a request already.
+        OptionError: an argument has the wrong type or value.
+        RuntimeError: raised by Starlette: the application has already served a request.
     """
     options: dict[str, Any] = {"rollback_on": rollback_on, "retry": retry, "retry_methods": retry_methods}
     SessionKitMiddleware(
         app, [], **options
-    )  # Starlette makes its own with the first request; what is wrong is told now
+    )  # Starlette creates the middleware at the first request; this checks the options now
     app.add_middleware(SessionKitMiddleware, factory=[], **options)
-    # Those that were added before would stand between it and the endpoints.
+    # Middleware that was added before would otherwise be between it and the endpoints.
     app.user_middleware.append(app.user_middleware.pop(0))
     described = app.openapi
 

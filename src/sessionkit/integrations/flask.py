@@ -51,36 +51,36 @@ if TYPE_CHECKING:
 __all__ = ["SessionKit"]
 
 _TURN = "sessionkit.turn"
-"""Where the environment of a request has its turn: a request inside another one, of a test client, has its own."""
+"""Key of the turn in a request's environment: a nested request (of a test client) has its own."""
 
 
 class SessionKit:
-    """Give each request of a Flask application a session of its own, and commit it before the response leaves.
+    """Give each request of a Flask application its own session, and commit it before the response leaves.
 
-    The transaction ends after every ``after_request`` function has run, whenever it was registered, and before the
-    response is handed to the server. What streams afterwards opens a scope of its own.
+    The transaction ends after every ``after_request`` function has run, whenever it was registered, and before the server
+    gets the response. Code that streams the body opens its own scope.
 
     - An exception was raised in the request, handled or not, or the status is one to roll back: ROLLBACK.
     - COMMIT fails: the application's error handlers answer as if the view had raised it, and the ``after_request``
       functions run for that response.
-    - A version conflict that no error handler has handled is answered with 409, or 412 where the request had an If-Match;
-      a malformed If-Match with 400; what another moment would cure (a serialization failure, a deadlock, a connection
-      that was lost) with 503 and Retry-After. Handlers for these statuses are asked.
+    - No error handler handles the error: a version conflict gets 409, or 412 if the request had an If-Match. A malformed
+      If-Match gets 400. A temporary problem (a serialization failure, a deadlock, a lost connection) gets 503 and
+      Retry-After. Error handlers for these statuses are called.
 
     Args:
         app: the application; without it, call `init_app`.
-        factory: a ``sessionmaker`` or scoped session, or a mapping of names to them, one of which is "default".
-        rollback_on: tells of a status whether to roll back; default: from 400 on. An exception always rolls back.
-        retry: run a request again after errors for which that can help: a `Retry`, or a number of attempts. Everything
-            from ``before_request`` on runs again, in a new request context. Default: None.
-        retry_methods: the methods of requests that are run again; default: the idempotent ones.
-        manual_commit: ``"savepoint"``: the application may call ``session.commit()`` and ``rollback()`` by hand, as in
-            `session_scope`; default: what the factory says.
-        no_rollback_for: a class of exceptions, or a tuple of them, that do not keep the request from being committed, as
-            in `session_scope`; default: what the factory says.
+        factory: a ``sessionmaker`` or scoped session, or a mapping of names to them, one of which must be "default".
+        rollback_on: returns whether to roll back for a status; default: from 400 on. An exception always rolls back.
+        retry: run a request again after errors where this can help: a `Retry`, or a number of attempts. Everything from
+            ``before_request`` on runs again, in a new request context. Default: None.
+        retry_methods: the methods of requests that may run again; default: the idempotent ones.
+        manual_commit: ``"savepoint"`` lets the application call ``session.commit()`` and ``rollback()`` itself, as in
+            `session_scope`; default: the factory's setting.
+        no_rollback_for: an exception class, or a tuple of them, that does not prevent the commit, as in `session_scope`;
+            default: the factory's setting.
 
     Raises:
-        ScopeError, SyncAsyncMismatch, OptionError: an argument is not of its kind.
+        ScopeError, SyncAsyncMismatch, OptionError: an argument has the wrong type or value.
 
     SQL: ``BEGIN`` with the first statement, and ``COMMIT`` or ``ROLLBACK``. A request that uses no session sends
     nothing and takes no connection.
@@ -110,22 +110,23 @@ class SessionKit:
             self.init_app(app)
 
     def init_app(self, app: Flask, factory: SyncFactory | Mapping[str, SyncFactory] | None = None) -> None:
-        """Serve an application; one extension may serve several.
+        """Serve an application. One extension may serve several.
 
         Args:
             app: the application.
-            factory: as for `SessionKit`; for application factories that make the engine of their configuration.
+            factory: as for `SessionKit`; for application factories that create the engine from their configuration.
 
         Raises:
             OptionError: there is no factory.
-            ScopeError: the application has a SessionKit already.
+            ScopeError: the application already has a SessionKit.
         """
         named = self._named if factory is None else _named(factory)
         if named is None:
             raise OptionError("SessionKit has no factory; write SessionKit(app, Session) or init_app(app, Session)")
         if "sessionkit" in app.extensions:
             raise ScopeError(
-                f"{app!r} has a SessionKit already; for several factories give one SessionKit a mapping of names to them"
+                f"{app!r} already has a SessionKit; for several factories, pass one SessionKit a mapping of names to "
+                "them"
             )
         serving = _Serving(app, named, self._rules(list(named.values())))
         app.extensions["sessionkit"] = serving
@@ -136,16 +137,16 @@ class SessionKit:
 
     @property
     def session(self) -> orm.Session:
-        """The session of this request, of the factory "default".
+        """The session of this request, from the factory "default".
 
         Raises:
-            NoCurrentSession: outside of a request, after it, and in another thread or task, which open a scope of their
-                own: ``with Session.scope() as session``.
+            NoCurrentSession: outside a request, after it, or in another thread or task: open a scope there, ``with
+                Session.scope() as session``.
         """
         return self.get_session()
 
     def get_session(self, name: str = "default") -> orm.Session:
-        """Return the session of this request, of the factory called `name`.
+        """Return the session of this request from the factory called `name`.
 
         Raises:
             OptionError: there is no such factory.
@@ -165,20 +166,20 @@ def _named(given: SyncFactory | Mapping[str, SyncFactory]) -> dict[str, Any]:
     """Return the factories by name, the default one first: it is the ambient one, and the first to commit."""
     named: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"default": given}
     if "default" not in named:
-        raise OptionError(f"SessionKit got factories called {', '.join(named)}; one of them is to be 'default'")
+        raise OptionError(f"SessionKit got factories called {', '.join(named)}; call one of them 'default'")
     return {"default": named.pop("default"), **named}
 
 
 class _Again(BaseException):
-    """Leaves the application, so that the request is run again; no ``except Exception`` is to take it for an error."""
+    """Leaves the application so that the request can run again. Not an Exception, so ``except Exception`` lets it pass."""
 
 
 class _Serving:
-    """What stands around and in one application.
+    """The hooks around and inside one application.
 
-    Flask has no stage that runs behind all ``after_request`` functions and still has the error handlers in front of it,
-    so two of its methods that are there to be overridden are: ``process_response`` and ``handle_user_exception``. They
-    are given their arguments as they come: newer releases hand the context over as well.
+    Flask has no hook that runs after all ``after_request`` functions but inside the error handling. So this overrides two of
+    Flask's methods that are meant to be overridden: ``process_response`` and ``handle_user_exception``. They take any
+    arguments, because newer releases also pass the context.
     """
 
     def __init__(self, app: Flask, named: dict[str, Any], given: Rules) -> None:
@@ -193,7 +194,7 @@ class _Serving:
         app.handle_user_exception = self.handle_user_exception  # type: ignore[method-assign, assignment]
 
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Open the scopes, have Flask answer, and see to it that nothing is left open."""
+        """Open the scopes, let Flask answer, and leave nothing open."""
         asked = request_of(self._rules, environ)
         replay = Replay(environ) if asked.retried else None
         asked.replayable = replay is None or replay.possible
@@ -202,7 +203,7 @@ class _Serving:
             try:
                 turn.enter()
                 body = self._wsgi_app(environ, start_response)
-                turn.give_up(None)  # Flask did not come to an end of its own: something in front of it has answered
+                turn.give_up(None)  # Flask did not finish the request: something in front of it has answered
             except _Again:
                 pass
             except BaseException as error:
@@ -229,12 +230,13 @@ class _Serving:
         return response
 
     def handle_user_exception(self, *args: Any) -> Any:
-        """Take note of an error, run the request again if it is to be, and let the error handlers answer."""
+        """Note an error; run the request again if it should, otherwise let the error handlers answer."""
         *context, error = args
         turn = _turn()
         turn.failed(error)
         if turn.request.retried and not isinstance(error, HTTPException):
-            # Whether it can be run again is known when it is rolled back; so it is before the handlers see it.
+            # Only after the rollback is it known whether the request can run again, so roll back before the handlers see the
+            # error.
             turn.give_up(error)
             if turn.again(error):
                 raise _Again from error
@@ -247,12 +249,12 @@ class _Serving:
             return self._handle_user_exception(*context, _http_exception(answer))
 
     def note_exception(self, app: Flask, exception: Exception) -> None:
-        """Take note of an error that was raised behind the view, such as one of an after_request function."""
+        """Note an error that was raised after the view, for example by an after_request function."""
         _turn().failed(exception)
 
 
 def _turn() -> SyncTurn:
-    # A request context that the application did not serve itself, as test_request_context() makes it, has no turn.
+    # A request context that the application does not serve, such as that of test_request_context(), has no turn.
     turn: SyncTurn | None = request.environ.get(_TURN)
     return _NO_TURN if turn is None else turn
 

@@ -1,4 +1,4 @@
-"""A record for each unit of work in the log of the application, with fields that a formatter can print.
+"""Logs a record for each unit of work, with fields that a formatter can print.
 
 ::
 
@@ -6,7 +6,7 @@
 
     log_scopes(slow=1.0)
 
-The records are of the logger ``sessionkit.scope``; their fields are in the reference.
+The logger is ``sessionkit.scope``; the reference lists the fields.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ logger = logging.getLogger("sessionkit.scope")
 
 
 def log_scopes(level: int = logging.DEBUG, *, slow: float | None = None) -> None:
-    """Have each unit of work write a record when it has ended. For the whole process.
+    """Log a record when a unit of work ends. Applies to the whole process.
 
-    A unit that has committed, or rolled back as it was asked to, is told at `level`, one that was slow at WARNING. One
-    that an exception has rolled back is told at INFO, and so is an attempt that is followed by another: what became of
-    the exception is for others to tell. What nobody has asked for is told at WARNING (`UnexpectedRollback`) or ERROR
-    (the outcome is unknown). Scopes that join a unit write nothing.
+    A unit that committed, or rolled back because it was asked to, is logged at `level`, and a slow one at WARNING. A unit
+    that an exception rolled back is logged at INFO, and so is an attempt that another one follows: the code that handles the
+    exception reports it. Surprises are logged at WARNING (`UnexpectedRollback`) or ERROR (the outcome is unknown). Scopes
+    that join a unit log nothing.
 
-    Called again, it takes the place of the call before.
+    A second call replaces the first.
 
     Args:
-        level: of a unit that went well, such as ``logging.INFO``.
-        slow: seconds; a unit that was open for longer is told at WARNING at the least.
+        level: the level for units that went well, such as ``logging.INFO``.
+        slow: in seconds; a unit that was open for longer is logged at WARNING or above.
 
     Raises:
-        OptionError: `level` is no number, or `slow` no number of seconds.
+        OptionError: `level` is not a number, or `slow` is not a number of seconds.
 
     Emits no SQL.
     """
     given: Any = level
     if isinstance(given, bool) or not isinstance(given, int):
-        raise OptionError(f"level={level!r} was given to log_scopes(); it is a number, such as logging.INFO")
+        raise OptionError(f"level={level!r} was given to log_scopes(); give a number, such as logging.INFO")
     seconds: Any = slow
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0):
-        raise OptionError(f"slow={slow!r} was given to log_scopes(); it is a number of seconds, or None")
+        raise OptionError(f"slow={slow!r} was given to log_scopes(); give a number of seconds, or None")
     stop_logging()
     observers.append(_Writer(level, slow))
 
 
 def stop_logging() -> None:
-    """End what `log_scopes` began."""
+    """Stop logging scopes."""
     observers[:] = [each for each in observers if not isinstance(each, _Writer)]
 
 
@@ -83,7 +83,7 @@ class _Writer:
             "sessionkit_delay": delay,
         }
         logger.info(
-            "%s failed with %s in attempt %d; it is run again after %.3f s",
+            "%s failed with %s in attempt %d; it runs again in %.3f s",
             _called(name),
             kind,
             attempt.number,
@@ -93,7 +93,7 @@ class _Writer:
 
 
 class _Record:
-    """What is known of a unit while it runs."""
+    """What is known about a unit while it runs."""
 
     def __init__(self, writer: _Writer, entry: Entry) -> None:
         self._writer = writer
@@ -120,7 +120,7 @@ class _Record:
             "sessionkit_conflicts": conflicts_in(error),
         }
         fields |= {f"sessionkit_{what}": value for what, value in marks_of(self._entry).items()}
-        told = outcome if outcome != "unknown" else "ended, nobody knows how,"
+        told = outcome if outcome != "unknown" else "ended with an unknown outcome"
         why = "" if kind is None else f" because of {kind}"
         logger.log(level, "%s %s after %.3f s%s", _called(name), told, seconds, why, extra=fields)
 

@@ -1,4 +1,4 @@
-"""Scopes that are open for too long and sessions that nobody ends, with the line that opened them.
+"""Finds scopes that stay open too long and sessions that are never closed, with the line that opened them.
 
 ::
 
@@ -6,8 +6,8 @@
 
     LongScopes(5.0)
 
-A transaction that stays open holds a connection and its locks, and keeps PostgreSQL from cleaning up. Who looks at the
-server sees that there is one; here is to be seen whose it is.
+A transaction that stays open holds a connection and its locks, and keeps PostgreSQL from vacuuming. The server shows that
+there is one; this module shows which code opened it.
 """
 
 from __future__ import annotations
@@ -53,17 +53,16 @@ class Found:
     """What was found.
 
     Attributes:
-        event: ``"open"``: it is open for too long, and still is. ``"ended"``: it was reported as open, and has ended.
-            ``"lost"``: it was garbage collected in its transaction, so nobody has ended it.
-        what: ``"scope"``, or ``"session"``: one that no scope owns, in a transaction.
-        name: what the scope is called.
-        place: file and line: where the scope was opened, which for a decorated function is where that is written;
-            where the session was made, or if another factory than sessionkit's has made it, where its transaction
-            began.
+        event: ``"open"``: it has been open too long, and still is. ``"ended"``: it was reported as open, and has ended.
+            ``"lost"``: it was garbage collected inside its transaction, so it never ended properly.
+        what: ``"scope"``, or ``"session"`` for a session in a transaction that no scope owns.
+        name: the name of the scope.
+        place: the file and line where the scope was opened, which for a decorated function is its definition; or where the
+            session was made; or, if a factory other than sessionkit's made it, where its transaction began.
         owner: the thread or task that opened it.
-        seconds: for how long it was open.
-        locking: its SELECTs lock their rows, as `Retry.lock_on_retry` has it.
-        mutex: the text of the mutex that it was asked for, as `locks.mutex_key` tells it; None without one.
+        seconds: how long it was open.
+        locking: whether its SELECTs lock their rows, because of `Retry.lock_on_retry`.
+        mutex: the text of its mutex, in the form of `locks.mutex_key`; None without one.
     """
 
     event: Literal["open", "ended", "lost"]
@@ -79,14 +78,14 @@ class Found:
         name = "" if self.name is None else f" {self.name!r}"
         opened = f"the {self.what}{name} opened at {self.place} by {self.owner}"
         if self.event == "open":
-            return f"{opened} is in its transaction for {self.seconds:.1f} s and still open"
+            return f"{opened} has been in its transaction for {self.seconds:.1f} s and is still open"
         if self.event == "ended":
-            return f"{opened} has ended after {self.seconds:.1f} s"
-        return f"{opened} was garbage collected after {self.seconds:.1f} s in its transaction, which nobody has ended"
+            return f"{opened} ended after {self.seconds:.1f} s"
+        return f"{opened} was garbage collected after {self.seconds:.1f} s in a transaction that never ended"
 
 
 def _quietly(listener: Callable[P, None]) -> Callable[P, None]:
-    """Have the errors of a listener logged: whose session it is has nothing to do with them."""
+    """Log the errors of a listener instead of raising them into unrelated code."""
 
     @functools.wraps(listener)
     def quiet(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -99,23 +98,23 @@ def _quietly(listener: Callable[P, None]) -> Callable[P, None]:
 
 
 class LongScopes:
-    """Report scopes and sessions that are in a transaction for longer than so many seconds, until `close`.
+    """Report scopes and sessions that stay in a transaction longer than this many seconds, until `close`.
 
-    Each is reported once while it is open and once more when it has ended, as a warning of the logger
-    ``sessionkit.scope`` with the attributes of `Found` as fields. A scope is found in whatever thread or task it is. Of
-    those that are open already when this begins nothing is known.
+    Each is reported once while it is open and once more when it has ended, as a warning of the logger ``sessionkit.scope``
+    with the attributes of `Found` as fields. Scopes in all threads and tasks are found, except those that were open before
+    this started.
 
-    A daemon thread looks once in a while; it starts with the first scope, also in a process that was forked since. It
-    ends with `close`, or at the end of a ``with`` block.
+    A daemon thread checks from time to time. It starts with the first scope, also in a forked process, and stops with
+    `close`, or at the end of a ``with`` block.
 
     Args:
-        longer_than: seconds.
-        on_found: called with each `Found` besides, by the thread that looks or by the one that ends the scope.
-        every: how often the thread looks, in seconds. None: there is no thread, and somebody calls `look`.
-        clock: returns the time in seconds, monotonic.
+        longer_than: the limit, in seconds.
+        on_found: also called with each `Found`, by the thread that checks or by the one that ends the scope.
+        every: how often the thread checks, in seconds. None starts no thread: call `look` yourself.
+        clock: returns monotonic time in seconds.
 
     Raises:
-        OptionError: a value is not of its kind.
+        OptionError: an argument has the wrong type or range.
 
     Emits no SQL.
     """
@@ -132,16 +131,16 @@ class LongScopes:
         self._every = None if every is None else _seconds("every", every)
         for name, value in (("on_found", on_found), ("clock", clock)):
             if value is not None and not callable(value):
-                raise OptionError(f"{name}={value!r} was given to LongScopes(); it is a function")
+                raise OptionError(f"{name}={value!r} was given to LongScopes(); give a function")
         self._on_found = on_found
         self._clock = clock
-        # Without a lock: one that is held when the process forks would be held for ever in the child. A dict and a
-        # deque do by themselves what is needed here.
+        # Without a lock: a lock held during a fork would stay locked in the child for ever. The operations of dict and deque
+        # used here are atomic.
         self._open: dict[object, _Open] = {}
         self._lost: deque[_Open] = deque()
         self._made: weakref.WeakKeyDictionary[orm.Session, str] = weakref.WeakKeyDictionary()
         self._closed = threading.Event()
-        self._looks_in: int | None = None  # the process whose thread looks
+        self._looks_in: int | None = None  # the process whose thread checks
         self._observer = _Observer(self)
         observers.append(self._observer)
         tell_made(self._on_made, True)
@@ -157,7 +156,7 @@ class LongScopes:
         self.close()
 
     def close(self) -> None:
-        """Look no more. What is open goes on unseen."""
+        """Stop checking. Open scopes go on unobserved."""
         if self._closed.is_set():
             return
         self._closed.set()
@@ -168,7 +167,7 @@ class LongScopes:
         self._open.clear()
 
     def look(self) -> None:
-        """Report what there is to report now."""
+        """Check now, and report what there is."""
         now = self._clock()
         for opened in list(self._open.values()):
             if not opened.told and now - opened.since > self._longer_than and not self._closed.is_set():
@@ -230,7 +229,7 @@ class LongScopes:
         marks: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         def lost(_: object) -> None:
-            # In the middle of whatever was running: nothing may be called here that could wait for that.
+            # Garbage collection may run in the middle of any code, so nothing here may wait for a lock.
             ended = self._open.pop(key, None)
             if ended is not None:
                 self._lost.append(ended)
@@ -260,7 +259,7 @@ class _Open:
 
 
 class _Observer:
-    """What is told of scopes."""
+    """Receives the events of scopes."""
 
     def __init__(self, finder: LongScopes) -> None:
         self._finder = finder
@@ -274,7 +273,7 @@ class _Observer:
         return _Scope(self._finder, key)
 
     def retried(self, name: str | None, attempt: Attempt) -> None:
-        """Do nothing: each attempt is a scope of its own."""
+        """Do nothing: each attempt is its own scope."""
 
 
 class _Scope:
@@ -289,12 +288,12 @@ class _Scope:
 
 
 def _described(owner: object) -> str:
-    # Of a thread only its number is known, and to look for that among all would take longer.
+    # For a thread only its number is known, and searching all threads for it would take longer.
     return describe(owner) if isinstance(owner, asyncio.Task) else f"thread {threading.current_thread().name!r}"
 
 
 def _written(entry: Entry) -> str | None:
-    """Return where a decorated function is written; None if the scope is no decorator."""
+    """Return where a decorated function is defined; None if the scope is not a decorator."""
     scope: Any = entry.scope
     code = getattr(inspect.unwrap(scope._fn), "__code__", None) if scope._fn is not None else None
     return None if code is None else f"{code.co_filename}:{code.co_firstlineno}"
@@ -302,5 +301,5 @@ def _written(entry: Entry) -> str | None:
 
 def _seconds(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise OptionError(f"{name}={value!r} was given to LongScopes(); it is a number of seconds above 0")
+        raise OptionError(f"{name}={value!r} was given to LongScopes(); give a number of seconds above 0")
     return float(value)

@@ -6,8 +6,8 @@
 
     opentelemetry.instrument()
 
-Needs the extra ``opentelemetry``, which brings the API only: the application chooses the SDK. The tables of the spans,
-their attributes and the metrics are in the reference.
+Needs the extra ``opentelemetry``, which installs only the API: the application chooses the SDK. The reference lists the
+spans, their attributes and the metrics.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _NAME: Final = "sessionkit.scope.name"
 _OUTCOME: Final = "sessionkit.scope.outcome"
 _ERROR: Final = "error.type"
 
-# Of the semantic conventions for databases, in seconds.
+# From the semantic conventions for databases, in seconds.
 _BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
-# What SQLAlchemy and the semantic conventions call alike is left out.
+# Only the names that differ between SQLAlchemy and the semantic conventions.
 _SYSTEMS = {"mssql": "microsoft.sql_server", "oracle": "oracle.db"}
 
-# Holds the span of the scope that a context is inside of.
+# Holds the span of the scope around a context.
 _INSIDE = context.create_key("sessionkit-scope")
 
 Attributes = dict[str, str | int | float | bool]
@@ -54,18 +54,17 @@ def instrument(
     *,
     joined: bool = True,
 ) -> None:
-    """Have each scope make a span, and count in the metrics. For the whole process.
+    """Create a span for each scope, and count it in the metrics. Applies to the whole process.
 
-    A span begins when a scope is entered and ends when its transaction is settled and its connection given back, before
-    its hooks run. It is the current one while the body runs, so that spans of statements and of other libraries lie
-    inside it. Each attempt of a unit that is retried makes a span of its own, with a link to the attempt before.
-
-    Scopes that are open already go on without. Called again, it takes the place of the call before.
+    A span begins when a scope is entered. It ends when the transaction is settled and the connection returned, before the
+    hooks run. It is the current span while the body runs, so spans of statements and of other libraries are its children.
+    Each attempt of a retried unit gets its own span, with a link to the attempt before. Scopes that are already open get
+    none. A second call replaces the first.
 
     Args:
-        tracer_provider: makes the tracer; default: the global one, also if that is set later.
-        meter_provider: makes the meter; default: the global one, as above.
-        joined: make spans of scopes too that join a transaction or set a savepoint in it. The metrics count only
+        tracer_provider: makes the tracer; default: the global provider, even if it is set later.
+        meter_provider: makes the meter; default: the global provider, as above.
+        joined: also create spans for scopes that join a transaction or set a savepoint in it. The metrics count only
             transactions.
 
     Emits no SQL.
@@ -78,7 +77,7 @@ def instrument(
 
 
 def uninstrument() -> None:
-    """End what `instrument` began. The spans of scopes that are open end when these do."""
+    """Stop what `instrument` started. Open scopes still end their spans."""
     observers[:] = [each for each in observers if not isinstance(each, _Instruments)]
 
 
@@ -91,17 +90,17 @@ class _Instruments:
         self.duration = meter.create_histogram(
             "sessionkit.scope.duration",
             "s",
-            "How long a transaction of a scope was open.",
+            "How long the transaction of a scope was open.",
             explicit_bucket_boundaries_advisory=_BUCKETS,
         )
         self.active = meter.create_up_down_counter(
             "sessionkit.scope.active", "{scope}", "How many scopes have a transaction open."
         )
         self.retries = meter.create_counter(
-            "sessionkit.scope.retries", "{retry}", "How many attempts failed and were followed by another."
+            "sessionkit.scope.retries", "{retry}", "How many attempts failed and were retried."
         )
         self.conflicts = meter.create_counter(
-            "sessionkit.scope.conflicts", "{row}", "How many rows had been changed by somebody else."
+            "sessionkit.scope.conflicts", "{row}", "How many rows another transaction had changed."
         )
 
     def entered(self, entry: Entry) -> _ScopeSpan | None:
@@ -113,7 +112,7 @@ class _Instruments:
 
 
 class _ScopeSpan:
-    """The span of one entry, and what the metrics count of it."""
+    """The span of one entry, and its metrics."""
 
     def __init__(self, instruments: _Instruments, entry: Entry) -> None:
         self._instruments = instruments
@@ -155,7 +154,7 @@ class _ScopeSpan:
         if conflicts:
             self.span.set_attribute("sessionkit.scope.conflicts", conflicts)
         if error is not None:
-            # Not its message: that of a database error holds the values that were sent.
+            # Without the message: a database error's message contains the values that were sent.
             self.span.set_status(Status(StatusCode.ERROR, f"{type(error).__qualname__} ({ended[_ERROR]})"))
         if outcome is not None:
             instruments = self._instruments
@@ -165,24 +164,24 @@ class _ScopeSpan:
                 instruments.conflicts.add(conflicts, self._counted)
 
     def _step_out(self) -> None:
-        """Make what was current before current again, where the span still is.
+        """Restore the previous current span if ours is still current.
 
-        Not by the token of `attach`: a scope may be left in another context than it was entered in, where it is worth
-        nothing.
+        The token of `attach` would not do: a scope may be left in another context than it was entered in, where the token is
+        invalid.
         """
         now = context.get_current()
         if now is self._inside:
             context.attach(self._around)
         elif context.get_value(_INSIDE, now) is self and trace.get_current_span(now) is self.span:
-            # Somebody has put something beside it, and it stays.
+            # Other code has attached something on top, and it stays.
             outer = context.get_value(_INSIDE, self._around)
             around = trace.get_current_span(self._around)
             context.attach(trace.set_span_in_context(around, context.set_value(_INSIDE, outer, now)))
-        self._inside = self._around  # not to be a circle
+        self._inside = self._around  # avoids a reference cycle
 
 
 def _outside_of_what_has_ended(now: Context) -> Context:
-    """Return the context to begin a span in: where a scope was left in another one, its span is still the current one."""
+    """Return the context to begin a span in, skipping spans that have ended (their scope was left in another context)."""
     while isinstance(inside := context.get_value(_INSIDE, now), _ScopeSpan) and inside.over:
         if trace.get_current_span(now) is not inside.span:
             break
@@ -196,7 +195,7 @@ def _named(name: str | None) -> Attributes:
 
 
 def _database(entry: Entry) -> Attributes:
-    """Return which kind of database it is, where it is one kind."""
+    """Return the kind of database, if there is only one kind."""
     systems = {engine.dialect.name for engine in bound_engines(entry.unit.session)} if entry.unit is not None else ()
     if len(systems) != 1:
         return {}

@@ -1,7 +1,7 @@
-"""A pytest plugin: real commits in the code under test, nothing left in the database.
+"""A pytest plugin: the code under test really commits, and the database stays clean.
 
-It is found by pytest where sessionkit is installed, and does nothing until a test asks for one of its fixtures. The
-project overrides one, `sessionkit_factories`:
+pytest finds it when sessionkit is installed. It does nothing until a test requests one of its fixtures. The project overrides
+one of them, `sessionkit_factories`:
 
     @pytest.fixture
     def sessionkit_factories():
@@ -53,7 +53,7 @@ ISOLATION = "sessionkit_isolation"
 _crowded_key = pytest.StashKey[bool]()
 
 
-# What the fixtures are, for tests that are type-checked: `def test_it(capture_on_commit: CaptureOnCommit) -> None`.
+# The types of the fixtures, for tests that are type-checked: `def test_it(capture_on_commit: CaptureOnCommit) -> None`.
 
 
 class IsolatedTest(Protocol):
@@ -66,11 +66,11 @@ class IsolatedTest(Protocol):
     mode: str
 
     def start_over(self) -> None:
-        """Take back what the test has committed so far, as between two examples of Hypothesis. For sync engines."""
+        """Undo what the test has committed so far, as between two examples of Hypothesis. For sync engines."""
         ...
 
     async def async_start_over(self) -> None:
-        """Take back what the test has committed so far. For sync and async engines."""
+        """Undo what the test has committed so far. For sync and async engines."""
         ...
 
 
@@ -86,7 +86,7 @@ class StatementCount(Protocol):
     """The fixture `statement_count`."""
 
     def __call__(self) -> AbstractContextManager[Statements]:
-        """Collect the statements that are sent."""
+        """Collect the statements that the block sends."""
         ...
 
 
@@ -94,7 +94,7 @@ class AssertStatements(Protocol):
     """The fixture `assert_statements`."""
 
     def __call__(self, expected: int, /) -> AbstractContextManager[Statements]:
-        """Fail where another number of statements is sent."""
+        """Fail if the block sends a different number of statements."""
         ...
 
 
@@ -102,7 +102,7 @@ class FailCommitWith(Protocol):
     """The fixture `fail_commit_with`."""
 
     def __call__(self, code: str, /, *, times: int = 1) -> None:
-        """Have the next COMMITs fail with an SQLSTATE, or with an error of SQLite by its name."""
+        """Make the next COMMITs fail with an SQLSTATE, or with the name of an SQLite error."""
         ...
 
 
@@ -110,7 +110,7 @@ class LoseConnectionDuringCommit(Protocol):
     """The fixture `lose_connection_during_commit`."""
 
     def __call__(self, *, committed: bool = False) -> None:
-        """Have the answer to the next COMMIT be lost."""
+        """Lose the answer to the next COMMIT."""
         ...
 
 
@@ -134,23 +134,27 @@ class RunRaces(Protocol):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Register the marker."""
     config.addinivalue_line(
         "markers",
-        'sessionkit(mode="rollback" | "template"): keep what the test commits out of the database, in this way',
+        'sessionkit(mode="rollback" | "template"): keep the commits of the test out of the database, in this way',
     )
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Have a test that is marked ask for the isolation: a marker that does nothing would deceive."""
+    """Let a marked test request the isolation: a marker without effect would be misleading."""
     if not isinstance(item, pytest.Function) or item.get_closest_marker(MARKER) is None:
         return
     names = item.fixturenames
     if ISOLATION not in names:
-        # Where an autouse fixture would come: after those of wider scopes, before the other ones of its own.
+        # The place of an autouse fixture: after those of wider scopes, before the other function-scoped ones.
         known = item._fixtureinfo.name2fixturedefs
         wider = sum(1 for name in names if name in known and known[name][-1].scope != "function")
-        item.fixturenames = [*names[:wider], ISOLATION, *names[wider:]]  # the list is that of other parameters too
+        item.fixturenames = [
+            *names[:wider],
+            ISOLATION,
+            *names[wider:],
+        ]  # a new list, because other parameters share the old one
 
 
 def _mode(item: pytest.Item) -> str:
@@ -167,7 +171,7 @@ def _mode(item: pytest.Item) -> str:
 
 
 def _is_crowded(session: pytest.Session) -> bool:
-    """Tell whether other processes of this run may want to copy a database, which they can while nobody uses it."""
+    """Return whether other processes of this run may copy a database, which works only while no connection uses it."""
     if _crowded_key not in session.stash:
         session.stash[_crowded_key] = hasattr(session.config, "workerinput") and any(
             marker.kwargs.get("mode") == "template" for item in session.items for marker in item.iter_markers(MARKER)
@@ -177,14 +181,14 @@ def _is_crowded(session: pytest.Session) -> bool:
 
 @pytest.fixture
 def sessionkit_factories() -> Iterable[object]:
-    """The factories of the application: the project overrides this fixture.
+    """The factories of the application. The project overrides this fixture.
 
     Returns:
         Factories (``sessionmaker``, ``async_sessionmaker``, scoped sessions), or engines, sync or async.
     """
     pytest.fail(
-        "a fixture of sessionkit was asked for, but it does not know the application's factories; define a fixture "
-        "sessionkit_factories in conftest.py that returns them, such as `return [Session]`",
+        "the test requested a fixture of sessionkit, but sessionkit does not know the application's factories; "
+        "define a fixture sessionkit_factories in conftest.py that returns them, such as `return [Session]`",
         pytrace=False,
     )
 
@@ -193,15 +197,15 @@ def sessionkit_factories() -> Iterable[object]:
 def sessionkit_isolation(
     request: pytest.FixtureRequest, sessionkit_factories: Iterable[object]
 ) -> Generator[IsolatedTest, None, None]:
-    """Keep whatever the test commits through `sessionkit_factories` out of the database.
+    """Keep everything that the test commits through `sessionkit_factories` out of the database.
 
-    ``mode="rollback"``, the default: all units of the test run on one connection for each engine, each in a savepoint,
-    one after the other; at the end it is rolled back. ``mode="template"``: each test has a database of its own, a copy
-    of that of the engine, which is dropped afterwards.
+    With ``mode="rollback"``, the default, all units of the test run on one connection per engine, each in a savepoint, one
+    after the other; at the end this connection rolls back. With ``mode="template"``, each test gets its own copy of the
+    engine's database, which is dropped afterwards.
 
-    What would be committed past that (by ``engine.begin()``, or a session of a factory that was not named) is refused.
-    A session, connection or transaction that the test leaves open fails it, with the place where it was opened; so does
-    a violated constraint that was deferred.
+    A commit that would bypass this is refused (by ``engine.begin()``, or by a session of a factory that is not listed). A
+    session, connection or transaction that the test leaves open fails the test and names the line that opened it. A violated
+    deferred constraint fails it too.
     """
     from ._kit.isolation import KitIsolation
 
@@ -225,10 +229,10 @@ def sessionkit_isolation(
 
 @pytest.fixture
 def capture_on_commit(sessionkit_isolation: KitIsolation) -> CaptureOnCommit:
-    """Look at the hooks that are due after a commit.
+    """Capture the hooks that are due after a commit.
 
-    ``with capture_on_commit() as hooks:`` collects them and holds them back, so that the test may call them;
-    ``capture_on_commit(run=True)`` has them run as in production as well. Without it they run.
+    ``with capture_on_commit() as hooks:`` collects them and holds them back, so that the test can call them;
+    ``capture_on_commit(run=True)`` also runs them, as in production. Outside such a block they run as usual.
     """
     from ._kit.hooks import capture_on_commit
 
@@ -237,34 +241,34 @@ def capture_on_commit(sessionkit_isolation: KitIsolation) -> CaptureOnCommit:
 
 @pytest.fixture
 def statement_count(sessionkit_isolation: KitIsolation) -> StatementCount:
-    """Collect the statements that a block sends: it is entered ``as sent``, a list whose ``str()`` numbers them.
+    """Collect the statements that a block sends: ``as sent`` gives a list whose ``str()`` numbers them.
 
-    BEGIN, COMMIT, ROLLBACK and savepoints are not among them, so that the number is the same in both modes.
+    BEGIN, COMMIT, ROLLBACK and savepoints are left out, so the number is the same in both modes.
     """
     return sessionkit_isolation.statements
 
 
 @pytest.fixture
 def assert_statements(sessionkit_isolation: KitIsolation) -> AssertStatements:
-    """Fail where a block sends another number of statements than was given, and show them."""
+    """Fail if a block does not send exactly this number of statements, and show them."""
     return sessionkit_isolation.assert_statements
 
 
 @pytest.fixture
 def fail_commit_with(sessionkit_isolation: KitIsolation) -> FailCommitWith:
-    """Have COMMITs fail: ``fail_commit_with("40001", times=1)``.
+    """Make COMMITs fail: ``fail_commit_with("40001", times=1)``.
 
-    With an SQLSTATE, or on SQLite with the name of an error such as ``"SQLITE_BUSY"``. Nothing of the unit is committed.
+    Takes an SQLSTATE, or on SQLite the name of an error such as ``"SQLITE_BUSY"``. Nothing of the unit is committed.
     """
     return sessionkit_isolation.fail_commit_with
 
 
 @pytest.fixture
 def lose_connection_during_commit(sessionkit_isolation: KitIsolation) -> LoseConnectionDuringCommit:
-    """Have the answer to the next COMMIT be lost: ``lose_connection_during_commit(committed=False)``.
+    """Lose the answer to the next COMMIT: ``lose_connection_during_commit(committed=False)``.
 
-    With ``committed=True`` the database has committed. The scope cannot tell which: it raises ``CommitOutcomeUnknown``,
-    or finds out if it has ``verify_commit``.
+    With ``committed=True`` the database has committed. The scope cannot tell which: it raises ``CommitOutcomeUnknown``, or
+    finds out with ``verify_commit``.
     """
     return sessionkit_isolation.lose_connection_during_commit
 
@@ -283,7 +287,7 @@ def races(sessionkit_factories: Iterable[object]) -> RunRaces:
 
 @pytest.fixture
 def retry_without_waiting() -> Generator[list[float], None, None]:
-    """Have no waits between attempts. Its value is the list of the waits that were skipped, in seconds."""
+    """Skip the waits between attempts. Its value is the list of skipped waits, in seconds."""
     from .._spi import skipping
 
     skipped: list[float] = []

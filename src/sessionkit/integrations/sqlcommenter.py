@@ -1,4 +1,4 @@
-"""The scope's name in its statements, as a comment that monitoring of the database can read.
+"""Adds the scope's name to its statements, as a comment that database monitoring can read.
 
 ::
 
@@ -6,7 +6,7 @@
 
     comment_statements(engine)
 
-``SELECT ... /*scope='transfer'*/``: the format is that of https://google.github.io/sqlcommenter/spec/.
+``SELECT ... /*scope='transfer'*/``: the format of https://google.github.io/sqlcommenter/spec/.
 """
 
 from __future__ import annotations
@@ -35,26 +35,25 @@ logger = logging.getLogger("sessionkit")
 E = TypeVar("E")
 
 _commented: WeakKeyDictionary[Engine, Callable[[dict[str, str]], object] | None] = WeakKeyDictionary()
-"""For each engine: what adds to the scope's name, if anything does."""
+"""For each engine, the function that adds further keys, if any."""
 
 
 def comment_statements(engine: E, *, traceparent: bool = False) -> E:
-    """Have what a named scope sends end with a comment that holds its name, and return the engine.
+    """Append a comment with the scope's name to the statements of named scopes, and return the engine.
 
-    A statement that has a comment already is left as it is, as the format asks; so is what the scope's options have the
-    driver or the database do when the transaction begins, and what is sent outside of named scopes.
+    A statement that already has a comment is left alone, as the format demands. So are statements outside named scopes, and
+    those that a scope's options send when the transaction begins.
 
-    The comment becomes a part of the statement's text. A driver that keeps prepared statements keeps one for each scope
-    that sends it. The scope of a web request is called by its method in it, since there are many paths.
+    The comment is part of the statement's text, so a driver that caches prepared statements caches one per scope that sends
+    it. For a web request the comment holds only the method, since there are many paths.
 
     Args:
-        engine: an ``Engine`` or ``AsyncEngine``; what was derived from it is meant as well.
-        traceparent: add the identifiers of the trace and of the current span, as W3C Trace Context writes them. Every
-            statement then has a text of its own, so that none is prepared for another time. Needs the extra
-            ``opentelemetry``.
+        engine: an ``Engine`` or ``AsyncEngine``; engines derived from it are included.
+        traceparent: add the identifiers of the trace and of the current span, in the form of W3C Trace Context. Every
+            statement then has a different text, so prepared statements are never reused. Needs the extra ``opentelemetry``.
 
     Raises:
-        OptionError: `engine` is none, or OpenTelemetry is not installed.
+        OptionError: `engine` is not an engine, or OpenTelemetry is not installed.
 
     Emits no SQL of its own.
     """
@@ -86,7 +85,7 @@ def _comment(
     context: ExecutionContext | None,
     executemany: bool,
 ) -> tuple[str, Any]:
-    # Of a web request only the method: a text for each path would leave no statement to be prepared for another time.
+    # For a web request only the method: with the path in the text, prepared statements would never be reused.
     name = group_of(name_of_sender(connection))
     if name is None:
         return statement, parameters
@@ -96,10 +95,10 @@ def _comment(
         try:
             add(pairs)
         except Exception:
-            logger.exception("a statement was sent without its trace")
+            logger.exception("could not add the trace to a statement, which was sent without it")
     comment = written(pairs)
-    # The drivers with these styles read every % as the beginning of a placeholder, in comments too, unless SQLAlchemy
-    # was asked to call them without parameters.
+    # Drivers with these styles read every % as the start of a placeholder, even in comments, unless SQLAlchemy was asked to
+    # call them without parameters.
     bare = not parameters and context is not None and bool(context.execution_options.get("no_parameters"))
     if connection.dialect.paramstyle in ("format", "pyformat") and not bare:
         comment = comment.replace("%", "%%")
@@ -107,7 +106,7 @@ def _comment(
 
 
 def written(pairs: Mapping[str, str]) -> str:
-    """Return a comment that holds keys and values. Nothing in them can end it: what is no letter or digit is encoded."""
+    """Return a comment with keys and values. Nothing in them can end it: all but letters and digits is encoded."""
     inside = ",".join(sorted(f"{_encoded(key)}='{_encoded(value)}'" for key, value in pairs.items()))
     return f"/*{inside}*/"
 
@@ -117,7 +116,7 @@ def _encoded(text: str) -> str:
 
 
 def with_comment(statement: str, comment: str) -> str:
-    """Return a statement with a comment at its end, before the semicolon; as it is, if it seems to have one already."""
+    """Return a statement with a comment at its end, before the semicolon; unchanged if it seems to have one already."""
     if "--" in statement or "/*" in statement:
         return statement
     text = statement.rstrip()

@@ -4,8 +4,8 @@
 
     application = SessionKitMiddleware(application, Session)
 
-Inside a request ``current_session(Session)``, functions decorated with ``@Session.scope`` and a scoped session of the
-factory share one session and one transaction. Flask has an extension of its own, which can do more: see ``flask``.
+Inside a request ``current_session(Session)``, functions decorated with ``@Session.scope`` and a scoped session of the factory
+share one session and one transaction. For Flask there is an extension that can do more: see ``flask``.
 """
 
 from __future__ import annotations
@@ -40,32 +40,31 @@ __all__ = ["SessionKitMiddleware"]
 
 
 class SessionKitMiddleware:
-    """Give each request a session of its own, and commit it before the response leaves.
+    """Give each request its own session, and commit it before the response leaves.
 
-    The transaction ends when the application has returned its response, or has produced the first part of a streamed
-    one, and before any of it is handed to the server. What streams afterwards opens a scope of its own.
+    The transaction ends when the application has returned its response, or has produced the first part of a streamed one,
+    before the server gets any of it. Code that streams the rest opens its own scope.
 
     - The application raised an exception, or the status is one to roll back: ROLLBACK.
-    - COMMIT fails: none of the response leaves. A version conflict is answered with 409, or 412 where the request
-      had an If-Match; what another moment would cure (a serialization failure, a deadlock, a connection that was lost)
-      with 503 and Retry-After. So are these errors where the application raises them. Any other is raised to the server,
-      which answers 500.
+    - COMMIT fails: nothing of the response leaves. A version conflict gets 409, or 412 if the request had an If-Match. A
+      temporary problem (a serialization failure, a deadlock, a lost connection) gets 503 and Retry-After. The same holds if
+      the application raises these errors. Any other error is raised to the server, which answers 500.
 
     Args:
         app: the WSGI application.
-        factory: a ``sessionmaker`` or scoped session, or several of them in a list or tuple. Several commit one after
-            the other in that order; for databases that commit as one, use one factory with ``twophase=True``.
-        rollback_on: tells of a status whether to roll back; default: from 400 on.
-        retry: run a request again after errors for which that can help: a `Retry`, or a number of attempts. The
-            whole application is called again, and only if nothing of a response has left. Default: None.
-        retry_methods: the methods of requests that are run again; default: the idempotent ones.
-        manual_commit: ``"savepoint"``: the application may call ``session.commit()`` and ``rollback()`` by hand, as in
-            `session_scope`; default: what the factory says.
-        no_rollback_for: a class of exceptions, or a tuple of them, that do not keep the request from being committed, as
-            in `session_scope`; default: what the factory says.
+        factory: a ``sessionmaker`` or scoped session, or a list or tuple of these. Several commit one after the other in that
+            order; for databases that must commit together, use one factory with ``twophase=True``.
+        rollback_on: returns whether to roll back for a status; default: from 400 on.
+        retry: run a request again after errors where this can help: a `Retry`, or a number of attempts. The whole application
+            is called again, but only if nothing of a response has left. Default: None.
+        retry_methods: the methods of requests that may run again; default: the idempotent ones.
+        manual_commit: ``"savepoint"`` lets the application call ``session.commit()`` and ``rollback()`` itself, as in
+            `session_scope`; default: the factory's setting.
+        no_rollback_for: an exception class, or a tuple of them, that does not prevent the commit, as in `session_scope`;
+            default: the factory's setting.
 
     Raises:
-        ScopeError, SyncAsyncMismatch, OptionError: an argument is not of its kind.
+        ScopeError, SyncAsyncMismatch, OptionError: an argument has the wrong type or value.
 
     SQL: ``BEGIN`` with the first statement, and ``COMMIT`` or ``ROLLBACK``. A request that uses no session sends
     nothing and takes no connection.
@@ -118,13 +117,13 @@ def request_of(given: Any, environ: WSGIEnvironment) -> RequestUnit:
 
 
 class Replay:
-    """What a request is run again with: its environment as it was, and its body, which the first run consumes."""
+    """What a request needs to run again: its original environment, and its body, which the first run consumes."""
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         self._environ = environ
         self._body = b""
         length = environ.get("CONTENT_LENGTH") or "0"
-        # A body without a length, or too long a one, is left to be streamed: it can be read once.
+        # A body that is too long or has no length is not kept, and can be read only once.
         self.possible = length.isdigit() and int(length) <= LONGEST_BODY and "HTTP_TRANSFER_ENCODING" not in environ
         if self.possible:
             if int(length):
@@ -133,13 +132,13 @@ class Replay:
             self._before = dict(environ)
 
     def rewind(self) -> None:
-        """Bring the environment back; the same object, which servers and other middleware may hold as well."""
+        """Restore the environment: the same object, because servers and other middleware may hold it too."""
         self._environ.clear()
         self._environ.update(self._before, **{"wsgi.input": BytesIO(self._body)})
 
 
 class _Exchange:
-    """One turn of a request, and the response that is held back until the turn has ended."""
+    """One turn of a request, and its response, held back until the turn has ended."""
 
     def __init__(self, turn: SyncTurn, environ: WSGIEnvironment, start_response: StartResponse) -> None:
         self.turn = turn
@@ -151,14 +150,14 @@ class _Exchange:
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
     ) -> Callable[[bytes], object]:
-        """Hold the beginning of a response back; it may be replaced until it is let through."""
+        """Hold back the start of a response; it may be replaced until it is passed on."""
         self._held = (status, headers, exc_info)
         if self.turn.over:
             self._let_through()
         return self._early
 
     def _early(self, data: bytes) -> None:
-        """Let a response through whose application writes before it returns."""
+        """Pass on a response of an application that writes before it returns."""
         if self._write is None:
             self._end()
         assert self._write is not None
@@ -175,17 +174,17 @@ class _Exchange:
         try:
             write = self._start_response(status, headers, *(() if exc_info is None else (exc_info,)))
         finally:
-            self._held = (status, headers, None)  # of what an exception holds alive
+            self._held = (status, headers, None)  # drops the exception, which would keep objects alive
         self._write = write
 
     def run(self, app: WSGIApplication) -> Iterable[bytes] | None:
-        """Return the body of the response; None if the request is to be run again."""
+        """Return the body of the response; None if the request must run again."""
         body: Iterable[bytes] | None = None
         try:
             self.turn.enter()
             body = app(self._environ, self.start_response)
             if self._held is None:
-                # The application is a generator, which starts its response with its first part.
+                # The application is a generator, and starts its response with its first part.
                 body = _Begun(body)
             if self._write is None and self._held is not None:
                 self._end()
@@ -202,10 +201,10 @@ class _Exchange:
             answer = self.turn.answer(error)
             if answer is None:
                 raise
-            return self._say(answer)
+            return self._send_answer(answer)
         return body
 
-    def _say(self, answer: Answer) -> list[bytes]:
+    def _send_answer(self, answer: Answer) -> list[bytes]:
         text = answer.text.encode()
         headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(text)), **answer.headers}
         self._start_response(f"{answer.status} {answer.reason}", list(headers.items()))
@@ -213,7 +212,7 @@ class _Exchange:
 
 
 class _Begun:
-    """The body of a response whose first part had to be produced before the rest may be asked for."""
+    """The body of a response whose first part was produced in advance."""
 
     def __init__(self, body: Iterable[bytes]) -> None:
         self._body = body
@@ -229,7 +228,7 @@ class _Begun:
         return self._parts
 
     def close(self) -> None:
-        """Tell the application that nobody wants the rest."""
+        """Tell the application that the rest is not needed."""
         close = getattr(self._body, "close", None)
         if close is not None:
             close()

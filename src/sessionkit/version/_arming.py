@@ -1,4 +1,4 @@
-"""Versions arm themselves with the first versioned class that is mapped: before it, no session pays for them."""
+"""Adds the session events when the first versioned class is mapped. Until then no session pays for versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _arming = Lock()
 
-# The last one says that all of them are there.
+# If the last listener is there, they all are.
 _LISTENERS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     (Mapper, "after_configured", _reach.forget),
     (Session, "do_orm_execute", _flush.do_orm_execute),

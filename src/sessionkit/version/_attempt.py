@@ -1,9 +1,8 @@
-"""One flush or bulk statement on its way: which versioned rows it writes, and which of them did not match.
+"""A flush or bulk statement in progress: which versioned rows it writes, and which of them did not match.
 
-SQLAlchemy compares the sum of the matched rows for a group of statements and tells a number. Which rows they were has
-to be seen while they are written: from the row count of each statement, and, where it does not say it (the flush stops
-at the first group that does not match, and DELETEs go out as one), by reading the versions again in the same
-transaction.
+SQLAlchemy compares the sum of the matched rows for a group of statements and reports only a number. To learn which rows they
+were, this module watches the row count of each statement. Where the count does not tell (the flush stops at the first group
+that does not match, and several DELETEs are one statement), it reads the versions again in the same transaction.
 """
 
 from __future__ import annotations
@@ -33,18 +32,19 @@ running: ContextVar[FlushWatch | None] = ContextVar("sessionkit_version_attempt"
 
 @dataclass(slots=True)
 class Row:
-    """A row that is to be written.
+    """A row that the flush or statement will write.
 
     Attributes:
-        mapper: of its class.
-        identity: its key.
+        mapper: the mapper of its class.
+        identity: its primary key.
         expected: the version in the WHERE.
-        state: of its object; None in a bulk statement, where `values` are those of the statement.
-        matched: was there such a row? None: not known.
-        forced: its version is written though nothing else may be.
-        changes: of its object.
-        hidden: the attributes that a conflict does not show: the version, and what is written only to have the row written.
-        uncertain: it was in one DELETE with others, and not all of them matched.
+        state: the state of its object; None in a bulk statement, where `values` are those of the statement.
+        matched: whether such a row was found; None if not known.
+        forced: a new version is written even if nothing else changes.
+        changes: the changes of its object.
+        hidden: attributes that a conflict does not show: the version, and a column that is only set so that there is an
+            UPDATE.
+        uncertain: it shared a DELETE with other rows, and not all of them matched.
     """
 
     mapper: Mapper[Any]
@@ -61,15 +61,15 @@ class Row:
     uncertain: bool = False
 
     def original(self) -> dict[str, Any]:
-        """Return what had been read, the version aside."""
+        """Return the values as they were read, without the version."""
         if self.state is None:
             return {}
-        # What was written by a SQL expression is forgotten when the row is written, before the rows are counted.
+        # Writing the row forgets values that were SQL expressions, and the rows are counted only afterwards.
         known = {key: history.deleted[0] for key, history in self.changes.items() if history.deleted}
         return {key: value for key, value in (values_read(self.state) | known).items() if key not in self.hidden}
 
     def attempted(self) -> dict[str, Any] | None:
-        """Return what was to be written, the version aside; None for a DELETE."""
+        """Return the values that the unit tried to write, without the version; None for a DELETE."""
         if self.deleting:
             return None
         if self.state is None:
@@ -96,19 +96,19 @@ class FlushWatch:
         self._short: list[tuple[list[Row], int]] = []
 
     def now(self) -> datetime:
-        """Return the time of the server that is written to, asked once."""
+        """Return the time of the server that this flush writes to; asked once."""
         assert self.connection is not None
         connection = self.connection()
         if connection not in self._now:
             self._now[connection] = server_now(connection)
         return self._now[connection]
 
-    def expect_row(self, connection: Connection, state: InstanceState[Any], version: Any, **told: Any) -> None:
-        """Remember a row of a flush."""
+    def expect_row(self, connection: Connection, state: InstanceState[Any], version: Any, **details: Any) -> None:
+        """Add a row of a flush."""
         assert state.identity is not None
-        self.add(Row(state.mapper, state.identity, version, connection, state=state, **told))
-        # SQLAlchemy checks a single row; of two, each has to be watched. All of a group are expected before the
-        # first of them is written.
+        self.add(Row(state.mapper, state.identity, version, connection, state=state, **details))
+        # SQLAlchemy checks a single row itself; of two or more we watch each. Every row of a group is added before the first
+        # of them is written.
         if len(self.rows) == 2:
             for row in self.rows.values():
                 watch_flushes(row.connection)
@@ -116,38 +116,38 @@ class FlushWatch:
             watch_flushes(connection)
 
     def add(self, row: Row) -> None:
-        """Remember a row."""
+        """Add a row."""
         table = _table(row.mapper)
         self.rows[table, row.identity] = row
         if table not in self._names:
-            # How SQLAlchemy names the key in the WHERE: of an UPDATE (with the table), of a DELETE.
+            # SQLAlchemy's parameter names for the key in the WHERE: of an UPDATE (with the table), of a DELETE.
             self._names[table] = tuple((str(c._label), str(c.key)) for c in key_columns(row.mapper))
 
     def has(self, state: InstanceState[Any]) -> bool:
-        """Tell whether a row is remembered."""
+        """Return whether this row was added."""
         return (_table(state.mapper), state.identity or ()) in self.rows
 
     def wrote(self, mapper: Mapper[Any], identity: Identity | None) -> None:
-        """Hear that SQLAlchemy has found a row to match."""
+        """Note that a row has matched, as SQLAlchemy reports."""
         row = self.rows.get((_table(mapper), identity or ()))
         if row is not None and row.matched is None:
             row.matched = True
 
     def check(self) -> None:
-        """Refuse to go on with a row that did not match.
+        """Raise if a row did not match.
 
-        SQLAlchemy does so, except for two or more DELETEs on a driver that does not count those of an executemany:
-        there it sends them one by one and does not look; see test_of_many_deletes_those_that_are_stale_are_listed.
+        SQLAlchemy does this itself, with one exception: if the driver cannot count the rows of an executemany, SQLAlchemy
+        sends two or more DELETEs one by one and ignores the counts; see test_of_many_deletes_those_that_are_stale_are_listed.
 
         Raises:
-            StaleDataError: there is one.
+            StaleDataError: a row did not match.
         """
         missed = sum(row.matched is False for row in self.rows.values())
         if missed:
             raise StaleDataError(f"{missed} of {len(self.rows)} versioned rows were not matched")
 
     def saw(self, statement: Any, parameters: list[Mapping[str, Any]], result: CursorResult[Any]) -> None:
-        """Hear of a statement that was executed."""
+        """Note the row count of an executed statement."""
         names = self._names.get(getattr(statement, "table", None))
         if names is None or not parameters or not (statement.is_update or statement.is_delete):
             return
@@ -169,7 +169,7 @@ class FlushWatch:
             self._short.append((rows, missed))
 
     def stale(self) -> list[Stale]:
-        """Return the rows that did not match, with their version now and whether they are gone (None: not known)."""
+        """Return the rows that did not match, each with its current version and whether it is gone (None: not known)."""
         doubtful = [row for row in self.rows.values() if row.matched is not True]
         versions = _versions(doubtful)
         if versions is None:
@@ -184,10 +184,10 @@ class FlushWatch:
 
     @staticmethod
     def _deleted_by_us(rows: list[Row], missed: int, versions: Versions) -> list[Row]:
-        """Return those rows of a DELETE of many that did match.
+        """Return the rows of a many-row DELETE that did match.
 
-        Those that are still there are stale. Of those that are gone, some were there to be deleted by us and others
-        not, and all that the driver tells is how many: if it is none or all of them, that is enough.
+        A row that is still there is stale. Of the rows that are gone, we deleted some, and others were gone before. The
+        driver only tells how many. That is enough if we deleted none or all of them.
         """
         gone = [row for row in rows if (row.mapper, row.identity) not in versions]
         not_ours = missed - (len(rows) - len(gone))
@@ -216,13 +216,13 @@ def _versions(rows: Iterable[Row]) -> Versions | None:
             for *identity, version in connection.execute(statement):
                 found[mapper, tuple(identity)] = version
     except SQLAlchemyError:
-        # The conflict is what the caller must see; what the rows hold now can still be read by load().
+        # The caller must see the conflict; load() can still read what the rows hold now.
         return None
     return found
 
 
 def watch_flushes(connection: Connection) -> None:
-    """Have the statements of a connection tell the attempt that runs how many rows they matched."""
+    """Report the row count of each statement on a connection to the flush that is running."""
     if not event.contains(connection, "after_execute", _after_execute):
         event.listen(connection, "after_execute", _after_execute)
 

@@ -1,4 +1,4 @@
-"""The rows that were found stale: reading them again, carrying changes over to them."""
+"""The rows of a conflict: reading them again, carrying changes over to them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 _POLICIES = ("client_wins", "database_wins", "merge")
 
 
-class Conflicts(tuple[Conflict, ...]):  # noqa: SLOT001 - a tuple's subclass can have none
+class Conflicts(tuple[Conflict, ...]):  # noqa: SLOT001 - a subclass of tuple cannot have slots
     """The conflicts of one flush or statement.
 
     Attributes:
-        others: what the failed unit had done besides, as far as it is known, in words.
+        others: what else the failed unit had done, as far as it is known, in words.
     """
 
     others: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, conflicts: list[Conflict], others: tuple[str, ...] = ()) -> Conflicts:
-        """Make a value of conflicts and of what else there was."""
+        """Return the conflicts together with what else the unit had done."""
         self = cls(conflicts)
         self.others = others
         return self
@@ -40,7 +40,7 @@ class Conflicts(tuple[Conflict, ...]):  # noqa: SLOT001 - a tuple's subclass can
     def __str__(self) -> str:
         more = f" (and {len(self) - 1} more: see .conflicts)" if len(self) > 1 else ""
         return (
-            f"{self[0]}{more}; run the unit again from its reads, or carry its changes over in a new one: "
+            f"{self[0]}{more}; run the whole unit again, reads included, or apply its changes in a new one with "
             "error.resolve(session, policy)"
         )
 
@@ -61,11 +61,11 @@ class Conflicts(tuple[Conflict, ...]):  # noqa: SLOT001 - a tuple's subclass can
     def resolve(self, session: Session, policy: Policy, *, partial: bool) -> list[Any]:
         """See `VersionConflict.resolve`."""
         if not callable(policy) and policy not in _POLICIES:
-            raise VersionError(f"the policy is one of {_POLICIES} or a function of the conflict, not {policy!r}")
+            raise VersionError(f"the policy must be one of {_POLICIES} or a function of the conflict, not {policy!r}")
         if self.others and not partial:
             raise VersionError(
-                f"the failed unit had more to do than the rows in conflict: {', '.join(self.others)}. Nothing of "
-                "that can be carried over, so run the whole unit again; or pass partial=True and redo it yourself"
+                f"the failed unit had more to do than the rows in conflict: {', '.join(self.others)}. resolve() "
+                "cannot carry those over, so run the whole unit again; or pass partial=True and redo them yourself"
             )
         objects = self._fresh(session)
         loaded = self._with(
@@ -82,15 +82,15 @@ class Conflicts(tuple[Conflict, ...]):  # noqa: SLOT001 - a tuple's subclass can
         return fresh
 
     def _fresh(self, session: Session) -> dict[tuple[type[Any], Identity], Any]:
-        """Read the objects anew; all that is decided is decided by this one reading, which the flush then checks."""
+        """Read the objects again. Every decision is based on this one read, and the flush checks that it still holds."""
         fresh: dict[tuple[type[Any], Identity], Any] = {}
         for entity, conflicts in self._by_entity():
             for conflict in conflicts:
                 known = session.identity_map.get(conflict.mapper.identity_key_from_primary_key(conflict.identity))
                 if known is not None and (known in session.deleted or session.is_modified(known)):
                     raise VersionError(
-                        f"{row_name(conflict.entity, conflict.identity)} has changes in this session, which would be "
-                        "mixed with those of the failed unit; resolve a conflict in a unit of its own, or after "
+                        f"{row_name(conflict.entity, conflict.identity)} has changes in this session, which would mix "
+                        "with those of the failed unit; resolve a conflict in its own unit, or after "
                         "session.rollback()"
                     )
             statement = (
@@ -104,7 +104,7 @@ class Conflicts(tuple[Conflict, ...]):  # noqa: SLOT001 - a tuple's subclass can
         return fresh
 
     def _by_entity(self) -> list[tuple[type[Any], list[Conflict]]]:
-        # In the order of their first appearance, whatever class comes between.
+        # In the order of first appearance, even if classes alternate.
         order = {conflict.entity: None for conflict in self}
         return [(entity, [conflict for conflict in self if conflict.entity is entity]) for entity in order]
 
@@ -121,17 +121,17 @@ _DELETE: Any = object()
 
 
 def _decide(conflict: Conflict, policy: Policy) -> Any:
-    """Return what is to be written: values by attribute, _DELETE, or _UNRESOLVED."""
+    """Return what to write: values by attribute, _DELETE, or _UNRESOLVED."""
     answer = policy(conflict) if callable(policy) else policy
     if answer == "database_wins":
         return None
     if not isinstance(answer, Mapping) and answer not in _POLICIES:
         raise VersionError(
-            f"the policy returned {answer!r} for {row_name(conflict.entity, conflict.identity)}; it should be one of "
-            f"{_POLICIES} or a mapping of attribute names to values"
+            f"the policy returned {answer!r} for {row_name(conflict.entity, conflict.identity)}; it must return one "
+            f"of {_POLICIES} or a mapping of attribute names to values"
         )
     if conflict.database is None:
-        # What we wanted to delete is gone, as we wanted.
+        # We wanted to delete the row, and it is gone.
         return None if conflict.attempted is None and not isinstance(answer, Mapping) else _UNRESOLVED
     if isinstance(answer, Mapping):
         return answer
@@ -173,7 +173,7 @@ def _carry_over(session: Session, obj: Any, conflict: Conflict, values: Any) -> 
         setattr(obj, key, value)
     if conflict.bumped:
         bump(instance_state(obj))
-    # A relationship that is loaded would go on to show the row that the foreign key pointed to.
+    # A loaded relationship would keep showing the row that the foreign key used to point to.
     changed = {column for key in values if key in mapper.column_attrs for column in mapper.column_attrs[key].columns}
     stale = [rel.key for rel in mapper.relationships if not rel.uselist and rel.local_columns & changed]
     if stale:
@@ -181,7 +181,7 @@ def _carry_over(session: Session, obj: Any, conflict: Conflict, values: Any) -> 
 
 
 def plain_columns(mapper: Mapper[Any]) -> list[ColumnProperty[Any]]:
-    """Return the attributes of a class that are columns of its tables, SQL expressions aside."""
+    """Return the attributes of a class that are columns of its tables, without SQL expressions."""
     return [prop for prop in mapper.column_attrs if isinstance(prop.columns[0], Column)]
 
 
@@ -197,9 +197,9 @@ def _key(entity: type[Any]) -> list[InstrumentedAttribute[Any]]:
 def _kind(entity: type[Any]) -> VersionKind:
     kind = kind_of(inspect(entity))
     if kind is None:
-        # A bulk call finds conflicts of such a class too.
+        # A bulk call also finds conflicts of such a class.
         raise VersionError(
-            f"the rows of {entity.__name__} cannot be loaded or resolved: it has a version_id_col of its own; have it inherit "
-            "Versioned, or read its rows with a SELECT"
+            f"the rows of {entity.__name__} cannot be loaded or resolved: the class has its own version_id_col; let "
+            "it inherit Versioned, or read its rows with a SELECT"
         )
     return kind

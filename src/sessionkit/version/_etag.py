@@ -20,10 +20,10 @@ _LIST = re.compile(rf"[ \t,]*{_TAG.pattern}(?:[ \t]*,(?:[ \t,]*{_TAG.pattern})?)
 
 
 def etag(obj: Base) -> str:
-    """Return the strong entity tag of an object's version, with its quotes, as an ETag header has it: ``'"3"'``.
+    """Return the strong entity tag of an object's version, in quotes, ready for an ETag header: ``'"3"'``.
 
-    It is strong in the sense of RFC 9110, section 8.8.1, if the representation is made of this row and of what bumps
-    it (`bump_version`, ``__version_parents__``), and of nothing else.
+    It is strong in the sense of RFC 9110, section 8.8.1, if the representation depends only on this row and on what bumps its
+    version (`bump_version`, ``__version_parents__``).
 
     Raises:
         VersionError: the object is not versioned, or was never flushed.
@@ -33,20 +33,20 @@ def etag(obj: Base) -> str:
 
 
 def expect_etag(obj: Base, header: str) -> None:
-    """Have the flush write an object only if its row is one that an If-Match header names.
+    """Let the flush write an object only if an If-Match header names the version of its row.
 
-    One tag, or the one of several that the object was read with, becomes what the WHERE compares, as `expect_version`
-    does it: so a row that changes between this call and the flush is found as well. ``*`` asks for a row that exists,
-    and the version that was read is compared as always. Tags are compared strongly: a weak one never matches.
+    The WHERE then compares the tag, as with `expect_version`; if the header has several, the one that the object was read
+    with. So a row that changes between this call and the flush is found too. ``*`` means that the row must exist; the version
+    that was read is compared as always. The comparison is strong: a weak tag never matches.
 
     Args:
         obj: a versioned object that is in the database.
-        header: the value of If-Match. A request without one has no precondition: then do not call this, or answer
-            428 (RFC 6585).
+        header: the value of If-Match. A request without the header has no precondition: do not call this, or answer 428 (RFC
+            6585).
 
     Raises:
-        VersionConflict: no tag can match; this is the 412 of RFC 9110, section 13.1.1, and so is that of the flush.
-        MalformedETag: the header is no If-Match; the answer is 400.
+        VersionConflict: no tag can match. Answer this, and the conflict of the flush, with 412 (RFC 9110, section 13.1.1).
+        MalformedETag: the header is not a valid If-Match. Answer 400.
         VersionError: the object is not versioned, or was never flushed.
     """
     state, kind = stored(obj, "expect_etag()")
@@ -60,7 +60,7 @@ def expect_etag(obj: Base, header: str) -> None:
         return
     if _LIST.fullmatch(header) is None:
         raise MalformedETag(
-            f'If-Match is {header!r}; it should be * or entity tags in double quotes, separated by commas: "3", "4"'
+            f'If-Match is {header!r}; it must be * or entity tags in double quotes, separated by commas: "3", "4"'
         )
     current = version_of(obj)
     versions: list[Any] = []
@@ -68,8 +68,8 @@ def expect_etag(obj: Base, header: str) -> None:
         try:
             version = kind.parse(text)
         except ValueError:
-            continue  # a tag of somebody else's making
-        # Tags are equal character by character (section 8.8.3.2), so one that only means the same is another.
+            continue  # not a tag that etag() has made
+        # Tags are compared character by character (section 8.8.3.2): one that only means the same is a different tag.
         if not weak and kind.text(version) == text:
             versions.append(version)
     if current in versions:

@@ -1,26 +1,26 @@
-"""A flush, a bulk statement, and the end of a transaction: the listeners that `_arming` puts on SQLAlchemy's Session.
+"""Listeners for flushes, bulk statements and the end of a transaction. `_arming` adds them to SQLAlchemy's Session.
 
-Each session has them, ours or not. The order in which things run in a flush::
+Every session gets them, ours or not. In a flush, things run in this order::
 
     session.flush()
     │
-    ├─ before_flush            _before_flush: may this flush write a versioned row (`_reach`)? If not, the rest of this
-    │                          picture but after_flush does not happen
+    ├─ before_flush            _before_flush: may this flush write a versioned row (`_reach`)? If not, only after_flush
+    │                          follows
     ├─ UOWTransaction.execute  _Flush.execute
-    │   ├─ roots()             the parents of what changes (`_parents`) join the flush, to get a new version
-    │   ├─ FlushWatch             is there for the mapper events and for the clock, until execute ends
+    │   ├─ roots()             adds the parents of changed children (`_parents`) to the flush, to give them a new version
+    │   ├─ FlushWatch          serves the mapper events and the clock until execute ends
     │   ├─ SQLAlchemy's execute; for each class
-    │   │   ├─ before_insert, before_update, before_delete    `_write`: which version goes into the WHERE, which is the
-    │   │   │                                                 next; the attempt expects the row
-    │   │   ├─ INSERT, UPDATE, DELETE     after_execute on the connection tells the attempt how many rows matched
+    │   │   ├─ before_insert, before_update, before_delete    `_write`: sets the version in the WHERE and the next one;
+    │   │   │                                                 adds the row to the watch
+    │   │   ├─ INSERT, UPDATE, DELETE     after_execute on the connection reports to the watch how many rows matched
     │   │   └─ after_insert, after_update, after_delete       `_write`: the row has matched
-    │   ├─ attempt.check()     did a row not match that SQLAlchemy did not miss?
-    │   └─ StaleDataError      which rows are stale? What was not written yet is expected too, the versions are read
-    │                          once more, and a VersionConflict takes the error's place
-    ├─ after_flush             _after_flush: count what was written
+    │   ├─ attempt.check()     finds rows that did not match and that SQLAlchemy did not notice
+    │   └─ StaleDataError      finds the stale rows: adds the rows not written yet, reads the versions again, and raises
+    │                          a VersionConflict instead
+    ├─ after_flush             _after_flush: counts what was written
     └─ COMMIT or ROLLBACK      `_write`: forget_expectations after a commit, undo after a rollback
 
-A bulk UPDATE by primary key (do_orm_execute) goes through `bulk()`, which expects all its rows before they are written.
+A bulk UPDATE by primary key (do_orm_execute) goes through `bulk()`, which adds all its rows before they are written.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ if TYPE_CHECKING:
 class _Flush(UOWTransaction):
     """A flush that may write versioned rows.
 
-    SQLAlchemy has no event around the writing itself, and after it the transaction is rolled back, so that nothing can
-    look at the rows; see test_all_stale_rows_of_a_flush_are_listed. SQLAlchemy hands a UOWTransaction out, but does
-    not describe it: test_a_flush_is_what_we_take_it_for holds what is used of it.
+    SQLAlchemy has no event around the writing itself. When the writing fails it rolls the transaction back, and then nothing
+    can read the rows any more; see test_all_stale_rows_of_a_flush_are_listed. SQLAlchemy passes a UOWTransaction to listeners
+    but does not document it: test_a_flush_is_what_we_take_it_for checks all that we use.
     """
 
     def execute(self) -> None:
         session, states = self.session, _states(self)
-        # Not earlier: a before_flush listener of the user's may still have changed something.
+        # Not earlier: the user's before_flush listeners may still change something.
         if not may_write_versions(states):
             return super().execute()
         for root in roots(session, states):
@@ -83,7 +83,7 @@ class _Flush(UOWTransaction):
 
 def before_flush(session: Session, flush: Any, instances: Any) -> None:
     """Watch a flush that may write versioned rows."""
-    # A listener that is called after this one may add objects. Then the flush itself has to look, once it runs.
+    # A later listener may still add objects. Then the flush itself has to look, once it runs.
     if len(session.dispatch.before_flush) > 1 or may_write_versions(
         chain(session._new, session._deleted, session.identity_map._modified)
     ):
@@ -96,7 +96,7 @@ def after_flush(session: Session, flush: Any) -> None:
 
 
 def do_orm_execute(state: ORMExecuteState) -> Result[Any] | None:
-    """Count an INSERT, UPDATE or DELETE, and surround one of many rows of a versioned class."""
+    """Count an INSERT, UPDATE or DELETE, and watch one that writes many rows of a versioned class."""
     if not getattr(state.statement, "is_dml", False):
         return None
     mapper = state.bind_mapper
@@ -104,7 +104,7 @@ def do_orm_execute(state: ORMExecuteState) -> Result[Any] | None:
     if mapper is None or kind_of(mapper) is None or not rows:
         add_writes(state.session, 1)
         return None
-    # A list means by primary key, a mapping the values of one statement.
+    # A list of mappings means an update by primary key; one mapping holds the values of a single statement.
     by_key = state.is_update and isinstance(rows, list)
     with bulk(state.session, {mapper: rows if isinstance(rows, list) and by_key else ()}):
         result = state.invoke_statement()
@@ -114,15 +114,15 @@ def do_orm_execute(state: ORMExecuteState) -> Result[Any] | None:
 
 @contextmanager
 def bulk(session: Session, groups: Mapping[Mapper[Any], Sequence[Mapping[str, Any]]]) -> Generator[None, None, None]:
-    """Surround SQLAlchemy's writing of many rows of versioned classes.
+    """Watch SQLAlchemy while it writes many rows of versioned classes.
 
     Args:
-        session: that writes.
-        groups: for each class the mappings of attribute names to values that are updated by primary key; an empty
-            sequence where rows are inserted.
+        session: the session that writes.
+        groups: for each class, the mappings of attribute names to values for an update by primary key; an empty sequence for
+            an insert.
 
     Raises:
-        VersionError: a row holds no version, or the kind of version cannot be written so.
+        VersionError: a row has no version, or this kind of version cannot be written this way.
         VersionConflict: rows did not match.
     """
     first = next(iter(groups), None)
@@ -146,8 +146,8 @@ def bulk(session: Session, groups: Mapping[Mapper[Any], Sequence[Mapping[str, An
     for row in attempt.rows.values():
         known = session.identity_map.get(row.mapper.identity_key_from_primary_key(row.identity))
         if known is not None:
-            # SQLAlchemy gives it the new values, but leaves it the old version: its next flush would be stale by our
-            # own hand; see test_an_object_in_memory_can_be_written_after_a_bulk_update.
+            # SQLAlchemy gives the object its new values but leaves the old version, so our own write would make its next
+            # flush stale; see test_an_object_in_memory_can_be_written_after_a_bulk_update.
             session.expire(known, list(row.hidden))
 
 
@@ -164,18 +164,18 @@ def _checkable(
     for position, row in enumerate(rows):
         if row.get(kind.attribute) is None:
             raise VersionError(
-                f"row {position} of a bulk update of {mapper.class_.__name__} has no {kind.attribute!r}, so it was not "
-                "checked and nothing was written; give each row the version that was read, or use "
-                "sessionkit.bulk.update, which writes rows without one unchecked and tells so in .checked"
+                f"row {position} of a bulk update of {mapper.class_.__name__} has no {kind.attribute!r}, so nothing "
+                "was checked or written; give each row the version that was read, or use sessionkit.bulk.update, "
+                "which writes such rows unchecked and says so in .checked"
             )
-        if all(key in row for key in keys):  # SQLAlchemy refuses the others itself
+        if all(key in row for key in keys):  # SQLAlchemy itself refuses the others
             values = {key: value for key, value in row.items() if key not in keys and key != kind.attribute}
             identity = tuple(row[key] for key in keys)
             yield Row(mapper, identity, row[kind.attribute], connection, values=values, hidden=(kind.attribute,))
 
 
 def conflict_of(session: Session, rows: Sequence[tuple[Mapper[Any], tuple[Any, ...], Any]]) -> VersionConflict | None:
-    """Return the conflict of rows (mapper, identity, expected version) with what the database has now, if there is."""
+    """Return the conflict between rows (mapper, identity, expected version) and the database, if there is one."""
     attempt = FlushWatch()
     for mapper, identity, expected in rows:
         attempt.add(Row(mapper, identity, expected, session.connection(bind_arguments={"mapper": mapper}), values={}))
@@ -194,13 +194,13 @@ def _running(attempt: FlushWatch) -> Generator[None, None, None]:
 
 
 def _states(flush: Any) -> dict[InstanceState[Any], tuple[bool, bool]]:
-    """Return what a flush is about to write: (is it deleted, is it only listed for what depends on it)."""
+    """Return the states that a flush is about to write: (is it deleted, is it only listed for what depends on it)."""
     states: dict[InstanceState[Any], tuple[bool, bool]] = flush.states
     return states
 
 
 def _expect_remaining(attempt: FlushWatch, flush: Any) -> None:
-    """Add what the flush had not come to when it stopped."""
+    """Add the rows that the flush had not reached when it stopped."""
     for state, (deleted, only_listed) in _states(flush).items():
         kind = kind_of(state.mapper)
         if kind is None or only_listed or not state.has_identity or attempt.has(state):
@@ -231,7 +231,7 @@ def _conflict(stale: Sequence[Stale], *others: str) -> VersionConflict:
 def _others(
     session: Session, states: Mapping[InstanceState[Any], tuple[bool, bool]], stale: Sequence[Stale]
 ) -> Iterator[str]:
-    """Say what the unit had done besides writing the stale rows."""
+    """Yield what else the unit had done, apart from writing the stale rows, in words."""
     told = {row.state for row, _, _ in stale}
     for state, (deleted, only_listed) in states.items():
         if state in told:

@@ -1,4 +1,4 @@
-"""The functions on versioned objects and statements."""
+"""The functions for versioned objects and statements."""
 
 from __future__ import annotations
 
@@ -21,53 +21,54 @@ if TYPE_CHECKING:
 
 
 def version_of(obj: Base) -> Any:
-    """Return the version with which an object was read, or which its last flush wrote.
+    """Return the version that an object was read with, or that its last flush wrote.
 
     Returns:
-        An int, ``datetime`` (aware, UTC) or ``UUID``, as the class has it; ``str(version)`` is what a hidden field of
-        a form or a URL can carry, and `expect_version` takes it back.
+        An int, ``datetime`` (aware, UTC) or ``UUID``, depending on the class. Put ``str(version)`` into a hidden form field
+        or a URL; `expect_version` accepts it.
 
     Raises:
         VersionError: the object is not versioned, or was never flushed.
 
-    Emits nothing, unless the object is expired: then the SELECT that any attribute of it would.
+    Emits nothing, unless the object is expired: then the SELECT that reading any of its attributes emits.
     """
     state, kind = stored(obj, "version_of()")
     return getattr(state.obj(), kind.attribute)
 
 
 def expect_version(obj: Base, version: int | datetime | UUID | str) -> None:
-    """Have the database compare an object's row with the version that a client saw, in place of the one just read.
+    """Compare an object's row with the version that a client saw, instead of the one just read.
 
-    It holds for all the flushes of this transaction, and for the next one if this is rolled back: call it in the unit
-    that writes. A row that has another version by then is a `VersionConflict`; so it is if nothing of the object was
-    changed, provided that the client's version is not the one that was read.
+    Call it in the unit that writes. It applies to all flushes of this transaction, and to the next transaction if this one is
+    rolled back. If the row has another version by then, the flush raises `VersionConflict`. It does so even if nothing in the
+    object has changed, provided that the client's version differs from the one that was read.
 
     Args:
-        obj: a versioned object that is in the database, of a session or detached.
+        obj: a versioned object that is in the database, in a session or detached.
         version: a value as `version_of` returns it, or its text.
 
     Raises:
-        VersionError: the object is not versioned or was never flushed, or `version` is no version of its kind.
+        VersionError: the object is not versioned or was never flushed, or `version` is not a version of its kind.
 
-    SQL, at the flush: ``UPDATE orders SET ... WHERE orders.id = 7 AND orders.version_id = <version>``, and so for a
-    DELETE.
+    SQL, at the flush: ``UPDATE orders SET ... WHERE orders.id = 7 AND orders.version_id = <version>``, and the same condition
+    for a DELETE.
     """
     state, kind = stored(obj, "expect_version()")
     expect(state, kind.understood(version))
 
 
 def bump_version(obj: Base) -> None:
-    """Have the next flush give an object's row a new version, whether or not it changes otherwise.
+    """Give an object's row a new version at the next flush, whether or not anything else in it changes.
 
-    For what belongs to the row but is not stored in it. (For children, say ``__version_parents__``.) What was read is
-    compared as always. On a new object nothing is to be done: its INSERT makes a version.
+    Use it when something changes that belongs to the row but is not stored in it. (For children, declare
+    ``__version_parents__``.) The version that was read is compared as always. A new object needs nothing: its INSERT creates
+    the first version.
 
     Raises:
         VersionError: the object is not versioned.
 
-    SQL, at the flush: ``UPDATE orders SET version_id=4 WHERE orders.id = 7 AND orders.version_id = 3``; for
-    `XminVersioned` a column is set to the value that it has.
+    SQL, at the flush: ``UPDATE orders SET version_id=4 WHERE orders.id = 7 AND orders.version_id = 3``; for `XminVersioned` a
+    column is set to its own value.
     """
     state, _ = versioned(obj)
     if state.has_identity:
@@ -75,22 +76,22 @@ def bump_version(obj: Base) -> None:
 
 
 def update_versioned(statement: Update) -> Update:
-    """Return a set-based ``update()`` of a versioned class that gives new versions to the rows which it changes.
+    """Return a set-based ``update()`` of a versioned class that also gives new versions to the rows it changes.
 
-    It does not compare: write a condition for that. Whoever has read one of the rows before gets a conflict, as they
-    should.
+    It does not compare versions: write a condition for that. A unit that has read one of the rows before gets a conflict, as
+    it should.
 
     ::
 
         session.execute(update_versioned(update(Order).where(Order.state == "new").values(state="late")))
 
     Raises:
-        VersionError: it is no ``update()`` of a versioned class, sets the version itself, or the version is in
-            another table than the one that it updates (joined inheritance).
+        VersionError: the statement is not an ``update()`` of a versioned class, or sets the version itself, or the version is
+            in a different table than the one it updates (joined inheritance).
 
     SQL: ``UPDATE orders SET state='late', version_id=(orders.version_id + 1) WHERE orders.state = 'new'``;
-    ``gen_random_uuid()`` for UUIDs, ``greatest(clock_timestamp(), updated_at + interval '1 microsecond')`` for
-    timestamps, and what says the same on SQLite. An `XminVersioned` class needs nothing: PostgreSQL does it.
+    ``gen_random_uuid()`` for UUIDs, ``greatest(clock_timestamp(), updated_at + interval '1 microsecond')`` for timestamps,
+    and the equivalent on SQLite. An `XminVersioned` class needs nothing: PostgreSQL does it.
     """
     entity = (
         getattr(statement, "entity_description", {}).get("entity") if getattr(statement, "is_update", False) else None
@@ -99,8 +100,8 @@ def update_versioned(statement: Update) -> Update:
     kind = kind_of(mapper) if isinstance(mapper, Mapper) else None
     if mapper is None or kind is None:
         raise VersionError(
-            f"update_versioned() takes an update() of a versioned class, not {statement!s}; "
-            "have the class inherit Versioned, or leave update_versioned() out"
+            f"update_versioned() takes an update() of a versioned class, not {statement!s}; let the class inherit "
+            "Versioned, or leave update_versioned() out"
         )
     column = mapper.version_id_col
     assert column is not None
@@ -109,7 +110,7 @@ def update_versioned(statement: Update) -> Update:
     if column not in statement.table.c.values():
         raise VersionError(
             f"the version of {mapper.class_.__name__} is {column}, which an UPDATE of {statement.table} cannot set; "
-            f"update the class that has that table, or change the objects in a session"
+            "update the class that has the version's table, or change the objects in a session"
         )
     if column in (statement._values or ()):
         raise VersionError(f"the statement sets {column} itself; leave that to update_versioned()")

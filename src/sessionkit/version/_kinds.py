@@ -1,4 +1,4 @@
-"""What a version can be: a count, a time, a UUID, PostgreSQL's xmin. Values only; nothing here knows a session."""
+"""The kinds of version: a count, a time, a UUID, PostgreSQL's xmin. Values only; nothing here knows about sessions."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
 clock: ContextVar[Callable[[], datetime] | None] = ContextVar("sessionkit_version_clock", default=None)
-"""Asks the server that is written to for its time. Set while a flush or a bulk statement runs."""
+"""Asks the server that the running flush or bulk statement writes to for its time."""
 
 
 @contextmanager
 def telling_time(ask: Callable[[], datetime]) -> Generator[None]:
-    """Take the time of `TimestampVersioned` from `ask` while the block runs: a bulk statement, which no flush surrounds."""
+    """Take the time of `TimestampVersioned` from `ask` inside the block, for a bulk statement outside a flush."""
     token = clock.set(ask)
     try:
         yield
@@ -49,13 +49,13 @@ class VersionKind:
 
     Attributes:
         name: the class that users inherit.
-        attribute: under which name it is mapped.
-        type: of its values in Python.
-        following: makes the next version from the current one, or the first from None; None: the database does it.
-        following_sql: the same as SQL, from the column; None: nothing needs to be said.
-        parse: makes a version of the text that a client sent back; raises ValueError.
-        ordered: of two versions one can tell which is the older.
-        backfill: SQL that gives a version to a row which has none.
+        attribute: the name of the mapped attribute.
+        type: the Python type of its values.
+        following: makes the next version from the current one, or the first from None; None if the database makes it.
+        following_sql: the same as SQL, from the column; None if the statement need not set it.
+        parse: turns the text that a client sent back into a version; raises ValueError.
+        ordered: whether two versions show which one is older.
+        backfill: SQL for the version of a row that has none yet.
     """
 
     name: str
@@ -72,10 +72,10 @@ class VersionKind:
         return version.isoformat(timespec="microseconds") if isinstance(version, datetime) else str(version)
 
     def understood(self, version: Any) -> Any:
-        """Return a version that a caller gave, as a value of this kind.
+        """Return a version that a caller passed in, as a value of this kind.
 
         Raises:
-            VersionError: it is none.
+            VersionError: it is not a version of this kind.
         """
         if isinstance(version, str):
             try:
@@ -84,8 +84,8 @@ class VersionKind:
                 raise VersionError(f"{version!r} is not a version of a {self.name} class: {error}") from error
         if not isinstance(version, self.type) or isinstance(version, bool):
             raise VersionError(
-                f"{version!r} is not a version of a {self.name} class; that is of type {self.type.__name__}, "
-                "or the text of one"
+                f"{version!r} is not a version of a {self.name} class; pass a value of type {self.type.__name__}, or "
+                "its text"
             )
         return in_utc(version) if isinstance(version, datetime) else version
 
@@ -100,7 +100,7 @@ def _next_count(current: int | None) -> int:
 def _count(text: str) -> int:
     # int() also takes "1_000", " 1" and digits of other scripts.
     if not (text.isascii() and text.isdigit()):
-        raise ValueError("it should be a count, all digits")
+        raise ValueError("it must be a count, written in digits only")
     return int(text)
 
 
@@ -113,12 +113,12 @@ COUNT = VersionKind(
 
 
 def in_utc(moment: datetime) -> datetime:
-    """Return the same moment, aware, in UTC; what has no zone is taken for UTC."""
+    """Return the same moment, aware and in UTC; a time without a zone is taken as UTC."""
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 class Moment(TypeDecorator[datetime]):
-    """A time in UTC with microseconds. SQLite has no zones: there the digits are UTC's."""
+    """A time in UTC with microseconds. SQLite has no time zones and stores the digits of UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -134,24 +134,24 @@ def server_now(connection: Connection) -> datetime:
     """Ask the server's clock.
 
     Raises:
-        VersionError: the dialect's table entry does not say how.
+        VersionError: sessionkit does not know how to ask this dialect.
     """
     now = _dialects.of(connection).now
     if now is None:
         raise VersionError(
-            f"TimestampVersioned takes its time from the server's clock, and sessionkit does not know that of "
-            f"{connection.dialect.name}; use Versioned or UUIDVersioned there"
+            "TimestampVersioned takes its time from the server's clock, and sessionkit does not know how to read the "
+            f"clock of {connection.dialect.name}; use Versioned or UUIDVersioned there"
         )
     return in_utc(now(connection))
 
 
 def first_moment(context: ExecutionContext) -> datetime:
-    """Return the column's default: for a Core INSERT, which no flush surrounds."""
+    """Return the column's default, for a Core INSERT, which runs outside any flush."""
     return server_now(context.root_connection)
 
 
 def later_moment(column: Column[Any]) -> ColumnElement[datetime]:
-    """Return SQL for a time that is now, and later than that in the column."""
+    """Return SQL for the current time, or for a time just after the column's if that is later."""
     return _Later(column)
 
 
@@ -160,11 +160,11 @@ def _next_moment(current: datetime | None) -> datetime:
     if ask is None:
         raise VersionError(
             "TimestampVersioned takes its time from the server's clock, and this call does not tell which server "
-            "that is; in the place of a legacy bulk method, use a flush or session.execute(insert(...), rows)"
+            "that is; instead of a legacy bulk method, use a flush or session.execute(insert(...), rows)"
         )
     now = ask()
-    # The clock may stand still or go back (a failover, ntp). The WHERE holds `current`, so what follows it is later
-    # than all that this row ever had; see test_a_timestamp_increases_even_if_the_clock_goes_back.
+    # The clock may stand still or go back (a failover, ntp). The WHERE compares `current`, so its successor is later than
+    # every version this row has had; see test_a_timestamp_increases_even_if_the_clock_goes_back.
     return now if current is None else max(now, in_utc(current) + _MICROSECOND)
 
 
@@ -187,20 +187,20 @@ class _NewUuid(FunctionElement[UUID]):
 @compiles(_Later)
 def _compile_later(element: _Later, compiler: SQLCompiler, **kw: Any) -> str:
     (column,) = element.clauses
-    return _said(compiler, "later").format(column=compiler.process(column, **kw))
+    return _sql_of(compiler, "later").format(column=compiler.process(column, **kw))
 
 
 @compiles(_NewUuid)
 def _compile_new_uuid(element: _NewUuid, compiler: SQLCompiler, **kw: Any) -> str:
-    return _said(compiler, "new_uuid")
+    return _sql_of(compiler, "new_uuid")
 
 
-def _said(compiler: SQLCompiler, word: str) -> str:
+def _sql_of(compiler: SQLCompiler, word: str) -> str:
     sql: str | None = getattr(_dialects.of_name(compiler.dialect.name), word)
     if sql is None:
         raise VersionError(
-            f"sessionkit does not know how {compiler.dialect.name} makes the next version in SQL; "
-            "use Versioned there, or change the objects in a session"
+            f"sessionkit does not know how to make the next version in the SQL of {compiler.dialect.name}; use "
+            "Versioned there, or change the objects in a session"
         )
     return sql
 
@@ -250,7 +250,7 @@ class _Digits(TypeDecorator[int]):
 
 
 class Xmin(TypeDecorator[int]):
-    """The transaction that wrote a row. Compiling a statement with it for a backend that has none is refused."""
+    """The transaction that wrote a row. It refuses to compile for any backend but PostgreSQL."""
 
     impl = _Xid
     cache_ok = True
@@ -258,14 +258,14 @@ class Xmin(TypeDecorator[int]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if not _dialects.of_name(dialect.name).xmin:
             raise VersionError(
-                f"XminVersioned was used on {dialect.name}, whose rows do not tell which transaction wrote them; "
+                f"XminVersioned was used on {dialect.name}, whose rows do not record which transaction wrote them; "
                 "use Versioned, UUIDVersioned or TimestampVersioned there"
             )
         return _Xid()
 
     def bind_expression(self, bindparam: Any) -> ColumnElement[Any]:
-        # As text, since drivers send an int as int4 or int8, and the comparison with xid exists for int4 only, which
-        # is half of the counter's range; see test_xmin_is_compared_beyond_two_billion.
+        # As text: drivers send an int as int4 or int8, but xid can only be compared with int4, which covers half of the
+        # counter's range; see test_xmin_is_compared_beyond_two_billion.
         return cast(type_coerce(bindparam, _Digits()), _Xid())
 
     def process_result_value(self, value: Any, dialect: Dialect) -> int | None:

@@ -1,6 +1,6 @@
-"""What a session remembers of its transaction: how much it has written, and which versions it has made itself.
+"""What a session remembers about its transaction: how much it has written, and which versions it has made itself.
 
-The notes are in ``session.info`` and hold transactions and objects weakly, so they keep nothing alive.
+The notes live in ``session.info`` and hold transactions and objects weakly, so they keep nothing alive.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _KEY = "sessionkit_version_notes"
 
 Versions: TypeAlias = "WeakKeyDictionary[InstanceState[Any], list[tuple[Any, list[ref[SessionTransaction]]]]]"
-"""For each row the versions that we have made, each with the savepoints and the transaction around it, inside out."""
+"""For each row, the versions that we have made, each with the savepoints and the transaction around it, innermost first."""
 
 
 class Notes:
@@ -32,7 +32,7 @@ class Notes:
         return self._writes if root is not None and self._root is not None and self._root() is root else 0
 
     def add_version(self, session: Session, state: InstanceState[Any], version: Any) -> None:
-        """Remember a version that we have made of a row whose expectation was met."""
+        """Remember a version that we wrote after the row matched its expected version."""
         inside: list[ref[SessionTransaction]] = []
         transaction = session.get_nested_transaction() or session.get_transaction()
         while transaction is not None:
@@ -43,13 +43,13 @@ class Notes:
         self.versions.setdefault(state, []).append((version, inside))
 
     def is_ours(self, session: Session, state: InstanceState[Any], version: Any) -> bool:
-        """Tell whether we have made a version in the transaction that runs."""
+        """Return whether the current transaction has made this version."""
         root = session.get_transaction()
         made = self.versions.get(state, ()) if self.versions is not None else ()
         return any(version == ours and inside[-1]() is root for ours, inside in made)
 
     def undo(self, undone: SessionTransaction) -> None:
-        """Forget the versions that were made in a transaction or savepoint which is rolled back."""
+        """Forget the versions made in a transaction or savepoint that is rolled back."""
         for versions in self.versions.values() if self.versions is not None else ():
             versions[:] = [
                 (version, inside) for version, inside in versions if all(each() is not undone for each in inside)
@@ -65,13 +65,13 @@ def notes_of(session: Session) -> Notes:
 
 
 def known_notes(session: Session) -> Notes | None:
-    """Return what a session remembers, or None if that is nothing."""
+    """Return what a session remembers, or None if it remembers nothing."""
     notes: Notes | None = session.info.get(_KEY)
     return notes
 
 
 def add_writes(session: Session, count: int) -> None:
-    """Count what the session's transaction has written."""
+    """Add to the number of objects and statements that the session's transaction has written."""
     root = session.get_transaction()
     if root is None:
         return

@@ -1,4 +1,4 @@
-"""`__version_parents__`: a change of a child is a change of the aggregate that it belongs to."""
+"""`__version_parents__`: changing a child also changes the version of the aggregate it belongs to."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Aggregate:
-    """What the objects of a class have to do with aggregates."""
+    """How the objects of a class relate to aggregates."""
 
     is_child: bool
-    collections: tuple[str, ...]  # of children, where they do not tell it themselves
+    collections: tuple[str, ...]  # of children that do not report their own changes
 
 
 _aggregates: WeakKeyDictionary[Mapper[Any], _Aggregate] = WeakKeyDictionary()
 
 
 def roots(session: Session, states: Mapping[InstanceState[Any], tuple[bool, bool]]) -> list[object]:
-    """Return the versioned parents, at any depth, of all that a flush is about to change.
+    """Return the versioned parents, at any depth, of everything that a flush is about to change.
 
-    A parent that is new or is deleted itself is not among them: its own statement takes care of its version.
+    A parent that is itself new or deleted is left out: its own statement takes care of its version.
 
     Emits a SELECT for a parent that is not in the session.
     """
     climb = _Climb(session, states)
-    # By manager, since a state's own `mapper` costs an entry in each state.
+    # By manager: reading `state.mapper` would add an entry to each state.
     managers = {state.manager for state in states}
     concerned = {manager: _aggregate(manager.mapper) for manager in managers}
     concerned = {manager: found for manager, found in concerned.items() if found.is_child or found.collections}
@@ -53,7 +53,7 @@ def roots(session: Session, states: Mapping[InstanceState[Any], tuple[bool, bool
 
 
 class _Climb:
-    """The way up from children to their parents, each gone once."""
+    """The walk from children up to their parents, visiting each object once."""
 
     def __init__(self, session: Session, states: Mapping[InstanceState[Any], tuple[bool, bool]]) -> None:
         self._session = session
@@ -77,13 +77,14 @@ class _Climb:
             and parent.session is self._session
             and not deleted
         ):
-            # The object and not only its state: a session keeps nothing alive that nobody holds and is not changed.
+            # The object and not only its state: a session does not keep an unchanged object alive that nothing else refers
+            # to.
             self.found[parent] = parent.obj()
         self.from_child(parent)
 
 
 def _is_changed(session: Session, state: InstanceState[Any]) -> bool:
-    """Tell whether an object itself changes. What its collections hold is of other tables, but for a many-to-many's."""
+    """Return whether an object itself changes. Collections concern other tables, except many-to-many ones."""
     many = tuple(rel.key for rel in state.mapper.relationships if rel.secondary is not None and not rel.viewonly)
     obj = state.obj()
     return obj is not None and (session.is_modified(obj, include_collections=False) or _have_changed(state, many))
@@ -105,8 +106,8 @@ def _declared(mapper: Mapper[Any]) -> tuple[str, ...]:
     declared = parents_declared(mapper)
     if isinstance(declared, str):
         raise VersionError(
-            f"{mapper.class_.__name__}.{PARENTS} is the string {declared!r}; it is a tuple of the names of "
-            f"relationships: ({declared!r},)"
+            f"{mapper.class_.__name__}.{PARENTS} is the string {declared!r}; it must be a tuple of relationship "
+            f"names: ({declared!r},)"
         )
     return tuple(declared)
 
@@ -115,28 +116,28 @@ def _relationships(mapper: Mapper[Any]) -> Iterator[RelationshipProperty[Any]]:
     """Return the relationships to the parents.
 
     Raises:
-        VersionError: a name is not that of a relationship, or what it leads to has no version.
+        VersionError: a name is not a relationship, or its target has no version.
     """
     for name in _declared(mapper):
         relationship = mapper.relationships.get(name)
         if relationship is None:
             raise VersionError(
-                f"{mapper.class_.__name__}.{PARENTS} names {name!r}, which is no relationship of the class; "
-                f"it has {', '.join(sorted(mapper.relationships.keys())) or 'none'}"
+                f"{mapper.class_.__name__}.{PARENTS} names {name!r}, which is not a relationship of the class; it has "
+                f"{', '.join(sorted(mapper.relationships.keys())) or 'none'}"
             )
         target = relationship.mapper
         if kind_of(target) is None and not _declared(target):
             raise VersionError(
-                f"{mapper.class_.__name__}.{PARENTS} names {name!r}, but {target.class_.__name__} is not "
-                f"versioned and has no {PARENTS} of its own; have it inherit Versioned"
+                f"{mapper.class_.__name__}.{PARENTS} names {name!r}, but {target.class_.__name__} is not versioned "
+                f"and has no {PARENTS} of its own; let it inherit Versioned"
             )
         yield relationship
 
 
 def _parents(session: Session, state: InstanceState[Any], relationship: RelationshipProperty[Any]) -> Iterator[object]:
-    """Return the parents before and after the change: a child that moves is taken from one and given to the other.
+    """Return the parents before and after the change: a child that moves changes both its old and its new parent.
 
-    Objects and not their states: a session does not keep alive what it has read and nobody holds.
+    Objects and not their states: a session does not keep an object alive that it has only read.
     """
     child = state.obj()
     passive = PassiveFlag.PASSIVE_OFF if state.has_identity else PassiveFlag.PASSIVE_NO_INITIALIZE
@@ -165,10 +166,10 @@ def _parents(session: Session, state: InstanceState[Any], relationship: Relation
 
 
 def _collections_of(mapper: Mapper[Any]) -> Iterator[str]:
-    """Return the collections of children that name this class as their parent.
+    """Return the collections whose children name this class as their parent.
 
-    A child tells of its change itself where the relationship goes both ways (back_populates). Where it does not, only
-    the collection knows.
+    With a two-way relationship (back_populates) a child reports its own change. With a one-way relationship only the
+    collection knows.
     """
     for relationship in mapper.relationships:
         if relationship.viewonly:

@@ -1,4 +1,4 @@
-"""Which flushes may write a versioned row: all the others run as if there were no versions."""
+"""Which flushes may write a versioned row. All other flushes run as if there were no versions."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _KEY = "sessionkit_version_reach"
 
 
 class _Mappings:
-    """The mappings as they are now. What is known of a class holds until mappers are configured again."""
+    """The current mappings. What we know about a class holds until mappers are configured again."""
 
     now = object()
 
 
 def forget() -> None:
-    """Hear that mappers were configured: a class may have got relationships that it did not have."""
+    """Discard what is known after mappers were configured: a class may have new relationships."""
     _Mappings.now = object()
 
 
 def may_write_versions(states: Iterable[InstanceState[Any]]) -> bool:
-    """Tell whether a flush of these objects may write a versioned row, or has parents whose versions it must bump."""
-    # By manager, since a state's own `mapper` costs an entry in each state.
+    """Return whether a flush of these objects may write a versioned row, or must bump the versions of parents."""
+    # By manager: reading `state.mapper` would add an entry to each state.
     for manager in {state.manager for state in states}:
         known = manager.info.get(_KEY)
-        # Taken before the look: if mappers are configured meanwhile, what it finds does not last.
+        # Taken before the search: if mappers are configured meanwhile, the result is discarded.
         now = _Mappings.now
         if known is None or known[0] is not now:
             known = manager.info[_KEY] = (now, _reaches_versions(manager.mapper))
@@ -57,9 +57,9 @@ def _reaches_versions(mapper: Mapper[Any]) -> bool:
 
 
 def _written_along(mapper: Mapper[Any]) -> Iterator[Mapper[Any]]:
-    """Return the classes of which SQLAlchemy may write rows because it writes one of `mapper`."""
+    """Return the classes whose rows SQLAlchemy may write because it writes a row of `mapper`."""
     for relationship in mapper.relationships:
-        # A collection sets the foreign keys of what it holds; a cascade deletes; neither needs them to be dirty.
+        # A collection sets the foreign keys of its members, and a cascade deletes rows, even if those objects are not dirty.
         if not relationship.viewonly and (
             relationship.direction is RelationshipDirection.ONETOMANY
             or relationship.cascade.delete
@@ -68,7 +68,7 @@ def _written_along(mapper: Mapper[Any]) -> Iterator[Mapper[Any]]:
             yield relationship.mapper
     for other in mapper.registry.mappers:
         for relationship in other.relationships:
-            # A primary key that changes is carried to the rows that point to it.
+            # A change of a primary key is propagated to the rows that refer to it.
             if (
                 relationship.direction is RelationshipDirection.MANYTOONE
                 and not relationship.passive_updates

@@ -1,4 +1,4 @@
-"""What is known of versioned classes and their rows without asking a database."""
+"""What can be known about versioned classes and their rows without asking a database."""
 
 from __future__ import annotations
 
@@ -21,50 +21,50 @@ PARENTS = "__version_parents__"
 
 
 class _Token:
-    """Stands in an attribute event for: sessionkit itself has set the version."""
+    """Initiator of attribute events when sessionkit itself sets the version."""
 
 
 OURS: Any = _Token()
 
 
 def kind_of(mapper: Mapper[Any]) -> VersionKind | None:
-    """Return the kind of version that a mapped class has from us; None if it has none."""
+    """Return the kind of version that a mapped class inherits from us; None if it inherits none."""
     return getattr(mapper.class_, "__version_kind__", None)
 
 
 def parents_declared(mapper: Mapper[Any]) -> Any:
-    """Return what a mapped class says of its versioned parents, as it says it."""
+    """Return what a mapped class declares as its versioned parents, unchanged."""
     return getattr(mapper.class_, PARENTS, ())
 
 
 def versioned(obj: object) -> tuple[InstanceState[Any], VersionKind]:
-    """Return the state of a versioned object, and of what kind its version is.
+    """Return the state of a versioned object, and the kind of its version.
 
     Raises:
-        VersionError: it is no object of a versioned class.
+        VersionError: it is not an object of a versioned class.
     """
     state: InstanceState[Any] | None = inspect(obj, raiseerr=False)
     kind = kind_of(state.mapper) if isinstance(state, InstanceState) else None
     if state is None or kind is None:
         what = f"an object of {type(obj).__name__}" if isinstance(state, InstanceState) else repr(obj)
         raise VersionError(
-            f"{what} has no version; it wants an object of a mapped class that inherits Versioned, "
-            "TimestampVersioned, UUIDVersioned or XminVersioned"
+            f"{what} has no version; pass an object of a mapped class that inherits Versioned, TimestampVersioned, "
+            "UUIDVersioned or XminVersioned"
         )
     return state, kind
 
 
 def stored(obj: object, what: str) -> tuple[InstanceState[Any], VersionKind]:
-    """Do as `versioned`, and refuse an object that has no row in the database.
+    """Do the same as `versioned`, and refuse an object that has no row in the database.
 
     Raises:
-        VersionError: it has none.
+        VersionError: it has no row, or is not versioned.
     """
     state, kind = versioned(obj)
     if not state.has_identity:
         raise VersionError(
-            f"{what} wants a row that is in the database, and this {type(obj).__name__} was never flushed; "
-            "its INSERT gives it the first version"
+            f"{what} needs a row in the database, but this {type(obj).__name__} was never flushed; its INSERT gives "
+            "it the first version"
         )
     return state, kind
 
@@ -75,7 +75,7 @@ def name_of(state: InstanceState[Any]) -> str:
 
 
 def version_read(state: InstanceState[Any], kind: VersionKind) -> Any:
-    """Return the version with which a row was read, whatever was assigned to the attribute since."""
+    """Return the version that a row was read with, whatever was assigned to the attribute since."""
     history = attributes.get_history(state.obj(), kind.attribute, PassiveFlag.PASSIVE_OFF)
     read = history.deleted or history.unchanged
     return read[0] if read else None
@@ -94,20 +94,20 @@ def key_columns(mapper: Mapper[Any]) -> tuple[ColumnElement[Any], ...]:
 def is_any_of(
     columns: Sequence[ColumnElement[Any] | InstrumentedAttribute[Any]], identities: Collection[Identity]
 ) -> ColumnElement[bool]:
-    """Return SQL for: the key in `columns` is one of `identities`."""
+    """Return a SQL condition: the key in `columns` is one of `identities`."""
     if len(columns) == 1:
         return columns[0].in_([identity[0] for identity in identities])
     return or_(*(and_(*(c == v for c, v in zip(columns, identity, strict=True))) for identity in identities))
 
 
 def changes(state: InstanceState[Any]) -> dict[str, History]:
-    """Return the net changes of columns by attribute, the version included."""
+    """Return the net changes of columns by attribute, including the version."""
     columns = state.mapper.column_attrs
     found = {key: state.attrs[key].history for key in list(state.committed_state) if key in columns}
     return {key: history for key, history in found.items() if history.has_changes()}
 
 
 def values_read(state: InstanceState[Any]) -> dict[str, Any]:
-    """Return the values of the columns as they were read, as far as they were."""
+    """Return the values of the columns as they were read, for those that were."""
     histories = {prop.key: state.attrs[prop.key].history for prop in state.mapper.column_attrs}
     return {key: old[0] for key, history in histories.items() if (old := history.deleted or history.unchanged)}

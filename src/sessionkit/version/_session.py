@@ -1,6 +1,6 @@
-"""What versions do for the methods of a session around which SQLAlchemy has no event; see ``sessionkit._stale``.
+"""Versions for the session methods that have no event in SQLAlchemy; see ``sessionkit._stale``.
 
-The functions are those of its Protocol `Versions`, which this module fulfils.
+This module implements the Protocol `Versions` defined there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def conflict_of_get(session: Session, entity: Any, ident: Any) -> VersionConflict | None:
-    """Return the conflict that made ``session.get()`` fail, or None if it was of a class without our version."""
+    """Return the conflict that made ``session.get()`` fail, or None if the class has none of our versions."""
     mapper: Mapper[Any] = inspect(entity)
     kind = kind_of(mapper)
     identity = _identity(mapper, ident)
@@ -60,12 +60,12 @@ def around_objects(session: Session, objects: list[object]) -> AbstractContextMa
 
 
 def around_mappings(session: Session, mapper: Any, mappings: list[dict[str, Any]]) -> AbstractContextManager[None]:
-    """Surround ``session.bulk_update_mappings()``, or ``session.bulk_insert_mappings()``: then `mappings` is empty."""
+    """Watch ``session.bulk_update_mappings()``, or ``session.bulk_insert_mappings()`` (then `mappings` is empty)."""
     return bulk(session, {inspect(mapper): mappings})
 
 
 def _identity(mapper: Mapper[Any], ident: Any) -> tuple[Any, ...]:
-    """Return a key in any of the forms that `get` takes as a tuple."""
+    """Return a key, in any form that `get` accepts, as a tuple."""
     if isinstance(ident, dict):
         named = cast("dict[str, Any]", ident)
         return tuple(named[mapper.get_property_by_column(column).key] for column in mapper.primary_key)

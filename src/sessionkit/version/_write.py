@@ -1,4 +1,4 @@
-"""What happens to the version of a row when a flush is about to write it: mapper events, so in any session."""
+"""Mapper events that set a row's version just before a flush writes it. They work in any session."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _EXPECTED = "sessionkit_version_expected"
 
 
 def bump(state: InstanceState[Any]) -> None:
-    """Have the next flush write a new version, whatever else has changed."""
+    """Make the next flush write a new version, whatever else has changed."""
     state.info[_BUMP] = True
     flag_dirty(state.obj())
 
 
 def expect(state: InstanceState[Any], version: Any) -> None:
-    """Have the next flushes compare with `version` instead of what was read."""
+    """Make the next flushes compare with `version` instead of the version that was read."""
     state.info[_EXPECTED] = version
-    # Dirty even if nothing changes: whether it was the version that the client saw is to be told in any case.
+    # Dirty even if nothing changes: the flush must check the version that the client saw in any case.
     flag_dirty(state.obj())
 
 
 def _running(connection: Connection) -> FlushWatch | None:
-    """Return the attempt that runs, told the server whose clock it is to ask."""
+    """Return the flush that is running, after giving it the connection whose clock it should ask."""
     attempt = running.get()
     if attempt is not None:
         attempt.connection = lambda: connection
@@ -46,23 +46,23 @@ def _running(connection: Connection) -> FlushWatch | None:
 
 
 def _matches_expectation(state: InstanceState[Any], version: Any) -> bool:
-    """Tell whether a version is the one that the client saw, or one that we have made of it in this transaction."""
+    """Return whether a version is the one that the client saw, or one that this transaction made from it."""
     if version == state.info.get(_EXPECTED, version):
         return True
     session = state.session
     assert session is not None
-    # That it equals one of ours is not enough: a rival counts in the same steps. So nothing that we wrote counts once
-    # it was rolled back; see test_an_expectation_outlives_the_savepoint_that_was_rolled_back.
+    # Equality with one of our versions is not enough, since a rival counts in the same steps. So versions that were rolled
+    # back no longer count; see test_an_expectation_outlives_the_savepoint_that_was_rolled_back.
     notes = known_notes(session)
     return notes is not None and notes.is_ours(session, state, version)
 
 
 def undo(session: Session, transaction: SessionTransaction) -> None:
-    """Hear that a transaction or savepoint was rolled back."""
+    """Forget what a transaction or savepoint made that was rolled back."""
     notes = known_notes(session)
     if notes is None or notes.versions is None:
         return
-    # A flush that fails rolls back what it runs in, and names only itself; see
+    # A failing flush rolls back the transaction around it too, but the event names only the flush's own; see
     # test_a_savepoint_that_a_failed_flush_undid_made_no_version.
     undone = transaction
     while not undone.nested and undone.parent is not None:
@@ -71,9 +71,9 @@ def undo(session: Session, transaction: SessionTransaction) -> None:
 
 
 def forget_expectations(session: Session) -> None:
-    """End the expectations that flushes of the committed transaction have met."""
+    """Drop the expected versions that the flushes of the committed transaction have checked."""
     notes = known_notes(session)
-    # SQLAlchemy calls a released savepoint a commit as well.
+    # SQLAlchemy also reports the release of a savepoint as a commit.
     if notes is None or notes.versions is None or session.in_nested_transaction():
         return
     for state in notes.versions:
@@ -92,7 +92,7 @@ def _before_update(mapper: Mapper[Any], connection: Connection, target: Base) ->
         return
     version = _version(state, kind, connection)
     if not _matches_expectation(state, version):
-        # This forgets what was assigned by hand, so it is to be forced on.
+        # This discards what was assigned by hand, so the UPDATE must be forced.
         version, forced = state.info[_EXPECTED], True
         set_committed_value(target, kind.attribute, version)
     if not (writes or forced):
@@ -109,7 +109,7 @@ def _before_update(mapper: Mapper[Any], connection: Connection, target: Base) ->
 
 @event.listens_for(Base, "before_insert", propagate=True)
 def _before_insert(mapper: Mapper[Any], connection: Connection, target: Base) -> None:
-    """See to a new object that takes the place of a deleted one: SQLAlchemy makes one UPDATE of the two."""
+    """Handle a new object that replaces a deleted one: SQLAlchemy turns the two into one UPDATE."""
     attempt = _running(connection)
     session = object_session(target)
     if session is None or not session.deleted:
@@ -155,7 +155,7 @@ def _after_write(mapper: Mapper[Any], connection: Connection, target: Base) -> N
 
 
 def _expected_in_where(state: InstanceState[Any], kind: VersionKind, connection: Connection) -> Any:
-    """Return the version that a DELETE is to compare, and have it compared."""
+    """Return the version that a DELETE must compare, and set it for the statement."""
     version = _version(state, kind, connection)
     if not _matches_expectation(state, version):
         version = state.info[_EXPECTED]
@@ -167,47 +167,47 @@ def require_rowcount(connection: Connection, what: str) -> None:
     """Refuse a driver that does not count matched rows.
 
     Raises:
-        VersionError: SQLAlchemy says that the driver does not; it would only warn, and the update would be lost.
+        VersionError: SQLAlchemy says that the driver does not count them. It would only warn, and the update would be lost.
     """
     if not connection.dialect.supports_sane_rowcount:
         raise VersionError(
-            f"{what} is versioned, but the driver {connection.dialect.driver!r} of {connection.dialect.name} does "
-            "not tell how many rows an UPDATE has matched, so that a lost update could not be seen; use another driver"
+            f"{what} is versioned, but the driver {connection.dialect.driver!r} of {connection.dialect.name} does not "
+            "report how many rows an UPDATE matched, so a lost update would go unnoticed; use another driver"
         )
 
 
 def _version(state: InstanceState[Any], kind: VersionKind, connection: Connection) -> Any:
-    """Return the version with which the row was read, checked to be of use.
+    """Return the version that the row was read with, after checking that it can be compared.
 
     Raises:
-        VersionError: it is not: there is none, it was left out of the reading, or the driver counts no rows.
+        VersionError: it cannot: the row has none, the query left it out, or the driver does not count rows.
     """
     require_rowcount(connection, name_of(state))
     if kind.attribute not in state.dict and kind.attribute not in state.expired_attributes:
-        # SQLAlchemy would read it now, as it is after the rival's commit, and find that it matches;
-        # see test_an_object_that_was_read_without_its_version_is_not_written.
+        # SQLAlchemy would read the version now, after the rival's commit, and it would match; see
+        # test_an_object_that_was_read_without_its_version_is_not_written.
         raise VersionError(
             f"{name_of(state)} was read without {kind.attribute!r} (load_only(), defer()), so nothing can tell "
-            "whether it has changed since; read the version together with what is decided upon"
+            "whether it has changed since; load the version together with the values you decide on"
         )
     version = version_read(state, kind)
     if version is None:
         column: Any = state.mapper.version_id_col
         migration = f"UPDATE {column.table} SET {column.name} = {kind.backfill} WHERE {column.name} IS NULL"  # noqa: S608
         raise VersionError(
-            f"{name_of(state)} has NULL in its version column {column}, as a row from before the column was added; "
-            f"migrate: {migration}, and then make the column NOT NULL"
+            f"{name_of(state)} has NULL in its version column {column}, like a row from before the column was added; "
+            f"migrate with {migration}, and then make the column NOT NULL"
         )
     return version
 
 
 def _touch(state: InstanceState[Any]) -> str:
-    """Have the version's table written where the database makes the version: one column, as it is; return which."""
+    """Force an UPDATE where the database makes the version: set one column to its own value; return its name."""
     mapper = state.mapper
     key = next((prop.key for prop in mapper.column_attrs if _is_beside_version(mapper, prop.key)), None)
     if key is None:
         raise VersionError(
-            f"{name_of(state)} cannot be given a new version: {mapper.local_table} has no column besides its key "
+            f"{name_of(state)} cannot be given a new version: {mapper.local_table} has no column apart from its key "
             "that an UPDATE could set"
         )
     getattr(state.obj(), key)  # it must have been loaded to be flagged
@@ -216,7 +216,7 @@ def _touch(state: InstanceState[Any]) -> str:
 
 
 def _is_beside_version(mapper: Mapper[Any], key: str) -> bool:
-    """Tell whether an attribute is a column of the version's table that an UPDATE can set."""
+    """Return whether an attribute is a column of the version's table that an UPDATE can set."""
     column, version = mapper.column_attrs[key].columns[0], mapper.version_id_col
     assert version is not None
     table = getattr(column, "table", None)

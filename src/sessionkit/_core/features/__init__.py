@@ -1,4 +1,4 @@
-"""What a unit has only because it was asked for: each feature is a file, and a unit without it does not know it."""
+"""What a unit does only if it was asked to: each feature is a file, and units without it never load it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from .base import Feature as Feature
     from .readers import Readers
 
-Unit = Any  # unit.Unit, which stands on this
+Unit = Any  # unit.Unit, which builds on this module
 
 
 def features_of(unit: Unit) -> tuple[Feature, ...]:
-    """Return the features of a unit that begins."""
+    """Return the features of a unit that is about to begin."""
     found: list[Feature] = []
     try:
         _add_features(found, unit)
@@ -39,7 +39,7 @@ def _add_features(found: list[Feature], unit: Unit) -> None:
         from .mutex import Mutex
 
         found.append(Mutex(unit))
-    # A mutex is one for all, so it is held on the primary.
+    # A mutex must be the same one for everybody, so it is held on the primary.
     if unit.info.readers is not None and not (request.mutex is not None and request.preset.read_only):
         from .readers import ReadsFromReaders, TracksCommits
 
@@ -73,10 +73,10 @@ READERS = ("readers", "read_your_writes", "reader_wait", "max_lag", "no_reader",
 
 
 def split_readers(kw: dict[str, Any], bind: Any, before: Readers | None, where: str) -> Readers | None:
-    """Take the arguments about readers out of a factory's and return what they make.
+    """Take the arguments about readers out of a factory's arguments, and return the readers.
 
     Raises:
-        OptionError: one has a value that cannot be honoured, or does not go with the others.
+        OptionError: one has a value that cannot be honoured, or does not fit the others.
     """
     given = {name: kw.pop(name) for name in READERS if name in kw}
     if not given:

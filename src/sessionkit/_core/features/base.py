@@ -1,4 +1,4 @@
-"""The moments in the life of a unit at which a feature has a say."""
+"""The moments in the life of a unit at which a feature can act."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ if TYPE_CHECKING:
 
     from ...context import State
 
-Unit = Any  # unit.Unit, which stands on this file
+Unit = Any  # unit.Unit, which builds on this file
 
 
 class Feature:
-    """Something that a unit was asked for. The methods stand in the order in which they are called; they do nothing.
+    """Something that a unit was asked for. The methods are in the order in which they are called; here they do nothing.
 
     Attributes:
-        state: how the unit has ended, where the feature knows it better than the connections.
-        key: of the unit's commit marker, for `CommitOutcomeUnknown`.
+        state: how the unit ended, if the feature knows it better than the connections.
+        key: the key of the unit's commit marker, for `CommitOutcomeUnknown`.
         asks: whether `entering` sends something.
-        mutex: the text of the mutex that the unit was asked for.
+        mutex: the text of the mutex that the unit asked for.
         two_phases: whether the unit's databases commit as one.
     """
 
@@ -33,47 +33,47 @@ class Feature:
         self.unit = unit
 
     def entering(self) -> None:
-        """Ask the database before the body runs. Called where I/O is possible, if `asks`."""
+        """Ask the database before the body runs. If `asks` is set, it is called where I/O is possible."""
 
     def check(self, engine: Engine) -> None:
-        """Refuse an engine that cannot do it."""
+        """Refuse an engine that cannot provide the feature."""
 
     def refused(self) -> None:
-        """Undo what making the feature has done: the unit does not begin."""
+        """Undo what making the feature has done, because the unit does not begin."""
 
     def route(self, bind: Any) -> Any:
-        """Return what the unit talks to where its session is bound to `bind`."""
+        """Return what the unit connects to if its session is bound to `bind`."""
         return bind
 
     def connected(self, connection: Connection) -> None:
-        """Take note of a connection of the unit, whose transaction has begun."""
+        """Note a connection of the unit whose transaction has begun."""
 
     def connect_failed(self, bind: Any, error: Exception) -> bool:
-        """Return whether the unit is to be routed once more, since it cannot connect to `bind`."""
+        """Return whether to route the unit again, because it cannot connect to `bind`."""
         return False
 
     def savepoint_set(self) -> None:
-        """Take note of a savepoint scope inside the unit, which has set its savepoint."""
+        """Note that a savepoint scope inside the unit has set its savepoint."""
 
     def by_hand(self, method: str) -> bool:
-        """Do what a commit(), rollback() or close() by hand stands for; return whether it stands for anything."""
+        """Do what a manual commit(), rollback() or close() means here; return whether it means anything."""
         return False
 
     def finishing(self) -> None:
-        """Do the last thing of the body, which has ended well."""
+        """Do the last work of the body, which ended without an error."""
 
     def permitted(self, held: list[Connection]) -> None:
-        """Do what comes before COMMIT, now that nothing stands against it. What is raised keeps it from happening."""
+        """Do what comes right before COMMIT, now that nothing speaks against it. Raising prevents COMMIT."""
 
     def commit(self, held: list[Connection]) -> bool:
-        """Send COMMIT in another way; return whether this was done."""
+        """Send COMMIT in another way; return whether that was done."""
         return False
 
     def ending(self) -> None:
-        """Take note that the transaction is settled and the session is about to be closed."""
+        """Note that the transaction has ended and that the session is about to be closed."""
 
     def ended(self) -> None:
-        """Take note that the connections were given back."""
+        """Note that the connections are back in the pool."""
 
     def publish(self) -> None:
-        """Do what has to be done in the context of whoever left the scope."""
+        """Do what must be done in the context of the code that left the scope."""

@@ -1,7 +1,7 @@
-"""A limit on time that holds even where a server hangs: when it is over, the connections are cut.
+"""A time limit that holds even if a server hangs: when it is over, the connections are cut.
 
-A server that hangs, or a network that swallows everything, keeps a thread inside the driver for as long as TCP likes.
-What ends the wait is to cut the connection under it: whoever waits gets the driver's error of a lost connection.
+A hanging server, or a network that swallows everything, keeps a thread inside the driver for as long as TCP likes. Only
+cutting the connection ends the wait: the waiting code then gets the driver's error for a lost connection.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sessionkit")
 
 AGAIN = 0.1
-"""How long after a cut the next one comes, in seconds: the first may have found no connection yet."""
+"""The time from one cut to the next, in seconds: the first one may have found no connection yet."""
 
 
 def earliest(unit: Any) -> float | None:
-    """Return when a unit must be done, on the monotonic clock: those that wait for it must be done then too."""
+    """Return when a unit must be done, on the monotonic clock; not later than the units that wait for it."""
     own = None if unit.run is None else unit.run.deadline
     found = (deadline.ends for outer in unit.enclosing if (deadline := outer.feature(Deadline)) is not None)
     return min((each for each in (own, *found) if each is not None), default=None)
 
 
 class Deadline(Feature):
-    """Cuts the unit's connections when its time is over, and keeps connecting and waiting for locks within it."""
+    """Cuts the unit's connections when its time is over, and bounds connecting and waiting for locks by it."""
 
     def __init__(self, unit: Any, ends: float) -> None:
         super().__init__(unit)
@@ -60,19 +60,19 @@ class Deadline(Feature):
 
     def permitted(self, held: list[Connection]) -> None:
         if self._watchdog.fired:
-            raise UnexpectedRollback(f"nothing of {self.unit} was committed: its body ended when its time was over")
+            raise UnexpectedRollback(f"nothing of {self.unit} was committed: its body ended after its time was over")
 
     def ending(self) -> None:
         self._watchdog.__exit__(None, None, None)
         _dialects.deadline.set(self._before)
 
     def publish(self) -> None:
-        if _dialects.deadline.get() == self.ends:  # in the context that entered the scope, where another one ended it
+        if _dialects.deadline.get() == self.ends:  # the context that entered the scope may not be the one that ended it
             _dialects.deadline.set(self._before)
 
 
 class CommitTimeout(Feature):
-    """Cuts the connections when COMMIT takes too long."""
+    """Cuts the connections if COMMIT takes too long."""
 
     _watchdog: Watchdog | None = None
 
@@ -89,11 +89,11 @@ class CommitTimeout(Feature):
 
 
 class Watchdog:
-    """Cuts connections after `seconds`, and what follows them, until it is left. None: never.
+    """Cuts connections after `seconds`, and later ones too, until it is left. None: never.
 
     Args:
-        seconds: from entering on.
-        held: returns the connections to cut, when the time is over.
+        seconds: the time, counted from entering.
+        held: returns the connections to cut when the time is over.
         asynchronous: wait in the event loop, not in a thread.
     """
 
@@ -120,7 +120,7 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._lock:  # a connection that is on its way back to the pool must not be cut for its next user
+        with self._lock:  # a connection on its way back to the pool must not be cut for its next user
             self._left.set()
         if self._timer is not None:
             self._timer.cancel()
@@ -145,7 +145,7 @@ class Watchdog:
                     if not connection.invalidated and not connection.closed:
                         _dialects.of(connection).cut(connection)
             except Exception:
-                # It was lost or given back at the same moment; if something is left, the next round gets it.
+                # It was lost or given back at the same moment; if anything is left, the next round cuts it.
                 logger.debug("cutting a connection failed", exc_info=True)
 
 
@@ -153,7 +153,7 @@ _bounded: WeakSet[Any] = WeakSet()
 
 
 def bound_connecting(engine: Engine) -> None:
-    """Have a unit that has a deadline not wait for a connection beyond it. Once per engine."""
+    """Stop units with a deadline from waiting for a connection beyond it. Called once per engine."""
     dialect = engine.dialect
     if dialect not in _bounded:
         _bounded.add(dialect)
@@ -165,7 +165,7 @@ def _connect(dialect: Any, record: Any, cargs: Any, cparams: Any) -> Any:
     connect_within = _dialects.of_name(dialect.name).connect_within
     if ends is None or connect_within is None:
         return None
-    # The first listener that returns a connection is the last that is asked: those of the user's come before us.
+    # SQLAlchemy stops at the first listener that returns a connection, so let the user's listeners after us answer first.
     after_us = False
     for listener in dialect.dispatch.do_connect:
         if after_us:

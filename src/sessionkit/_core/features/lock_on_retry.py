@@ -1,4 +1,4 @@
-"""SELECTs that lock what they read: for a unit that has failed once and is run again."""
+"""SELECTs that lock what they read, for a unit that has failed once and runs again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class LocksOnRetry(Feature):
-    """Has the unit's SELECTs of entities lock their rows."""
+    """Makes the unit's SELECTs of entities lock their rows."""
 
     def __init__(self, unit: Any) -> None:
         super().__init__(unit)
@@ -24,10 +24,10 @@ class LocksOnRetry(Feature):
 
 
 def lock_entities(state: ORMExecuteState) -> None:
-    """Add FOR UPDATE to a SELECT of entities, and refresh what the session has of them already.
+    """Add FOR UPDATE to a SELECT of entities, and refresh those that the session has loaded.
 
-    Left alone: what selects columns, groups or makes distinct (the database refuses to lock what is no row of a
-    table), what says itself how it locks, and the loads of relationships and expired columns.
+    It leaves alone: SELECTs of columns, or with GROUP BY or DISTINCT (the database refuses to lock what is not a row of a
+    table), statements that already say how they lock, and loads of relationships and expired columns.
     """
     statement = state.statement
     if not state.is_select or state.is_relationship_load or state.is_column_load or not isinstance(statement, Select):
@@ -38,17 +38,17 @@ def lock_entities(state: ORMExecuteState) -> None:
     if not tables:
         return
     state.statement = statement.with_for_update(of=tables)
-    # What was read without a lock is stale. Changes that nothing flushes before the SELECT are not to be overwritten.
+    # What was read without a lock is stale. But do not overwrite changes that nothing flushes before the SELECT.
     flushes = state.session.autoflush and state.execution_options.get("autoflush", True)
     if flushes or not state.session.dirty:
         state.update_execution_options(populate_existing=True)
 
 
 def _certain(statement: Select[Any]) -> list[FromClause]:
-    """Return the tables of the entities of a statement, or nothing where it selects something else.
+    """Return the tables of the entities of a statement, or an empty list if it selects anything else.
 
-    Only the entities' own, and not on the nullable side of an outer join (as an eager load makes one): the database
-    refuses to lock a row that may not be there.
+    Only the entities' own tables, and not those on the nullable side of an outer join (such as an eager load makes): the
+    database refuses to lock a row that may not exist.
     """
     tables: list[FromClause] = []
     for description in statement.column_descriptions:

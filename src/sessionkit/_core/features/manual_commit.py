@@ -1,8 +1,8 @@
-"""``manual_commit="savepoint"``: an application that commits by hand moves in as it is.
+"""``manual_commit="savepoint"``: an application that commits by hand can move in unchanged.
 
-Its ``commit()`` is the release of a savepoint, ``rollback()`` goes back to it, and the transaction commits once, at the
-end of the scope. Each level at which somebody may commit by hand has a savepoint of its own: the unit, and each
-savepoint scope inside it.
+Its ``commit()`` releases a savepoint, its ``rollback()`` goes back to it, and the transaction commits once, at the end of
+the scope. Each level at which code may commit by hand has a savepoint of its own: the unit, and each savepoint scope
+inside it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .base import Feature
 
 
 class HandSavepoint(orm.SessionTransaction):
-    """The savepoint that a commit by hand releases: without SQLAlchemy's events, which wait for the real COMMIT."""
+    """The savepoint that a manual commit releases, without SQLAlchemy's events, which wait for the real COMMIT."""
 
     def keep(self) -> None:
-        """Flush, and keep what was done."""
+        """Flush, and keep the work."""
         session = self.session
         stx = session._transaction
         assert stx is not None
-        while stx is not self:  # savepoints that were left open inside it
+        while stx is not self:  # savepoints that are still open inside it
             stx.commit()
             stx = session._transaction
             assert stx is not None
@@ -37,7 +37,7 @@ class HandSavepoint(orm.SessionTransaction):
 
 
 class ManualCommit(Feature):
-    """Keeps a savepoint open in which everything is done until somebody commits by hand."""
+    """Keeps a savepoint open around all work, until code commits by hand."""
 
     def __init__(self, unit: Any) -> None:
         super().__init__(unit)
@@ -65,7 +65,7 @@ class ManualCommit(Feature):
         if method in {"close", "reset"}:
             session.expunge_all()
             return True
-        if self.unit.restrictions:  # a read-only scope is around: there is nothing to keep or to undo
+        if self.unit.restrictions:  # inside a read-only scope there is nothing to keep or to undo
             session.flush()
             session.expire_all()
             return True
@@ -82,23 +82,23 @@ class ManualCommit(Feature):
 
     def finishing(self) -> None:
         current = self._current()
-        # What failed in it and was swallowed is left open: the verdict comes to it.
+        # If something failed in it and was swallowed, leave it open for the last check to find.
         if current.is_active and first_failure(current, self.unit) is None:
             current.keep()
 
     def give_up(self) -> None:
-        """Undo what was done since the last commit by hand: a scope that had asked for this was left by an exception."""
+        """Undo the work since the last manual commit, because an exception left the scope that had asked for this."""
         current = self._current()
         if current.is_active:
             current.rollback()
 
 
 def _warn() -> None:
-    """Tell the call site once that its commit is not durable yet."""
+    """Warn each call site once that its commit is not durable yet."""
     site = call_site()
     if site is not None:
         site.warn(
-            "commit() was called by hand inside a scope with manual_commit='savepoint': what was done is kept, but not "
-            "durable before the scope ends; where nothing else calls this code, take the call out",
+            "commit() was called by hand inside a scope with manual_commit='savepoint': the work is kept, but is not durable "
+            "before the scope ends; if this code only runs inside scopes, remove the call",
             ManualCommitWarning,
         )

@@ -1,6 +1,6 @@
-"""``verify_commit``: how a COMMIT whose answer was lost is found out. See `commits` for the facts.
+"""``verify_commit``: how to find out the outcome of a COMMIT whose answer was lost. See `commits` for the facts.
 
-By a marker, a row that is there if and only if the unit was committed; or by a function of the application's.
+Either with a marker, a row that is there if and only if the unit was committed, or with a function of the application.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 
 
 class _Verified(Feature):
-    """What both ways share."""
+    """What both ways have in common."""
 
     def _concerns(self, held: list[Connection]) -> bool:
         if self.unit.preset.read_only or not held or any(feature.two_phases for feature in self.unit.features):
-            return False  # of several databases that commit as one, the coordinator's marker tells
+            return False  # if several databases commit as one, the coordinator's marker answers
         if len(held) > 1:
             raise ScopeError(
                 f"verify_commit= was asked for, but {self.unit} has written to {len(held)} databases, which do not "
-                "commit as one; use twophase=True, or a unit for each"
+                "commit as one; use twophase=True, or a unit for each database"
             )
         return True
 
 
 class VerifiedByMarker(_Verified):
-    """Writes the unit's marker in its own transaction, in one message with COMMIT where the driver can."""
+    """Writes the unit's marker in the unit's own transaction, in one message with COMMIT if the driver can do that."""
 
     def __init__(self, unit: Any) -> None:
         super().__init__(unit)
         engine = unit.session.bind
-        # Once for each engine of a factory. Not where there is one connection: to give it back would end a transaction
-        # that somebody is in.
+        # Once for each engine of a factory. Not if the pool has only one connection: giving it back would end a transaction
+        # that may be open on it.
         self.asks = (
             not unit.preset.read_only
             and isinstance(engine, Engine)
@@ -62,12 +62,12 @@ class VerifiedByMarker(_Verified):
         try:
             with engine.connect() as connection:
                 found = commits.is_there(connection)
-        except Exception:  # noqa: BLE001 - of any kind: asyncpg's come unwrapped while it connects
-            return  # the body's first statement meets the same, where it can be run again
+        except Exception:  # noqa: BLE001 - of any class: asyncpg's are not wrapped while it connects
+            return  # the body's first statement fails in the same way, and can be retried
         if not found:
             raise OptionError(
                 f"verify_commit=True was asked for, but {engine!r} has no table {commits.TABLE_NAME} for the commit "
-                "markers; make it with sessionkit.commits.create_table(engine), or in a migration"
+                "markers; create it with sessionkit.commits.create_table(engine), or in a migration"
             )
         self.unit.info.with_markers.add(engine)
 
@@ -85,7 +85,7 @@ class VerifiedByMarker(_Verified):
             except (SQLAlchemyError, SessionKitError, OSError):
                 raise
             except Exception as error:
-                # asyncpg's own errors come unwrapped while it connects; the next try may find the server back.
+                # asyncpg's own errors are not wrapped while it connects; at the next try the server may be back.
                 raise ConnectionError(f"the connection for asking could not be used: {describe(error)}") from error
 
         unit.question = ask
@@ -99,7 +99,7 @@ class VerifiedByMarker(_Verified):
 
 
 class VerifiedByApplication(_Verified):
-    """Asks a function of the application's."""
+    """Asks a function of the application."""
 
     def permitted(self, held: list[Connection]) -> None:
         if self._concerns(held):
@@ -131,25 +131,25 @@ class VerifiedByApplication(_Verified):
 
 
 def claim(engine: Engine, key: str, seconds: float, asynchronous: bool) -> commits.Verdict:
-    """Find out on a new connection how the unit with the marker `key` ended, and make sure that it stays so.
+    """Find out on a new connection how the unit with the marker `key` ended, and make sure that this stays so.
 
     Raises:
-        DBAPIError: no answer could be had within `seconds`; a unit that is still open keeps it from being had.
+        DBAPIError: there was no answer within `seconds`; a unit that is still open blocks it.
     """
     override = seams.override_of(engine)
     if override is not None:
-        # Within what the test takes back; on another connection the claim would wait for it, and stay.
+        # The test undoes this claim with the rest; on a connection of its own it would wait for the test, and stay.
         return commits.claim(override.side_connection(), key)
     beginning = _dialects.of(engine).beginning(engine, Preset(lock_timeout=seconds))
     with (
         connect(engine, beginning) as connection,
-        Watchdog(seconds + 0.5, lambda: [connection], asynchronous),  # should the server not keep its own time
+        Watchdog(seconds + 0.5, lambda: [connection], asynchronous),  # in case the server does not keep its time limit
     ):
         transaction = connection.begin()
-        verdict = commits.claim(connection, key)
-        if verdict == "rolled back":  # "committed" is read, and needs no COMMIT of ours, which could be lost as well
+        outcome = commits.claim(connection, key)
+        if outcome == "rolled back":  # "committed" was only read: another COMMIT is not needed, and could be lost too
             transaction.commit()
-        return verdict
+        return outcome
 
 
 __all__ = ["VerifiedByApplication", "VerifiedByMarker", "claim"]

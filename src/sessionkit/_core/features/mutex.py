@@ -1,8 +1,8 @@
 """``mutex=``: one unit at a time in the whole system, by a lock that ends with its transaction.
 
-The body must see what all earlier holders have committed, so the lock is the first that the transaction asks for: at READ
-COMMITTED each later statement has a snapshot that is newer than the wait. At REPEATABLE READ the snapshot is older, which
-nothing would tell; at SERIALIZABLE it is too, but there a stale read ends in 40001.
+The body must see what all earlier holders have committed, so the lock is the first thing the transaction asks for. At
+READ COMMITTED each later statement has a snapshot newer than the wait. At REPEATABLE READ the snapshot would be older, and
+nothing would show it. At SERIALIZABLE it is older too, but there a stale read ends in 40001.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Mutex(Feature):
     """The mutexes that a unit holds: its own, and those of scopes that have joined it.
 
     Args:
-        unit: whose transaction holds them.
-        own: take the one that the unit itself was asked for, as it is entered.
+        unit: the unit whose transaction holds them.
+        own: take the mutex that the unit itself asked for when it is entered.
     """
 
     def __init__(self, unit: Any, *, own: bool = True) -> None:
@@ -55,7 +55,7 @@ class Mutex(Feature):
             if database is None or theirs is None or database.engine.url == theirs.engine.url:
                 raise ScopeError(
                     f"the mutex {self.mutex} was asked for by {self.unit} in a transaction of its own, inside {enclosing}, "
-                    "which holds it: the wait could only be for itself; join that, or ask for another mutex"
+                    "which holds it: it would wait for itself; join that scope, or ask for another mutex"
                 )
 
     def holds(self, text: str | None) -> bool:
@@ -66,10 +66,10 @@ class Mutex(Feature):
         self._take(self._value, self.unit.request.mutex_wait, joined=False)
 
     def join(self, request: Any) -> str:
-        """Take the mutex of a scope that has joined the unit, and return its text. In a savepoint, for the unit may go on.
+        """Take the mutex of a scope that has joined the unit, and return its text. In a savepoint: the unit may go on.
 
         Raises:
-            NotLocked: somebody else has it.
+            NotLocked: another transaction holds it.
         """
         value = _value_of(request)
         text = mutex_text(value)
@@ -84,7 +84,7 @@ class Mutex(Feature):
         locks = entry.locks
         if locks is None:
             raise OptionError(
-                f"mutex= was asked for, but sessionkit cannot have it kept on {entry.name}; leave it out there"
+                f"mutex= was asked for, but sessionkit has no lock for it on {entry.name}; leave it out there"
             )
         if unit.level is Isolation.REPEATABLE_READ:
             raise OptionError(_snapshot(text, unit))
@@ -99,7 +99,7 @@ class Mutex(Feature):
             raise
         if why := locks.refused(connection):
             raise OptionError(f"the mutex {text} was asked for by {unit}, but {why}")
-        # On a connection that is not the unit's own somebody's work may precede the unit.
+        # On a connection that is not the unit's own, earlier work may precede the unit.
         own = getattr(connection, "unit", None) is unit and not joined
         savepoint = None if own else connection.begin_nested()
         try:
@@ -109,7 +109,7 @@ class Mutex(Feature):
                 if savepoint is not None and not connection.invalidated:
                     savepoint.rollback()
                 raise
-            # Where it is the unit's first statement there is nothing to lose but the transaction, which ends with it.
+            # As the unit's first statement it loses nothing but the transaction, which ends with it.
             pooled: Any = connection.connection.dbapi_connection
             (pooled if savepoint is None else savepoint).rollback()
             holders = locks.mutex_holders(connection, mutex_key(value))
@@ -123,7 +123,7 @@ class Mutex(Feature):
             raise NotLocked(_not_had(text, unit, wait, holders), holders)
         at = unit.session.get_nested_transaction()
         if at is not None:
-            unit.levels()  # it goes with its savepoint
+            unit.levels()  # it is released with its savepoint
         self._held.append((text, at))
 
     def ended(self) -> None:
@@ -131,7 +131,7 @@ class Mutex(Feature):
 
 
 def join_mutex(unit: Any, request: Any) -> str:
-    """Take the mutex that a joining scope was asked for. I/O."""
+    """Take the mutex that a joining scope asked for. I/O."""
     feature: Mutex | None = unit.feature(Mutex)
     if feature is None:
         feature = Mutex(unit, own=False)
@@ -144,18 +144,18 @@ def _value_of(request: Any) -> Any:
 
 
 def _primary(session: Any) -> Any:
-    """Return where the mutex of a session is held: what it is bound to, or its first engine; None where nobody can tell."""
+    """Return where a session's mutex is held: its bind, or its first engine; None if that is not known."""
     if session.bind is not None:
         return session.bind
-    # The mapping of binds= is public from SQLAlchemy 2.1 on.
+    # The mapping of binds= is public in SQLAlchemy 2.1 and later.
     binds: dict[Any, Any] = getattr(session, "binds", None) or getattr(session, "_Session__binds", {})
     return next((bind for bind in binds.values() if isinstance(bind, Engine)), None)
 
 
 def _bounded(wait: float | None, lock_timeout: float | None) -> float | None:
-    """Return the wait as the deadline of the unit, and its lock_timeout where the database does not keep it, bound it."""
+    """Return the wait, bounded by the unit's deadline, and by its lock_timeout if the database does not apply that."""
     ends = _dialects.deadline.get()
-    # A moment less than is left: what is told is who has it, and not that the connection was cut.
+    # A little less than is left: the error should say who holds the mutex, not that the connection was cut.
     left = None if ends is None else max(0.001, (ends - time.monotonic()) * 0.8)
     return min((each for each in (wait, lock_timeout, left) if each is not None), default=None)
 
@@ -165,20 +165,20 @@ def _begin_with_it(unit: Any, bind: Any, locks: Any, wait: float | None) -> None
         return
     if unit.preset.read_only:
         raise OptionError(
-            f"mutex= was asked for by {unit}, which is read-only; on {_dialects.of(bind).name} the lock "
-            "of those who write is the mutex, so leave read_only out"
+            f"mutex= was asked for by {unit}, which is read-only, but on {_dialects.of(bind).name} the write lock is the "
+            "mutex; leave read_only out"
         )
     unit.beginnings = {**unit.beginnings, bind: locks.beginning(bind, unit.preset, wait)}
 
 
 def _snapshot(text: str, unit: Any) -> str:
     return (
-        f"the mutex {text} was asked for by {unit}, which runs REPEATABLE READ: its snapshot is older than the wait, so the body "
-        "would not see what the holder before has committed; under a mutex READ COMMITTED is enough"
+        f"the mutex {text} was asked for by {unit}, which runs REPEATABLE READ: its snapshot would be older than the wait, so "
+        "the body would not see what the previous holder has committed; use READ COMMITTED, which is enough under a mutex"
     )
 
 
 def _not_had(text: str, unit: Any, wait: float | None, holders: Any) -> str:
     within = "" if wait is None else " without a wait" if wait == 0 else f" within {wait:g} s"
     held = f"it is held by {', '.join(map(str, holders))}" if holders else "somebody else holds it"
-    return f"{unit} could not have the mutex {text}{within}: {held}"
+    return f"{unit} could not take the mutex {text}{within}: {held}"

@@ -1,7 +1,7 @@
-"""Readers: on which replica a read-only scope runs, and whether that has seen what was written here before.
+"""Readers: which replica a read-only scope runs on, and whether that replica has seen the earlier writes.
 
-After a commit on the primary the place in its log is remembered in the context. A reader serves a scope of that context
-only once it has replayed as far: it is asked, for a while, and else the primary serves.
+After a commit on the primary, the context remembers the position in its log. A reader serves a scope of that context only
+after it has replayed that far: the scope asks it for a while, and then turns to the primary.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sessionkit")
 
 FRESH = 1.0
-"""For how long what a reader has told is believed, in seconds."""
+"""How long an answer of a reader stays valid, in seconds."""
 PENALTY = 1.0
-"""For how long a reader that is down, or lags too far, is left alone, in seconds."""
+"""How long to leave a reader alone that is down or lags too far, in seconds."""
 
 NEVER = Position(0, 0, 2**64 - 1)
-"""After everything: what was written cannot be told, so no reader is known to have it."""
+"""Later than everything: the position of the writes is not known, so no reader is known to have them."""
 
 NoReaderPolicy = Literal["primary", "error"]
 
 
 class Settings(NamedTuple):
-    """The arguments of a factory that are about readers."""
+    """The arguments of a factory about readers."""
 
     readers: tuple[Any, ...] = ()
     read_your_writes: bool = True
@@ -53,7 +53,7 @@ class Settings(NamedTuple):
 
 
 class _Reader:
-    """One reader, and what is known of it."""
+    """One reader, and what is known about it."""
 
     __slots__ = ("engine", "looked", "seen_recovering", "skip_until", "standing")
 
@@ -74,11 +74,11 @@ class _Reader:
         logger.warning("the reader %r is left alone for %s s: %s", self.engine.url, PENALTY, why)
 
     def has(self, needed: Position | None, known: Position | None) -> bool:
-        """Tell whether it has replayed as far as `needed`, by what it told last.
+        """Return whether it has replayed as far as `needed`, by its last answer.
 
         Args:
-            needed: what must be seen.
-            known: where the primary was last.
+            needed: the position that must be visible.
+            known: the last known position of the primary.
         """
         if needed is None:
             return True
@@ -86,31 +86,31 @@ class _Reader:
         position = self.standing.position
         if position.cluster != needed.cluster and self.standing.recovering:
             raise CommitTokenError(
-                f"a commit of the cluster {needed.cluster} was to be seen on the reader {self.engine.url!r}, but that "
-                f"belongs to the cluster {position.cluster}: the token is another application's, or the engine is no "
-                "replica of the primary"
+                f"a commit of the cluster {needed.cluster} had to be visible on the reader {self.engine.url!r}, but that "
+                f"belongs to the cluster {position.cluster}: either the token is from another application, or the engine "
+                "is not a replica of the primary"
             )
-        # After a promotion a replica of the old primary may be further, on a way that leads elsewhere. One that follows
-        # the new primary has what came before the promotion, as far as the new primary has it.
+        # After a promotion, a replica of the old primary may be further along, but on another timeline. One that follows the
+        # new primary has what came before the promotion, as far as the new primary has it.
         timelines = {needed.timeline} if known is None else {needed.timeline, max(needed.timeline, known.timeline)}
         return position.lsn >= needed.lsn and position.timeline in timelines and position.cluster == needed.cluster
 
     def look(self, settings: Settings) -> bool:
-        """Ask it how it stands; tell whether it can be used at all."""
+        """Ask it for its state; return whether it can be used at all."""
         try:
             standing = self._ask()
         except OptionError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, a driver's or the pool's, the primary can serve
+        except Exception as error:  # noqa: BLE001 - whatever the driver or the pool raised, the primary can serve
             self.fail(f"{type(error).__name__}: {error}")
             return False
         if standing.recovering:
             self.seen_recovering = True
         elif not settings.allow_writable_readers:
-            why = "it is not in recovery, so it is no replica, and would take writes"
+            why = "it is not in recovery, so it is not a replica, and would take writes"
             if not self.seen_recovering:
                 raise OptionError(
-                    f"{self.engine.url!r} was given as a reader, but {why}; give a replica, or "
+                    f"{self.engine.url!r} was given as a reader, but {why}; pass a replica, or "
                     "allow_writable_readers=True"
                 )
             self.fail(why)  # it was promoted
@@ -130,29 +130,29 @@ class _Reader:
                 try:
                     return replication.standing(connection.execution_options(isolation_level="AUTOCOMMIT"))
                 except Exception:
-                    # A connection of the pool that the reader's restart has cut: SQLAlchemy has dropped them all now.
+                    # A pooled connection that the reader's restart has cut: SQLAlchemy has now dropped all of them.
                     if last or not connection.invalidated:
                         raise
         raise AssertionError("the second time returns or raises")  # pragma: no cover
 
 
 class Readers:
-    """The readers of one factory, and the place that its contexts must see."""
+    """The readers of one factory, and the position that each of its contexts must see."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.position: ContextVar[Position | None] = ContextVar("sessionkit_position", default=None)
-        self.known: Position | None = None  # the last one that the primary told
+        self.known: Position | None = None  # the last position that the primary reported
         self._readers = [_Reader(getattr(engine, "sync_engine", engine)) for engine in settings.readers]
         self._turn = count()
 
     @property
     def tracks(self) -> bool:
-        """Whether the places of commits are wanted."""
+        """Whether the positions of commits are needed."""
         return self.settings.read_your_writes
 
     def gone(self, engine: Engine) -> None:
-        """Leave a reader alone for a while whose connection was lost."""
+        """Leave a reader alone for a while, because its connection was lost."""
         for reader in self._readers:
             if reader.engine is engine:
                 reader.fail("its connection was lost")
@@ -161,7 +161,7 @@ class Readers:
         """Return the engine of a reader that has replayed what this context must see, or None for the primary.
 
         Raises:
-            NoReader: there is none, and ``no_reader="error"``.
+            NoReader: no reader can serve, and ``no_reader="error"``.
         """
         needed = self.position.get() if self.settings.read_your_writes else None
         found = None if needed is not None and needed == NEVER else self._choose(needed, asynchronous)
@@ -169,7 +169,7 @@ class Readers:
             raise NoReader(
                 f"none of {len(self._readers)} readers could serve a read-only scope within "
                 f"{self.settings.reader_wait} s: they are down, lag too far, or have not replayed the last commit of "
-                "this context yet; no_reader='primary' would have the primary serve it"
+                "this context yet; with no_reader='primary' the primary serves it"
             )
         return None if found is None else found.engine
 
@@ -178,7 +178,7 @@ class Readers:
         first = next(self._turn) % len(self._readers)
         reader = self._readers[first]
         if now - reader.looked < FRESH and reader.has(needed, self.known):
-            return reader  # without a round trip
+            return reader  # without asking
         candidates = [r for r in self._readers[first:] + self._readers[:first] if r.skip_until <= now]
         ends, delay = now + self.settings.reader_wait, 0.002
         while candidates:
@@ -197,42 +197,42 @@ class Readers:
         return None
 
     def after_commit(self, primary: Engine) -> Position:
-        """Ask the primary for a place after what was committed; if it cannot be had, no reader will do."""
+        """Ask the primary for a position after the commit; without an answer, no reader will do."""
         try:
             with primary.connect() as connection:
                 autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
                 self.known = replication_of(primary).position(autocommit)
         except Exception:
-            logger.warning("the place of a commit could not be had: no reader will be used after it", exc_info=True)
+            logger.warning("the position of a commit is not known, so no reader will be used after it", exc_info=True)
             return NEVER
         return self.known
 
     def token(self) -> str | None:
-        """Return the place that this context must see, as a string."""
+        """Return the position that this context must see, as a string."""
         position = self.position.get()
         return None if position is None else "-".join(f"{part:x}" for part in position)
 
     def use(self, token: object) -> None:
-        """Have this context see what `token` stands for.
+        """Make this context see what `token` means.
 
         Raises:
-            CommitTokenError: it is none, or of another cluster or an older timeline.
+            CommitTokenError: it is not a token, or belongs to another cluster or an older timeline.
         """
         match = _TOKEN.fullmatch(token) if isinstance(token, str) else None
         if match is None:
-            raise CommitTokenError(f"{token!r} was given, which is no commit token; commit_token() makes them")
+            raise CommitTokenError(f"{token!r} is not a commit token; pass a string that commit_token() returned")
         given = Position(*(int(part, 16) for part in match.groups()))
         known, own = self.known, self.position.get()
         if known is not None and given != NEVER:
             if given.cluster != known.cluster:
                 raise CommitTokenError(
-                    f"the commit token {token!r} is of the cluster {given.cluster}, but the primary belongs to the "
+                    f"the commit token {token!r} belongs to the cluster {given.cluster}, but the primary belongs to the "
                     f"cluster {known.cluster}; use it where it was made"
                 )
             if given.timeline < known.timeline:
                 raise CommitTokenError(
-                    f"the commit token {token!r} is of the timeline {given.timeline}, but the primary has reached "
-                    f"timeline {known.timeline} by a promotion; what it stands for may be lost, so drop it"
+                    f"the commit token {token!r} belongs to timeline {given.timeline}, but the primary has reached "
+                    f"timeline {known.timeline} by a promotion; the commit may be lost, so drop the token"
                 )
         if own is None or given == NEVER or (own != NEVER and given[1:] > own[1:]):
             self.position.set(given)
@@ -242,7 +242,7 @@ _TOKEN = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,8})-([0-9a-f]{1,16})", re.ASC
 
 
 def replication_of(engine: Engine) -> Replication:
-    """Return how an engine's servers tell where they are.
+    """Return how an engine's servers report their positions.
 
     Raises:
         OptionError: they do not.
@@ -257,24 +257,24 @@ def replication_of(engine: Engine) -> Replication:
 
 
 def readers_of(given: dict[str, Any], bind: Any, before: Readers | None, where: str) -> Readers | None:
-    """Return what a factory's arguments about readers make.
+    """Return the readers that a factory's arguments ask for.
 
     Raises:
-        OptionError: one has a value that cannot be honoured, or does not go with the others.
+        OptionError: one has a value that cannot be honoured, or does not fit the others.
     """
     if before is None and "readers" not in given:
-        raise OptionError(f"{next(iter(given))}= was given to {where} without readers=")
+        raise OptionError(f"{next(iter(given))}= was given to {where} without readers=; pass readers=[...] with it")
     settings = (before.settings if before is not None else Settings())._replace(**given)
     settings = settings._replace(readers=tuple(settings.readers or ()))
     if not settings.readers:
         return None
     if bind is None:
-        raise OptionError(f"readers= was given to {where} without a primary; give that first, as bind")
+        raise OptionError(f"readers= was given to {where} without a primary; pass the primary first, as bind")
     for engine in (bind, *settings.readers):
         if type(engine) is not type(bind) or not isinstance(getattr(engine, "sync_engine", engine), Engine):
             raise OptionError(
                 f"{engine!r} was given to {where} among a primary and its readers; "
-                "give it engines that are all sync or all async"
+                "pass engines that are all sync or all async"
             )
         replication_of(getattr(engine, "sync_engine", engine))
     for name in ("read_your_writes", "allow_writable_readers"):
@@ -291,23 +291,23 @@ def readers_of(given: dict[str, Any], bind: Any, before: Readers | None, where: 
     return Readers(settings)
 
 
-# -- what a unit has of it ------------------------------------------------------------------------------------------
+# -- the features of a unit -----------------------------------------------------------------------------------------
 
 
 class TracksCommits(Feature):
-    """Remembers where in the primary's log the unit's commit is."""
+    """Remembers the position of the unit's commit in the primary's log."""
 
     position: Position | None = None
 
     def ended(self) -> None:
-        # Asked when the connection was given back. While the place is not known, no reader will do.
+        # Asked after the connection is back in the pool. While the position is not known, no reader will do.
         unit = self.unit
         readers = unit.info.readers
         if readers is None or unit.state not in (State.COMMITTED, State.UNKNOWN) or not readers.tracks:
             return
         primary = unit.session.bind
         if isinstance(primary, Engine) and any(c.engine is primary for c in connections(unit.transaction)):
-            self.position = NEVER  # should what follows be interrupted
+            self.position = NEVER  # in case the next line is interrupted
             if unit.state is State.COMMITTED:
                 self.position = readers.after_commit(primary)
 
@@ -318,7 +318,7 @@ class TracksCommits(Feature):
 
 
 class ReadsFromReaders(Feature):
-    """Has a read-only unit talk to one reader in the place of the primary, chosen at its first statement."""
+    """Makes a read-only unit use one reader instead of the primary, chosen at its first statement."""
 
     def __init__(self, unit: Any) -> None:
         super().__init__(unit)
@@ -335,14 +335,14 @@ class ReadsFromReaders(Feature):
             asked = unit.preset.isolation
             refused = asked is not None and asked in replication_of(bind.engine).refused
             self._reader = bind if refused else readers.choose(unit.asynchronous) or bind.engine
-            # From here on the session itself is bound to it, so that each savepoint finds its connection.
+            # From here on the session itself is bound to the reader, so that each savepoint finds its connection.
             unit.session.bind = self._reader
         return self._reader
 
     def connect_failed(self, bind: Any, error: Exception) -> bool:
         if bind is not self._reader or bind is self._primary or not isinstance(error, DBAPIError | OSError):
             return False
-        self._give_up()  # the next one that can serve does, or the primary
+        self._give_up()  # the next reader that can serve does, or the primary
         return True
 
     def _give_up(self) -> None:

@@ -1,6 +1,6 @@
 """``schema_translate_map``: the unit's tables have other schemas in the database.
 
-Not by an engine per map: there may be thousands of tenants, and a factory would keep an engine for each of them.
+Presets derive an engine each; here there may be thousands of tenants, and a factory would keep an engine for each of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .base import Feature
 
 
 class TranslatedSchemas(Feature):
-    """Has whatever the session sends name its tables' schemas as the unit was asked, flushes included."""
+    """Makes everything that the session sends, flushes included, use the schema names that the unit asked for."""
 
     def __init__(self, unit: Any) -> None:
         super().__init__(unit)

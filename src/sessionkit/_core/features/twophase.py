@@ -1,9 +1,8 @@
-"""Two-phase commit: the databases of a unit commit as one, whoever dies in the middle.
+"""Two-phase commit: the databases of a unit commit as one, even if a process or a server dies in the middle.
 
-All transactions are prepared, the coordinator's (the first database that was used) last. Then the coordinator's is
+All transactions are prepared, the coordinator's (on the first database that was used) last. Then the coordinator's is
 committed, and that is the decision: the others follow. The coordinator's transaction holds the unit's commit marker, so
-that whoever comes later can find out what was decided. A participant that is left prepared is ended by
-``binding.recover_prepared``.
+the decision can be found out later. Participants that stay prepared are ended by ``binding.recover_prepared``.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sessionkit")
 
 CLAIM_TIMEOUT = 2.0
-"""How long the answer of a commit marker is waited for, in seconds, where nobody gave a time."""
+"""How long to wait for the answer of a commit marker if no time was given, in seconds."""
 
 _able: WeakSet[Engine] = WeakSet()
 _identities: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
@@ -43,12 +42,12 @@ _GID = re.compile(r"sessionkit\.([0-9a-f]{32})\.([0-9]+)\.([0-9a-f]{16})")
 
 
 class Gid(NamedTuple):
-    """The name of a prepared transaction of ours.
+    """The name of a transaction that sessionkit has prepared.
 
     Attributes:
-        key: of the unit, and so of its commit marker.
+        key: the key of the unit, and so of its commit marker.
         number: 0 is the coordinator.
-        coordinator: the identity of the coordinator's database, where the marker is.
+        coordinator: the identity of the coordinator's database, which holds the marker.
     """
 
     key: str
@@ -60,16 +59,16 @@ class Gid(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Gid | None:
-        """Return the name's parts, or None if somebody else has given it."""
+        """Return the parts of the name, or None if sessionkit did not give it."""
         match = _GID.fullmatch(text)
         return None if match is None else cls(match[1], int(match[2]), match[3])
 
 
 def two_phase_of(bind: Engine | Connection) -> TwoPhase:
-    """Return how a two-phase commit is done on an engine.
+    """Return how to do a two-phase commit on an engine.
 
     Raises:
-        OptionError: it cannot be.
+        OptionError: it has no two-phase commit.
     """
     found = _dialects.of(bind).two_phase
     if found is None:
@@ -96,7 +95,7 @@ def refuse_unable(connection: Connection) -> None:
 
 
 def identity_of(connection: Connection) -> str:
-    """Return what names the database of a connection. Asks once for each engine."""
+    """Return a name for the database of a connection. Asks once for each engine."""
     engine = _dialects.root_of(connection.engine)
     known = _identities.get(engine)
     if known is None:
@@ -105,34 +104,34 @@ def identity_of(connection: Connection) -> str:
 
 
 def refuse_inside_two_phases(unit: Any) -> None:
-    """Refuse a unit inside one whose databases commit as one, unless it is to commit by itself.
+    """Refuse a unit inside one whose databases commit as one, unless it commits on its own.
 
     Raises:
-        ScopeError: it would take no part in that.
+        ScopeError: it would take no part in that commit.
     """
     for outer in unit.enclosing:
         if unit.request.propagation != "new" and any(feature.two_phases for feature in outer.features):
             raise ScopeError(
-                f"a scope of another factory was opened inside {outer}, whose databases commit as one, but this one "
-                "would not take part: have one factory with binds= for all of them, or ask for propagation='new' "
-                "if it is to commit by itself"
+                f"a scope of another factory was opened inside {outer}, whose databases commit as one: this one "
+                "would not take part; use one factory with binds= for all of them, or let it commit on its own with "
+                "propagation='new'"
             )
 
 
 class TwoPhaseCommit(Feature):
-    """Has what the unit did in several databases commit as one."""
+    """Makes the unit's work in several databases commit as one."""
 
     def __init__(self, unit: Any) -> None:
         super().__init__(unit)
-        # The transactions begin as any others; whether they are prepared is decided when it is known how many they are.
+        # The transactions begin like any others: whether they get prepared depends on how many there are at the end.
         unit.session.twophase = False
         self.two_phases = True
-        self._ballot: Ballot | None = None
+        self._decision: TwoPhaseDecision | None = None
 
     @property
     def state(self) -> State | None:  # type: ignore[override]
-        """How the ballot ended, if there was one."""
-        return None if self._ballot is None else _STATES[self._ballot.outcome]
+        """How the two-phase commit ended, if there was one."""
+        return None if self._decision is None else _STATES[self._decision.outcome]
 
     def check(self, engine: Engine) -> None:
         two_phase_of(engine)
@@ -144,8 +143,8 @@ class TwoPhaseCommit(Feature):
         two_phase_of(bind)
         if isinstance(bind, Connection):
             raise OptionError(
-                f"twophase=True was asked for, but the session is bound to {bind!r}, whose transaction is not the "
-                "scope's to prepare; bind the factory to an engine"
+                f"twophase=True was asked for, but the session is bound to {bind!r}, whose transaction the scope must not "
+                "prepare; bind the factory to an engine"
             )
         return bind
 
@@ -155,15 +154,15 @@ class TwoPhaseCommit(Feature):
             connection.prepares = True
 
     def commit(self, held: list[Connection]) -> bool:
-        # One database commits as one by itself, and what has only read has nothing to tear.
+        # A single database needs no two-phase commit, and a unit that only reads has nothing to commit.
         unit = self.unit
         if not self.two_phases or len(held) < 2 or unit.preset.read_only:
             return False
         self.key = commits.new_key()
-        ballot = self._ballot = Ballot(unit.transaction, self.key, unit.asynchronous)
+        decision = self._decision = TwoPhaseDecision(unit.transaction, self.key, unit.asynchronous)
         if unit.request.verify_commit:
-            unit.question = ballot.find_out
-        ballot.commit()
+            unit.question = decision.find_out
+        decision.commit()
         return True
 
 
@@ -176,16 +175,16 @@ class _Participant(NamedTuple):
     gid: Gid
 
 
-class Ballot:
+class TwoPhaseDecision:
     """The two-phase commit of one unit.
 
     Args:
-        transaction: the unit's, flushed.
-        key: of the unit's commit marker.
+        transaction: the unit's transaction, flushed.
+        key: the key of the unit's commit marker.
         asynchronous: whether the unit is async.
 
     Attributes:
-        outcome: how the unit has ended.
+        outcome: how the unit ended.
     """
 
     def __init__(self, transaction: SessionTransaction, key: str, asynchronous: bool) -> None:
@@ -198,10 +197,10 @@ class Ballot:
         self._engines = [participant.connection.engine for participant in self._participants]
 
     def commit(self) -> None:
-        """Prepare all, commit the coordinator, commit the others; an error of those is recovery's to mend.
+        """Prepare all, commit the coordinator, then commit the others; if one of these fails, recovery ends it.
 
         Raises:
-            Exception: nothing was committed, or ``outcome`` is "unknown" and everything is left prepared.
+            Exception: nothing was committed, or ``outcome`` is "unknown" and everything is still prepared.
         """
         self._prepare()
         self._decide()
@@ -210,7 +209,7 @@ class Ballot:
         for connection, core, _ in self._participants:
             try:
                 if not connection.invalidated:
-                    core.commit()  # of the empty transaction in which SQLAlchemy believes to be
+                    core.commit()  # of the empty transaction that SQLAlchemy believes is open
             except DBAPIError:
                 logger.debug("a connection was lost after a two-phase commit", exc_info=True)
         settle(self._transaction)
@@ -226,11 +225,11 @@ class Ballot:
                 connection.execute(two_phase_of(connection).prepare(str(participant.gid)))
         except BaseException as error:
             if tried and isinstance(error, DBAPIError) and not is_lost(error):
-                del tried[-1]  # the server has answered: it is rolled back
+                del tried[-1]  # the server has answered, so this one is rolled back
             for participant in tried:
                 if participant.connection.invalidated and not isinstance(error, Exception):
-                    # SQLAlchemy drops a connection on which a statement was interrupted: the server itself is well.
-                    self._end_anew(participant, False)
+                    # SQLAlchemy drops a connection on which a statement was interrupted, but its server is fine.
+                    self._end_on_new_connection(participant, False)
                 else:
                     self._end(participant, False)
             raise
@@ -244,7 +243,7 @@ class Ballot:
                 first.connection.execute(two_phase.end(str(first.gid), True))
         except DBAPIError as error:
             if is_lost(error):
-                raise  # maybe it was committed: nobody rolls back
+                raise  # it may have been committed, so roll nothing back
             self.outcome = self._take_back()
             if self.outcome == "rolled back":
                 for participant in self._participants[1:]:
@@ -254,13 +253,13 @@ class Ballot:
         self.outcome = "committed"
 
     def _take_back(self) -> Outcome:
-        """Roll the coordinator back after its server has refused to commit it."""
+        """Roll the coordinator back after its server refused to commit it."""
         try:
             return end_coordinator(
                 self._engines[0], self._participants[0].gid, False, CLAIM_TIMEOUT, self._asynchronous
             )
         except (DBAPIError, OSError):
-            logger.warning("a two-phase commit was refused, and could not be taken back", exc_info=True)
+            logger.warning("a two-phase commit was refused, and could not be rolled back", exc_info=True)
             return "unknown"
 
     def _end(self, participant: _Participant, commit: bool) -> None:
@@ -273,18 +272,18 @@ class Ballot:
             with two_phase.outside(connection):
                 connection.execute(two_phase.end(str(participant.gid), commit))
         except Exception as error:
-            if not two_phase.gone(error):  # recovery was faster, and goes by the same decision
+            if not two_phase.gone(error):  # if it is gone, recovery was faster, and it follows the same decision
                 logger.warning("%s is left prepared; recover_prepared() ends it", participant.gid, exc_info=True)
 
     def find_out(self, seconds: float) -> commits.Verdict:
-        """Commit the coordinator once more, after its answer was lost, and end the others as it was; return how."""
-        verdict = end_coordinator(self._engines[0], self._participants[0].gid, True, seconds, self._asynchronous)
-        self.outcome = verdict
+        """Commit the coordinator again after its answer was lost, end the others in the same way, and return how."""
+        outcome = end_coordinator(self._engines[0], self._participants[0].gid, True, seconds, self._asynchronous)
+        self.outcome = outcome
         for participant in self._participants[1:]:
-            self._end_anew(participant, verdict == "committed")
-        return verdict
+            self._end_on_new_connection(participant, outcome == "committed")
+        return outcome
 
-    def _end_anew(self, participant: _Participant, commit: bool) -> None:
+    def _end_on_new_connection(self, participant: _Participant, commit: bool) -> None:
         try:
             end_prepared(self._engines[participant.gid.number], participant.gid, commit)
         except (DBAPIError, OSError):
@@ -292,7 +291,7 @@ class Ballot:
 
 
 def end_prepared(engine: Engine, gid: Gid, commit: bool) -> bool:
-    """Commit or roll back a prepared transaction on a new connection; tell whether it was still there."""
+    """Commit or roll back a prepared transaction on a new connection; return whether it was still there."""
     two_phase = two_phase_of(engine)
     with engine.connect() as connection:
         try:
@@ -305,10 +304,10 @@ def end_prepared(engine: Engine, gid: Gid, commit: bool) -> bool:
 
 
 def end_coordinator(engine: Engine, gid: Gid, commit: bool, seconds: float, asynchronous: bool) -> commits.Verdict:
-    """Commit or roll back a coordinator's prepared transaction, unless somebody else has ended it; return how it ended.
+    """Commit or roll back a coordinator's prepared transaction, unless it has already ended; return how it ended.
 
     Raises:
-        DBAPIError: no answer could be had.
+        DBAPIError: there was no answer.
     """
     if end_prepared(engine, gid, commit):
         return "committed" if commit else "rolled back"

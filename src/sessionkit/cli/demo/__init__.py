@@ -1,7 +1,7 @@
 """`sessionkit demo`: a tour of scopes on a real database.
 
-A step is a function: it lets the stage (``_stage``) run a piece of code, which is shown as it stands here, checks what
-came of it, and returns that in a sentence. To add a step, write one and put it into `STEPS`.
+A step is a function. It lets the stage (``_stage``) show and run a piece of code, checks the result, and returns it as a
+sentence. To add a step, write a function and put it into `STEPS`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def run(url: str | None = None, *, plain: bool = False, rows: int = ROWS) -> int
     Args:
         url: the database; default: a SQLite file in a temporary directory.
         plain: do not use rich.
-        rows: how many the last step loads.
+        rows: the number of rows that the last step loads.
     """
     screen = console(plain)
     with tempfile.TemporaryDirectory(prefix="sessionkit-demo-", ignore_cleanup_errors=True) as folder:
@@ -76,7 +76,7 @@ def run(url: str | None = None, *, plain: bool = False, rows: int = ROWS) -> int
 
 
 class _Unusable(Exception):
-    """The tour cannot run there."""
+    """The tour cannot run on this database."""
 
 
 def _checked(url: str) -> URL:
@@ -85,8 +85,8 @@ def _checked(url: str) -> URL:
         backend = address.get_backend_name()
         example = {"postgresql": "postgresql+psycopg"}.get(backend, backend)
         raise _Unusable(
-            f"{address.drivername} is an async driver, and most of the tour is sync code; "
-            f"write {example}:// instead, the async step finds its driver by itself"
+            f"{address.drivername} is an async driver, and most of the tour is sync code; write {example}:// instead; "
+            "the async step finds its driver automatically"
         )
     return address
 
@@ -98,8 +98,8 @@ def _tour(stage: Stage, steps: Iterable[Callable[[Stage], str]]) -> int:
         for name in (*Base.metadata.tables, Reading.__tablename__):
             if there.has_table(name):
                 screen.error(
-                    f"the table {name} exists already, perhaps from a tour that was killed; "
-                    "the demo does not touch tables that it has not made: drop it and try again"
+                    f"the table {name} already exists, perhaps from a tour that was killed; the demo does not touch "
+                    "tables that it did not create: drop it and try again"
                 )
                 return 2
         Base.metadata.create_all(stage.engine)
@@ -111,8 +111,8 @@ def _tour(stage: Stage, steps: Iterable[Callable[[Stage], str]]) -> int:
     try:
         screen.title(
             "sessionkit: scopes that tell the truth about their commit",
-            f"{stage.engine.dialect.name} {server} at {stage.url!r}; "
-            "for each step its code, the SQL that it sends, and what happened",
+            f"{stage.engine.dialect.name} {server} at {stage.url!r}; each step shows its code, the SQL that it sends, "
+            "and the result",
         )
         rows = [_show(stage, number, step) for number, step in enumerate(steps, 1)]
     finally:
@@ -120,7 +120,7 @@ def _tour(stage: Stage, steps: Iterable[Callable[[Stage], str]]) -> int:
     screen.table("What happened", ("step", "result"), rows)
     failed = sum(1 for mark, _ in rows if mark is False)
     if failed:
-        screen.error(f"{failed} of {len(rows)} steps did not do what they promise")
+        screen.error(f"{failed} of {len(rows)} steps did not do what they promised")
     return 1 if failed else 0
 
 
@@ -139,7 +139,7 @@ def _show(stage: Stage, number: int, step: Callable[[Stage], str]) -> tuple[bool
     except LeftOut as reason:
         stage.screen.sql([f"-- left out: {reason}"])
         return None, (title, f"left out: {reason}")
-    except Exception as error:  # noqa: BLE001 - the other steps are shown all the same
+    except Exception as error:  # noqa: BLE001 - the other steps still run
         what = str(error) if isinstance(error, Misbehaved) else f"{type(error).__name__}: {first_line(error)}"
         stage.screen.result(what, False)
         return False, (title, what)

@@ -1,4 +1,4 @@
-"""The steps about others who are at work at the same time: versions, retry, isolation."""
+"""The steps about concurrent work: versions, retry, isolation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def conflict_is_found(stage: Stage) -> str:
-    """Two people save what both have seen."""
+    """Two people edit the same row."""
     Session = stage.Session
     with stage.ledger.looking_away(), Session.scope() as session:
         session.add(Price(product="teapot", cents=1900))
@@ -44,13 +44,13 @@ def conflict_is_found(stage: Stage) -> str:
     ran = stage.play(code)
     stage.expect(isinstance(ran.error, VersionConflict), f"it raised {ran.error!r}")
     stage.expect(_cents(stage) == 1800, f"the price is {_cents(stage)}, but it should be Bob's 1800")
-    return "VersionConflict: Bob's price stands, and Ann is told that she has not seen it"
+    return "VersionConflict: Bob's price stays, and Ann learns that it changed after she read it"
 
 
 def unit_is_retried(stage: Stage) -> str:
-    """A unit that somebody is in the way of is run again."""
+    """A unit that meets a conflict runs again."""
     if in_memory(stage.engine):
-        raise LeftOut("nobody else can come to a SQLite database in memory")
+        raise LeftOut("no other connection can use a SQLite database in memory")
     Session, ledger = stage.Session, stage.ledger
     engine = create_engine(stage.url)
     try:
@@ -58,7 +58,7 @@ def unit_is_retried(stage: Stage) -> str:
             bob.execute(update(Price).values(cents=Price.cents + 50, version_id=Price.version_id + 1))
 
             def bob_commits(attempt: Attempt) -> None:
-                ledger.remark(f"attempt {attempt.number} waited in vain; Bob commits, and all of it is run again")
+                ledger.remark(f"attempt {attempt.number} failed; Bob commits, and the whole unit runs again")
                 bob.commit()
 
             def code() -> None:
@@ -75,7 +75,7 @@ def unit_is_retried(stage: Stage) -> str:
         engine.dispose()
     stage.expect(ran.error is None, f"it raised {ran.error!r}")
     stage.expect(_cents(stage) == 1750, f"the price is {_cents(stage)}, but it should be 1800 + 50 - 100")
-    return "the second attempt read what Bob had committed: no change is lost, and the caller saw no error"
+    return "the second attempt read what Bob had committed: no change is lost, and the caller sees no error"
 
 
 def report_only_reads(stage: Stage) -> str:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from ._stage import Stage
 
 MEMORY = 16.0
-"""By how many MB a load may make the process grow, however many rows it has."""
+"""The growth in MB that a load may cause, whatever its number of rows."""
 
 
 def loads(stage: Stage) -> str:
     """Many rows at once."""
-    # Not the engine that the ledger follows: that would note a line for each row.
+    # Not the engine that the ledger follows: the ledger would record a line for each row.
     engine = create_engine(stage.url)
     Session, readings, memory = sessionmaker(engine), Readings(stage.rows), Memory()
 

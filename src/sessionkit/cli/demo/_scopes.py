@@ -1,4 +1,4 @@
-"""The steps about scopes: what is committed, what is not, and who is told."""
+"""The steps about scopes: what is committed, what is not, and how the caller learns it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def hook_waits(stage: Stage) -> str:
 
     def code() -> None:
         def mail() -> None:
-            remark(f"mail to bob, who has {balances()['bob']} in the database")
+            remark(f"mail to bob: {balances()['bob']} in the database")
 
         with Session.scope() as session:
             session.get_one(Account, "bob").balance += 5
@@ -81,7 +81,7 @@ def hook_waits(stage: Stage) -> str:
 
     ran = stage.play(code)
     stage.expect(ran.error is None, f"it raised {ran.error!r}")
-    stage.expect(ran.sql[-2:] == ["COMMIT", "-- mail to bob, who has 35 in the database"], "the mail did not wait")
+    stage.expect(ran.sql[-2:] == ["COMMIT", "-- mail to bob: 35 in the database"], "the mail did not wait")
     return "the mail left after COMMIT; a rollback would have dropped it"
 
 
@@ -102,7 +102,7 @@ def joins(stage: Stage) -> str:
     stage.expect(ran.error is None, f"it raised {ran.error!r}")
     stage.expect(ran.sql.count("COMMIT") == 1, "it was not one transaction")
     stage.expect_balances(ann=80, bob=45)
-    return "two functions with scopes of their own, one transaction: the outermost commits"
+    return "two functions with their own scopes, one transaction: the outermost commits"
 
 
 def savepoint_heals(stage: Stage) -> str:

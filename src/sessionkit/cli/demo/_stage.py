@@ -1,4 +1,4 @@
-"""Where the tour plays: a step has a piece of code run, which is shown as it stands, and is held to what it promises."""
+"""The stage of the tour: it shows and runs a piece of code for a step, and checks what the step promises."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["ROWS", "Account", "Base", "LeftOut", "Misbehaved", "Price", "Ran", "Stage", "first_line", "in_memory"]
 
 ROWS = 10_000
-"""How many are loaded where nobody says."""
+"""The default number of rows to load."""
 
 
 class Base(DeclarativeBase):
-    """The demo's own tables."""
+    """Base of the demo's own tables."""
 
 
 class Account(Base):
@@ -60,7 +60,7 @@ class LeftOut(Exception):
 
 
 class Ran(NamedTuple):
-    """What came of a piece of code."""
+    """The result of a piece of code."""
 
     sql: list[str]
     error: BaseException | None
@@ -68,7 +68,7 @@ class Ran(NamedTuple):
 
 
 class Stage:
-    """What the steps work with: the engine, the factory, and the eyes of the audience."""
+    """What the steps work with: the engine, the factory, and the screen."""
 
     def __init__(self, url: URL, screen: Console, rows: int = ROWS) -> None:
         self.url = url
@@ -87,7 +87,7 @@ class Stage:
         with self.ledger.recording():
             try:
                 value = code()
-            except Exception as raised:  # noqa: BLE001 - it is shown, and the step judges it
+            except Exception as raised:  # noqa: BLE001 - shown, and judged by the step
                 error = raised
         self.screen.sql(self.ledger.lines)
         if error is not None:
@@ -95,22 +95,22 @@ class Stage:
         return Ran(self.ledger.lines, error, value)
 
     def balances(self) -> dict[str, int]:
-        """Look at what is committed."""
+        """Return what is committed."""
         with self.ledger.looking_away(), self.engine.connect() as connection:
             rows = connection.execute(select(Account.owner, Account.balance).order_by(Account.owner))
             return {row.owner: row.balance for row in rows}
 
     def expect(self, fact: object, otherwise: str) -> None:
-        """Hold a step to its promise.
+        """Check the promise of a step.
 
         Raises:
-            Misbehaved: it did not keep it.
+            Misbehaved: the step broke it.
         """
         if not fact:
             raise Misbehaved(otherwise)
 
     def expect_balances(self, **balances: int) -> None:
-        """Hold a step to what must be committed now."""
+        """Check what must be committed now."""
         found = self.balances()
         self.expect(found == balances, f"the database holds {found}, but it should hold {balances}")
 
@@ -119,7 +119,7 @@ def _body_of(code: Callable[[], object]) -> str:
     try:
         lines, _ = inspect.getsourcelines(code)
     except OSError:  # an installation without sources
-        return "(the source is not there to be shown)"
+        return "(the source code is not available)"
     body = textwrap.dedent("".join(lines[1:])).rstrip()
     return "\n".join(line.partition("  # noqa")[0] for line in body.splitlines())
 
@@ -129,5 +129,5 @@ def first_line(error: BaseException) -> str:
 
 
 def in_memory(engine: Engine) -> bool:
-    """Tell whether the database is in the memory of this process."""
+    """Return whether the database is in the memory of this process."""
     return _dialects.of(engine).lives_in_memory(engine)

@@ -37,7 +37,7 @@ def async_twin(stage: Stage) -> str:
             await engine.dispose()
 
     def in_a_loop() -> None:
-        # Not the default loop: on Windows that is one which psycopg cannot use.
+        # Not the default loop: psycopg cannot use the default one of Windows.
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
             runner.run(code_and_dispose())
 
@@ -45,14 +45,14 @@ def async_twin(stage: Stage) -> str:
     ran = stage.play(in_a_loop)
     stage.expect(ran.error is None, f"it raised {ran.error!r}")
     stage.expect_balances(ann=100, bob=45, safe=20)
-    return "one name for both: an async factory makes async scopes"
+    return "the same name for sync and async: an async factory makes async scopes"
 
 
 def _async_url(engine: Engine) -> URL:
-    """Return the address for the async driver.
+    """Return the URL for the async driver.
 
     Raises:
-        LeftOut: there is none, or it is not installed.
+        LeftOut: there is no async driver, or it is not installed.
     """
     url = engine.url
     driver = {"sqlite": "aiosqlite", "postgresql": "psycopg"}.get(url.get_backend_name())

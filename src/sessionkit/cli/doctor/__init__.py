@@ -1,17 +1,17 @@
-"""`sessionkit doctor`: looks at a database and an engine, and says what is wrong and what mends it. It changes nothing.
+"""`sessionkit doctor`: checks a database and an engine, and reports what is wrong and how to fix it. Changes nothing.
 
 =================  ====================================================================================
-``_finding``       what is found: data
-``_words``         how values are said, without passwords and other people's data
-``_patient``       the engine that is looked at, so that it only reads
-``_file``          a SQLite file, opened so that nothing is written
-``_general``       checks for every database
-``_postgresql``    checks of a PostgreSQL server and its sessions
-``_pool``          checks of the pool, and of what stands between it and the server
-``_replication``   checks of replicas
-``_sqlite``        checks of a SQLite file and its engine
-``_tables``        checks of commit markers, models and migrations
-``_examine``       the table of the checks, and how they are carried out
+``_finding``       the findings: data
+``_words``         how to print values, without passwords and other people's data
+``_patient``       the engine to examine: it may only read
+``_file``          a SQLite file: opened without writing anything
+``_general``       checks: every database
+``_postgresql``    checks: a PostgreSQL server and its sessions
+``_pool``          checks: the pool, and poolers between it and the server
+``_replication``   checks: replicas
+``_sqlite``        checks: a SQLite file and its engine
+``_tables``        checks: commit markers, models and migrations
+``_examine``       the table of the checks, and how they run
 ``_report``        text and JSON
 =================  ====================================================================================
 """
@@ -50,10 +50,10 @@ def run(
         database: a URL, or an engine as ``module:name``.
         readers: replicas of it, in the same way.
         metadata: the declarative base, as ``module:name``.
-        alembic: where the migrations are.
-        live: tell who waits for whom at this moment too.
-        limits: from where on something is worth a word.
-        as_a_document: print JSON.
+        alembic: the directory of the migrations.
+        live: whether to show which sessions wait for which at this moment.
+        limits: the limits from which to report a problem.
+        as_a_document: whether to print JSON.
         plain: do not use rich.
     """
     limits = limits or Limits()
@@ -61,7 +61,8 @@ def run(
         patient = patient_of(database, limits)
         if live and patient.engine.dialect.name not in LIVE:
             raise Unusable(
-                f"--live tells who waits for whom on {', '.join(LIVE)}; {patient.engine.dialect.name} does not tell it"
+                f"--live shows which sessions wait for which, and works on {', '.join(LIVE)}, not on "
+                f"{patient.engine.dialect.name}; leave it out"
             )
         case = Case(
             patient,

@@ -1,7 +1,7 @@
-"""The examination: which checks there are for which database, and that none of them can stop or outlast the others.
+"""The examination: which checks apply to which database. No check can stop the others or run for ever.
 
-To add a check, write a function of a connection and the patient that yields findings, and put it into a row of `CHECKS`.
-Each runs in a transaction of its own, so that one that fails spoils none of the others.
+To add a check, write a function of a connection and the patient that yields findings, and put it into a row of `CHECKS`. Each
+check runs in its own transaction, so a failing one does not affect the others.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Check(NamedTuple):
     """A row of the table.
 
     Attributes:
-        name: how it is called where it cannot be carried out.
+        name: the name to report if the check itself fails.
         run: yields findings.
-        silence: what it means that nothing is heard of it any more; None: that the server hangs. Such a check comes last.
+        silence: the finding if the check never returns; None means that the server hangs. A check with one comes last.
     """
 
     name: str
@@ -82,7 +82,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     ),
 }
 LIVE = {"postgresql": Check("sessions.waits", _postgresql.waits)}
-"""What `--live` asks, where the server tells it."""
+"""The check of `--live`, for servers that support it."""
 
 OTHERS = (
     Check("server.known", _general.unknown),
@@ -99,23 +99,23 @@ def _nothing(connection: Connection, patient: Patient) -> tuple[()]:
 
 _CONNECTION = Check("server.connection", _nothing)
 
-# What the thread says: that it begins with a check, what it has found, that it broke, and that it is done.
+# What the thread reports: the start of a check, a finding, an error of its own, or the end.
 _Said = Check | Finding | BaseException | None
 
 SLACK = 5.0
-"""By how many seconds a check may be silent for longer than a connection attempt and a statement take."""
+"""Extra seconds that a check may be silent, on top of a connection attempt and a statement."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is to be examined.
+    """What to examine.
 
     Attributes:
         patient: the database.
-        readers: the replicas of it.
-        models: the application's classes, if they were named.
-        migrations: Alembic's configuration, if it was named.
-        live: tell who waits for whom at this moment too.
+        readers: its replicas.
+        models: the application's classes, if named.
+        migrations: Alembic's configuration, if named.
+        live: whether to show which sessions wait for which at this moment.
     """
 
     patient: Patient
@@ -125,7 +125,7 @@ class Case:
     live: bool = False
 
     def checks(self) -> list[Check]:
-        """Return those of the database."""
+        """Return the checks of the database."""
         checks = list(CHECKS.get(self.patient.engine.dialect.name, OTHERS))
         if self.live:
             checks.append(LIVE[self.patient.engine.dialect.name])
@@ -137,11 +137,10 @@ class Case:
 
 
 def examine(case: Case) -> list[Finding]:
-    """Return all findings, group by group. It changes nothing, and ends whatever the server does.
+    """Return all findings, group by group. Changes nothing, and ends whatever the server does.
 
-    Each connection attempt and each statement has a limit. A server that takes a statement and says nothing at all any
-    more cannot be made to keep it; so the work is done in a thread of its own, which is left behind when it is silent
-    for too long.
+    Each connection attempt and each statement has a limit. But a server that accepts a statement and then hangs does not
+    enforce it. So the work runs in a separate thread, which is abandoned when it is silent for too long.
     """
     told: queue.Queue[_Said] = queue.Queue()
     threading.Thread(target=_work, args=(case, told.put), name="sessionkit-doctor", daemon=True).start()
@@ -163,8 +162,8 @@ def examine(case: Case) -> list[Finding]:
 
 
 def _silent(name: str, seconds: float) -> Finding:
-    hint = "look whether the server hangs, or the network swallows what is sent; --timeout waits longer"
-    return fail(name, f"no answer for {seconds:g} s, so nothing else was looked at", hint)
+    hint = "check whether the server hangs, or the network drops packets; --timeout waits longer"
+    return fail(name, f"no answer for {seconds:g} s, so nothing else was checked", hint)
 
 
 def _in_groups(findings: list[Finding]) -> list[Finding]:
@@ -175,12 +174,12 @@ def _in_groups(findings: list[Finding]) -> list[Finding]:
 def _work(case: Case, tell: Callable[[_Said], None]) -> None:
     try:
         if any(patient.engine.dialect.is_async for patient in (case.patient, *case.readers)):
-            # Not the default loop: on Windows that is one which psycopg cannot use.
+            # Not the default loop: psycopg cannot use the default one of Windows.
             with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
                 runner.run(_in_greenlet(case, tell))
         else:
             _examine(case, tell)
-    except BaseException as error:  # noqa: BLE001 - raised where the findings are waited for
+    except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for the findings
         tell(error)
     else:
         tell(None)
@@ -205,7 +204,7 @@ def _examine(case: Case, tell: Callable[[_Said], None]) -> None:
                 if check.silence is None:
                     _carry_out(check, patient, tell)
             if case.readers:
-                # Without it there is one comparison less.
+                # Without it one comparison is skipped.
                 with suppress(DBAPIError), patient.looking() as connection:
                     primary = _replication.position(connection, patient)
         for number, reader in enumerate(case.readers, 1):
@@ -224,7 +223,7 @@ def _reach(check: Check, patient: Patient, tell: Callable[[_Said], None]) -> boo
     try:
         with patient.looking():
             return True
-    except Exception as error:  # noqa: BLE001 - drivers raise what they like where nobody answers
+    except Exception as error:  # noqa: BLE001 - drivers raise various errors when no server answers
         tell(_unreachable(check.name, patient, error))
         return False
 
@@ -235,7 +234,7 @@ def _carry_out(check: Check, patient: Patient, tell: Callable[[_Said], None]) ->
         with patient.looking() as connection:
             for finding in check.run(connection, patient):
                 tell(finding)
-    except Exception as error:  # noqa: BLE001 - the others are carried out all the same
+    except Exception as error:  # noqa: BLE001 - the other checks still run
         tell(_not_asked(check.name, patient, error))
 
 
@@ -244,28 +243,30 @@ def _not_asked(check: str, patient: Patient, error: Exception) -> Finding:
     known = classify(error) if isinstance(error, DBAPIError) else None
     code = known.code if known is not None else None
     if known is not None and known.kind == "busy":
-        return fail(check, text, "somebody holds a lock for long: end that transaction, and ask the doctor again")
+        return fail(check, text, "a transaction holds a lock for long: end it, and run the doctor again")
     if code == "42501":
-        return warn(check, f"the role may not ask for it: {text}", "GRANT pg_monitor to the role, or ask another one")
+        return warn(check, f"the role may not query this: {text}", "GRANT pg_monitor to the role, or use another one")
     if code in {"57014", "55P03"}:
-        return warn(check, f"not known after {patient.limits.timeout:g} s: {text}", "--timeout waits longer")
+        return warn(check, f"no result after {patient.limits.timeout:g} s: {text}", "--timeout waits longer")
     if code in {"26000", "42P05"}:
         return fail(
             check,
-            f"a pooler hands this engine's server connections on, and its statements are prepared on others: {text}",
-            "look at pool.pooler of the doctor for this engine's URL",
+            "a pooler switches the server connections of this engine, so its prepared statements are on other "
+            f"connections: {text}",
+            "run the doctor with this engine's URL, and see pool.pooler",
         )
     kind = "" if isinstance(error, DBAPIError) else f"{type(error).__name__}: "
-    return fail(check, f"could not be looked at: {kind}{text}", "mend that first, and ask the doctor again")
+    return fail(check, f"could not be checked: {kind}{text}", "fix that first, and run the doctor again")
 
 
 _ADVICE = {
-    "28P01": "look at the password: in the URL, in PGPASSWORD, in ~/.pgpass",
-    "28000": "look at the user, and at the server's pg_hba.conf",
-    "3D000": "look at the name; CREATE DATABASE makes it",
-    "53300": "all places are taken: make the pools smaller, or put a pooler in between",
-    "08P01": "if a pooler is in between, in statement mode: pool_mode = transaction, as there are no transactions otherwise",
-    "57P03": "the server is starting or stopping: ask again",
+    "28P01": "check the password: in the URL, in PGPASSWORD, in ~/.pgpass",
+    "28000": "check the user, and the server's pg_hba.conf",
+    "3D000": "check the name; CREATE DATABASE creates it",
+    "53300": "all connection slots are taken: make the pools smaller, or put a pooler in between",
+    "08P01": "if there is a pooler in statement mode: set pool_mode = transaction, because statement mode has no "
+    "transactions",
+    "57P03": "the server is starting or stopping: try again",
 }
 
 
@@ -279,7 +280,7 @@ def _unreachable(check: str, patient: Patient, error: Exception) -> Finding:
     return fail(
         check,
         f"no connection: {text}" if isinstance(error, DBAPIError) else f"no connection: {type(error).__name__}: {text}",
-        advice or f"look whether {place} is up and lets this machine in, and at user, password and database"
+        advice or f"check whether {place} is up and accepts this machine, and check user, password and database"
         if patient.reading is None
-        else f"look whether another process locks {url.database}, and what lies beside it (-journal, -wal)",
+        else f"check whether another process locks {url.database}, and the files beside it (-journal, -wal)",
     )

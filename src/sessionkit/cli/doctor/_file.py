@@ -1,8 +1,9 @@
-"""A SQLite file, opened so that nothing is written: neither into it, nor beside it.
+"""A SQLite file, opened so that nothing is written to it or beside it.
 
-``mode=ro`` alone is not enough. A file in WAL mode that nobody has open gets a ``-wal`` and a ``-shm`` beside it even from
-a reader, who then may not delete them (https://www.sqlite.org/wal.html, "Read-Only Databases"). Such a file is opened with
-``immutable=1``: where there is no ``-wal``, the file is all there is.
+``mode=ro`` alone is not enough. When a file in WAL mode is not open
+elsewhere, even a reader creates a ``-wal`` and a ``-shm`` beside it, and may not delete them afterwards
+(https://www.sqlite.org/wal.html, "Read-Only Databases"). Such a file is opened with ``immutable=1``: without a ``-wal``, the
+file holds all the data.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _MAGIC = b"SQLite format 3\0"
 
 
 def path_of(url: URL) -> Path | None:
-    """Return where the file of an address is; None: it has none."""
+    """Return the path of the file in a URL; None if there is no file."""
     name = url.database
     if url.query.get("mode") == "memory" or not name or name.startswith((":memory:", "file::memory:")):
         return None
@@ -38,11 +39,11 @@ def path_of(url: URL) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the first bytes of a file tell (https://www.sqlite.org/fileformat.html, "The Database Header").
+    """What the first bytes of a file show (https://www.sqlite.org/fileformat.html, "The Database Header").
 
     Attributes:
-        wal: it is in WAL mode, whoever opens it.
-        empty: it has no bytes at all, as before its first table.
+        wal: whether it is in WAL mode.
+        empty: whether it has no bytes at all, as before its first table.
     """
 
     wal: bool
@@ -50,7 +51,7 @@ class Header:
 
 
 def header(path: Path) -> Header | None:
-    """Read the first bytes; None: it is no SQLite database."""
+    """Read the first bytes; None if it is not a SQLite database."""
     with path.open("rb") as file:
         start = file.read(100)
     if not start:
@@ -59,10 +60,10 @@ def header(path: Path) -> Header | None:
 
 
 class FileReading:
-    """Has an engine open its file for reading.
+    """Makes an engine open its file for reading.
 
     Attributes:
-        wants_wal: a connection of the engine has asked for WAL mode, as `sqlite.configure` and many a listener do.
+        wants_wal: whether a connection of the engine has asked for WAL mode, as `sqlite.configure` and many listeners do.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +71,7 @@ class FileReading:
         self.wants_wal = False
 
     def connect(self, dialect: Any, cargs: Any, cparams: Any) -> Any:
-        """Connect as the engine would, but for reading."""
+        """Connect the way the engine would, but only for reading."""
         given = str(cargs[0])
         query = dict(parse_qsl(given.partition("?")[2])) if given.startswith("file:") else {}
         query["mode"] = "ro"
@@ -81,15 +82,15 @@ class FileReading:
         made = dialect.connect(uri, *cargs[1:], **{**cparams, "uri": True})
         if dialect.is_async:
             driver = made.driver_connection
-            # In its own thread, where alone the connection inside may be touched.
+            # In its own thread: the connection inside may not be used in any other.
             await_only(driver._execute(driver._conn.set_authorizer, self._authorize))
         else:
             made.set_authorizer(self._authorize)
         return made
 
     def _authorize(self, action: int, name: str | None, value: str | None, *_: object) -> int:
-        # A reader may not switch the file to another mode, and who sets up the engine's connections need not know that it
-        # reads: without this the connection would be refused.
+        # A reader may not change the journal mode, but listeners that set up the engine's connections may try: without this,
+        # SQLite would refuse the connection.
         if action == sqlite3.SQLITE_PRAGMA and value is not None and str(name).lower() == "journal_mode":
             self.wants_wal = self.wants_wal or value.lower() == "wal"
             return sqlite3.SQLITE_IGNORE
@@ -97,6 +98,6 @@ class FileReading:
 
 
 def reading(engine: Engine) -> FileReading | None:
-    """Return how an engine's file is read; None: it has none."""
+    """Return the `FileReading` of an engine's file; None if it has no file."""
     path = path_of(engine.url) if _dialects.of(engine) is _dialects.of_name("sqlite") else None
     return None if path is None else FileReading(path)

@@ -1,4 +1,4 @@
-"""What the doctor says: findings. They are data; `_report` prints them."""
+"""The findings of the doctor, as data; `_report` prints them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        check: what was looked at, as ``group.name``; it stays the same from release to release. One check may find
-            several things.
-        status: ``"ok"``; ``"warn"``: it works, and will hurt one day; ``"fail"``: it must be mended.
-        found: what is there, for people.
-        advice: the setting or command that mends it, for people; empty where all is well.
+        check: the name of the check, as ``group.name``; it stays the same from release to release. One check may have several
+            findings.
+        status: ``"ok"``; ``"warn"``: it works, but will cause trouble one day; ``"fail"``: it must be fixed.
+        found: what was found, for people.
+        advice: the setting or command that fixes it, for people; empty if there is no problem.
     """
 
     check: str
@@ -29,21 +29,21 @@ class Finding:
 
 
 def ok(check: str, found: str) -> Finding:
-    """Return a finding that all is well."""
+    """Return a finding without a problem."""
     return Finding(check, "ok", found)
 
 
 def warn(check: str, found: str, advice: str) -> Finding:
-    """Return a finding of what will hurt one day."""
+    """Return a finding that will cause trouble one day."""
     return Finding(check, "warn", found, advice)
 
 
 def fail(check: str, found: str, advice: str) -> Finding:
-    """Return a finding of what must be mended."""
+    """Return a finding that must be fixed."""
     return Finding(check, "fail", found, advice)
 
 
 def verdict(findings: list[Finding]) -> Status:
-    """Return the worst of all."""
+    """Return the worst status."""
     statuses = {finding.status for finding in findings}
     return "fail" if "fail" in statuses else "warn" if "warn" in statuses else "ok"

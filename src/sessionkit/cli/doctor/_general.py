@@ -1,4 +1,4 @@
-"""What can be asked of every database: the driver, and what each preset really gives."""
+"""Checks for every database: the driver, and what each preset really gives."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ PRESETS: dict[str, isolation.Preset] = {
         for name in ("READ_COMMITTED", "READ_ONLY", "REPEATABLE_READ", "SNAPSHOT", "SERIALIZABLE", "REPORT")
     },
 }
-"""The named ones, weakest first."""
+"""The named presets, weakest first."""
 
 Modes = tuple[bool, bool]
 """Whether a transaction is read-only and deferrable."""
 
 
 def driver(connection: Connection, patient: Patient) -> Iterator[Finding]:
-    """Tell which driver it is."""
+    """Report the driver."""
     module = type(connection.connection.driver_connection).__module__.partition(".")[0]
     version = str(getattr(sys.modules.get(module), "__version__", "")).partition(" ")[0]
     python = "{}.{}".format(*sys.version_info)
@@ -47,13 +47,13 @@ def driver(connection: Connection, patient: Patient) -> Iterator[Finding]:
 
 
 def row_counts(connection: Connection, patient: Patient) -> Iterator[Finding]:
-    """Tell what the driver can: count the rows of an UPDATE, without which no version is checked, and load many."""
+    """Check whether the driver counts the rows of an UPDATE, as versions need, and report how it inserts many rows."""
     check, dialect = "server.bulk", connection.dialect
     if not dialect.supports_sane_rowcount:
         yield fail(
             check,
             f"the driver {dialect.driver} cannot count the rows of an UPDATE, so versions cannot be checked",
-            "choose another driver: updates of Versioned classes are refused with this one",
+            "use another driver: this one refuses updates of Versioned classes",
         )
         return
     ladder = patient.entry.bulk.ladders.get("insert", ())
@@ -64,21 +64,21 @@ def row_counts(connection: Connection, patient: Patient) -> Iterator[Finding]:
 def presets(
     modes: Callable[[Connection], Modes] | None, *, locks: bool = False
 ) -> Callable[[Connection, Patient], Iterator[Finding]]:
-    """Return the check that asks what a transaction is, for each preset.
+    """Return the check that asks, for each preset, what its transaction really is.
 
     Args:
-        modes: how a connection is asked whether its transaction is read-only and deferrable; None: nobody knows.
-        locks: to begin can mean to wait for a lock.
+        modes: returns whether the transaction of a connection is read-only and deferrable; None if that is not known.
+        locks: whether BEGIN may wait for a lock.
     """
 
     def check(connection: Connection, patient: Patient) -> Iterator[Finding]:
-        connection.close()  # the pool may have one only
+        connection.close()  # the pool may have only one connection
         for name, preset in PRESETS.items():
-            # Elsewhere no timeouts: what sets them would take a snapshot, for which REPORT may have to wait.
+            # No timeouts elsewhere: setting them would take a snapshot, and REPORT may have to wait for that.
             asked = preset.replace(lock_timeout=patient.limits.timeout) if locks else preset
             yield (found := _preset(patient, name, asked, modes))
             if found.status == "fail" and preset == isolation.Preset():
-                return  # no scope at all can be opened; the others would say the same
+                return  # no scope can be opened at all; the other presets would report the same
 
     return check
 
@@ -96,35 +96,34 @@ def _preset(
             read_only, deferrable = modes(connection) if modes is not None else (None, None)
     except OptionError as error:
         refused = preset.read_only or preset.deferrable
-        # Read-only and the rest are refused where nobody knows how to have them enforced: scopes say so, too.
-        return (warn if refused else fail)(check, message_of(error), "scopes raise OptionError for it")
+        # Options that cannot be enforced on this database are refused, and scopes refuse them too.
+        return (warn if refused else fail)(check, message_of(error), "scopes raise OptionError for this preset")
     except DBAPIError as error:
         replication = entry.replication
         if replication is None or preset.isolation not in replication.refused:
             raise
-        return warn(check, error_line(error, patient.secrets), "scopes ask the primary for it")
+        return warn(check, error_line(error, patient.secrets), "scopes use the primary for this preset")
     said = " ".join([str(found), *["read only"] * bool(read_only), *["deferrable"] * bool(deferrable)])
-    # What the database gives where it has nothing weaker: SQLite calls a level of its own so.
+    # The database may have no weaker level, and give a stronger one: SQLite does.
     weaker = given is not None and found.strength < given.strength
     lost = modes is not None and (bool(preset.read_only) > bool(read_only))
     if weaker or lost:
         asked = " ".join([str(given or found), *["read only"] * bool(preset.read_only)])
         return fail(
             check,
-            f"{said}, where {asked} should be in force",
-            "something between sessionkit and the server sets the transaction up anew: a listener of the engine's "
-            '"begin" event, or a proxy',
+            f"{said}, but it should be {asked}",
+            'something between sessionkit and the server changes the transaction: a listener of the "begin" event, or a proxy',
         )
     return ok(check, said)
 
 
 def unknown(connection: Connection, patient: Patient) -> Iterator[Finding]:
-    """Tell what is not looked at, of a database that the doctor does not know."""
+    """Report what is not checked on a database that the doctor does not know."""
     version = ".".join(map(str, getattr(connection.dialect, "server_version_info", None) or ()))
     yield ok("server.version", f"{connection.dialect.name} {version}".strip())
     yield warn(
         "server.known",
-        f"the doctor does not know {connection.dialect.name}: sessions, prepared transactions, the pooler, replicas and "
-        "durability are not looked at",
-        "see the database's own tools for them",
+        f"the doctor does not know {connection.dialect.name}: sessions, prepared transactions, the pooler, replicas "
+        "and durability are not checked",
+        "use the database's own tools for these",
     )

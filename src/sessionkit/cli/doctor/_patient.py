@@ -1,6 +1,6 @@
-"""What is examined: an engine, made from a URL or the application's own, which for the doctor only reads.
+"""The engine to examine, made from a URL or the application's own, restricted to reading.
 
-On PostgreSQL each look is a READ ONLY transaction with limits of its own: a preset. A SQLite file is opened read-only.
+On PostgreSQL each check runs in a READ ONLY transaction with limits, which is a preset. A SQLite file is opened read-only.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ __all__ = ["Limits", "Patient", "Unusable", "named", "patient_of"]
 
 
 class Unusable(Exception):
-    """What was asked for on the command line is not there; the text says what is."""
+    """Something named on the command line cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """From where on something is worth a word, and how long the doctor waits.
+    """The limits from which to report a problem, and how long the doctor waits.
 
     Attributes:
-        older_than: the age in seconds from which a transaction is left over.
-        max_lag: by how many seconds a replica may be behind.
-        timeout: of each connection attempt and statement, in seconds.
+        older_than: the age in seconds from which a transaction counts as abandoned.
+        max_lag: how many seconds a replica may lag behind.
+        timeout: the limit for each connection attempt and statement, in seconds.
     """
 
     older_than: float = 60.0
@@ -55,14 +55,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Patient:
-    """An engine and how it is looked at.
+    """An engine, and how to examine it.
 
     Attributes:
-        asked: as it was named on the command line, without a password.
-        engine: the sync engine that is asked; of an async engine, its `sync_engine`.
-        own: it is the application's, not made from a URL.
-        limits: of the examination.
-        reading: how its SQLite file is opened; None: it has none.
+        asked: its name on the command line, without a password.
+        engine: the sync engine to query; for an async engine, its `sync_engine`.
+        own: whether it is the application's engine, not one made from a URL.
+        limits: the limits of the examination.
+        reading: how its SQLite file is opened; None if it has none.
     """
 
     asked: str
@@ -73,27 +73,27 @@ class Patient:
 
     @property
     def entry(self) -> _dialects.Dialect:
-        """What sessionkit knows of its dialect."""
+        """What sessionkit knows about its dialect."""
         return _dialects.of(self.engine)
 
     @property
     def address(self) -> str:
-        """Where it is, without a password."""
+        """Its URL without a password."""
         return address(self.engine.url)
 
     @property
     def secrets(self) -> list[str]:
-        """What must not be printed."""
+        """Texts that must not be printed."""
         return secrets_of(self.engine.url)
 
     @property
     def advice_name(self) -> str:
-        """The engine in a piece of advice."""
+        """The name of the engine in advice."""
         return self.asked.partition(":")[2] if self.own else "engine"
 
     @contextmanager
     def examined(self) -> Generator[None, None, None]:
-        """Have the engine connect for reading, and within the limit; afterwards it is as it was."""
+        """Make the engine connect only for reading and within the limit; restore it afterwards."""
         reading = self.reading
 
         def connect(dialect: Any, record: Any, cargs: Any, cparams: Any) -> Any:
@@ -102,11 +102,11 @@ class Patient:
             return self._connect_in_time(dialect, cargs, cparams)
 
         if reading is not None:
-            self.engine.dispose()  # a connection that it has already may write
+            self.engine.dispose()  # an existing connection might write
         elif self.engine.dialect.is_async and self.entry.connect_within is not None:
-            # What it connected while it was imported belongs to an event loop that has ended, and cannot be closed any more.
+            # Connections opened during the import belong to an event loop that has ended, and can no longer be closed.
             self.engine.dispose(close=False)
-        # A listener of the application's may make the connection, or say where it goes to; not to a file that is written.
+        # A listener of the application may make the connection or change its target, but not to a file opened for writing.
         event.listen(self.engine, "do_connect", connect, insert=reading is not None)
         try:
             yield
@@ -123,20 +123,20 @@ class Patient:
         except dialect.loaded_dbapi.OperationalError as error:
             if time.monotonic() - begun < seconds:
                 raise
-            text = f"the server did not take the connection within {seconds:g} s"
+            text = f"the server did not accept the connection within {seconds:g} s"
             raise dialect.loaded_dbapi.OperationalError(text) from error
 
     @contextmanager
     def looking(self) -> Generator[Connection, None, None]:
-        """Look at the database in a transaction that cannot change it, and ends without a COMMIT."""
+        """Examine the database in a transaction that cannot change it and ends without a COMMIT."""
         with self.looking_engine().connect() as connection:
             if str(_level_of(self.engine)).upper() == "AUTOCOMMIT":
-                # Statements that each are a transaction of their own are under no preset.
+                # In AUTOCOMMIT each statement is its own transaction, without the preset.
                 connection.execution_options(isolation_level=self.entry.default_level)
-            yield connection  # what it has begun is rolled back when it is closed
+            yield connection  # closing it rolls back what it has begun
 
     def looking_engine(self) -> Engine:
-        """Return an engine for those who want one, all of whose transactions are such."""
+        """Return an engine, for functions that need one, whose transactions are all of this kind."""
         limit, engine, entry = self.limits.timeout, self.engine, self.entry
         asked = Preset(read_only=True, statement_timeout=limit, lock_timeout=limit)
         for preset in (asked, Preset(read_only=True)):
@@ -144,7 +144,7 @@ class Patient:
                 return engine_that_begins(engine, entry.beginning(engine, preset))
             except OptionError:
                 continue
-        return engine  # of a dialect that sessionkit does not know; it is only asked for its version and level
+        return engine  # a dialect that sessionkit does not know; only its version and level are queried
 
 
 def _level_of(engine: Engine) -> object:
@@ -161,22 +161,22 @@ _UNPREPARED: dict[str, dict[str, Any]] = {
         "prepared_statement_name_func": lambda: f"__{uuid4()}__",
     },
 }
-"""With these the doctor itself gets through a pooler that hands server connections on."""
+"""These settings let the doctor itself work through a pooler in transaction mode."""
 
 
 def named(name: str, what: str) -> Any:
-    """Return an object that is named ``module:name``, from the working directory too.
+    """Return the object named ``module:name``; searches the working directory too.
 
     Raises:
-        Unusable: there is none.
+        Unusable: there is no such object.
     """
     module, _, path = name.partition(":")
     if not module or not path:
-        raise Unusable(f"{what} is {name!r}; it is written module:name, for instance shop.models:Base")
+        raise Unusable(f"{what} is {name!r}, which is not of the form module:name; write it like shop.models:Base")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        # What it prints, and what an engine with echo=True will log, must not get between the findings.
+        # Output of the module, and the log of an engine with echo=True, must not mix with the findings.
         with redirect_stdout(sys.stderr):
             found: Any = importlib.import_module(module)
     except (Exception, SystemExit) as error:
@@ -190,18 +190,18 @@ def named(name: str, what: str) -> Any:
 
 
 def patient_of(asked: str, limits: Limits, what: str = "the database") -> Patient:
-    """Return what is named by a URL, or as ``module:engine``.
+    """Return the patient for a URL or a ``module:engine``.
 
     Raises:
-        Unusable: there is no such engine, or none can be made.
+        Unusable: there is no such engine, or it cannot be created.
     """
     if "://" not in asked:
         return _of_engine(asked, named(asked, what), limits, what)
     try:
         url = make_url(asked)
     except (ArgumentError, ValueError) as error:
-        # Its text may hold what was asked, and so a password.
-        hint = "a URL is written dialect+driver://user@host/database, with special characters quoted as in %40"
+        # The error's text may contain the URL, and so a password.
+        hint = "write it as dialect+driver://user@host/database, with special characters quoted as in %40"
         raise Unusable(f"{what}: its URL cannot be read; {hint}") from error
     try:
         engine = create_engine(url, connect_args=_UNPREPARED.get(url.get_driver_name(), {}))
@@ -210,7 +210,7 @@ def patient_of(asked: str, limits: Limits, what: str = "the database") -> Patien
     except ImportError as error:
         raise Unusable(f"{what} is {address(url)}, whose driver is not installed: {error}") from error
     except Exception as error:
-        raise Unusable(f"{what} is {address(url)}, for which no engine can be made: {type(error).__name__}") from error
+        raise Unusable(f"{what} is {address(url)}, but create_engine() raised {type(error).__name__}") from error
     return _patient(address(url), engine, False, limits)
 
 
@@ -218,7 +218,8 @@ def _of_engine(asked: str, found: Any, limits: Limits, what: str) -> Patient:
     engine = getattr(found, "sync_engine", found)
     if not isinstance(engine, Engine):
         raise Unusable(
-            f"{what} is {asked!r}, which is a {type(found).__name__} and no Engine or AsyncEngine; name one, or a URL"
+            f"{what} is {asked!r}, which is a {type(found).__name__}, not an Engine or AsyncEngine; name an engine, "
+            "or give a URL"
         )
     return _patient(asked, engine, True, limits)
 

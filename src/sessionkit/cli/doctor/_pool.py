@@ -1,4 +1,4 @@
-"""The pool of the engine against what the server takes, and what stands between the two."""
+"""The engine's pool against the server's limits, and poolers between the two."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["SILENT_POOLER", "pool", "pooler"]
 
 ROUNDS = 4
-"""How often two connections take turns before it is believed that each has a server connection of its own."""
+"""How often two connections take turns before we believe that each has its own server connection."""
 
 
 def _room_of(engine: Engine) -> tuple[str, int | None]:
-    """Return what the pool is, and how many connections it may open; None: as many as are asked for."""
+    """Return a description of the pool, and how many connections it may open; None means no limit."""
     kept = engine.pool
     name = type(kept).__name__
     if not isinstance(kept, QueuePool):
@@ -47,17 +47,17 @@ _PLACES = text("""
 
 
 def pool(connection: Connection, patient: Patient) -> Iterator[Finding]:
-    """Look whether the pool's connections have room on the server."""
+    """Check whether the server has room for the pool's connections."""
     check = "pool.size"
     said, most = _room_of(patient.engine)
     used, places, role, database = connection.execute(_PLACES).one()
     limit = min(value for value in (places, role, database) if value >= 0)
-    told = f"{said}; the server has {limit} places for clients, {used} in use"
+    told = f"{said}; the server has {limit} connection slots for clients, {used} in use"
     if most is not None and most > limit:
         yield fail(
             check,
-            f"{told}: one process alone could ask for {most}",
-            "create_engine(pool_size=..., max_overflow=...) with less than that for all processes together",
+            f"{told}: one process alone could open {most}",
+            "create_engine(pool_size=..., max_overflow=...), so that all processes together stay below that",
         )
     elif used >= 0.8 * places:
         yield warn(
@@ -69,26 +69,27 @@ def pool(connection: Connection, patient: Patient) -> Iterator[Finding]:
         yield warn(
             check,
             f"{told}: all sessions share one connection, and so one transaction",
-            "leave poolclass= out of create_engine()",
+            "remove poolclass= from create_engine()",
         )
     else:
         own = "" if patient.own or isinstance(patient.engine.pool, NullPool) else " (SQLAlchemy's default)"
         processes = f": enough for {limit // most} processes" if most else ""
-        yield ok(check, f"{said}{own}; the server has {limit} places for clients, {used} in use{processes}")
+        yield ok(check, f"{said}{own}; the server has {limit} connection slots for clients, {used} in use{processes}")
 
 
-# What stands between. A client is told the process id of its backend by the protocol, and can ask for it by SQL: a pooler
-# tells a number of its own by the first way (https://www.postgresql.org/docs/current/protocol-flow.html, BackendKeyData).
+# Poolers in between. The protocol gives a client the process id of its backend, and SQL can query it: a pooler sends its own
+# number in the protocol (https://www.postgresql.org/docs/current/protocol-flow.html, BackendKeyData).
 
 
 SILENT_POOLER = warn(
     "pool.pooler",
-    "there is one, where a second connection has to wait for the first: session mode, and no place is left",
+    "there is one, and a second connection has to wait for the first: it is in session mode, and all its server "
+    "connections are taken",
     "pool_mode = transaction, or a bigger default_pool_size",
 )
 
 
-def _told_pid(driver_connection: Any) -> int | None:
+def _protocol_pid(driver_connection: Any) -> int | None:
     if hasattr(driver_connection, "get_server_pid"):  # asyncpg
         return int(driver_connection.get_server_pid())
     info = getattr(driver_connection, "info", None)
@@ -102,22 +103,26 @@ def _pid(connection: Connection) -> int:
 
 
 def pooler(connection: Connection, patient: Patient) -> Iterator[Finding]:
-    """Look for a pooler, and whether it hands server connections on between transactions.
+    """Check for a pooler, and whether it switches server connections between transactions.
 
-    Nothing is set for that: two connections begin transactions in turn, one at a time, and ask where they are.
+    This changes no setting: two connections begin transactions in turn, one at a time, and query their backend.
     """
     check = "pool.pooler"
-    told = _told_pid(connection.connection.driver_connection)
+    told = _protocol_pid(connection.connection.driver_connection)
     if told is None:
-        yield warn(check, f"the driver {connection.dialect.driver} does not tell its backend", "use another driver")
+        yield warn(check, f"the driver {connection.dialect.driver} does not report its backend", "use another driver")
         return
     if told == int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()):
-        yield ok(check, "none: the driver talks to the server itself")
+        yield ok(check, "none: the driver talks directly to the server")
         return
     fits = patient.own and _is_set(connection)
     connection.close()
     if _room_of(patient.engine)[1] == 1:
-        yield warn(check, "there is one; its mode is not known, as the pool has one connection", "use the default pool")
+        yield warn(
+            check,
+            "there is one; its mode is not known, because the engine's pool has only one connection",
+            "use the default pool",
+        )
         return
     looking = patient.looking_engine()
     with looking.connect() as one, looking.connect() as other:
@@ -129,16 +134,16 @@ def pooler(connection: Connection, patient: Patient) -> Iterator[Finding]:
             shared = shared or theirs in seen or ours not in seen
             seen.add(ours)
     if not shared:
-        yield ok(check, "there is one, which gives each client a server connection of its own (session mode)")
+        yield ok(check, "there is one, which gives each client its own server connection (session mode)")
         return
-    found = "there is one that hands server connections on after each transaction (PgBouncer: transaction mode)"
+    found = "there is one that may switch the server connection after each transaction (PgBouncer: transaction mode)"
     remedy = _REMEDIES.get(patient.engine.dialect.driver)
     if remedy is None or fits:
-        yield ok(check, f"{found}; nothing is prepared or left behind on them")
+        yield ok(check, f"{found}; the engine prepares no statements and leaves nothing behind there")
         return
     yield warn(
         check,
-        f"{found}: a statement that was prepared on one is unknown to the next, unless the pooler follows that",
+        f"{found}: a statement prepared on one connection is unknown on the next, unless the pooler tracks it",
         f"create_engine(connect_args={remedy}), or PgBouncer 1.21 or newer with max_prepared_statements",
     )
 
@@ -149,7 +154,7 @@ _ASYNCPG = (
     '"prepared_statement_name_func": lambda: f"__{uuid4()}__"}'
 )
 _REMEDIES = {"psycopg": _PSYCOPG, "psycopg_async": _PSYCOPG, "asyncpg": _ASYNCPG}
-"""What keeps a driver from preparing statements; psycopg2 never does."""
+"""The settings that keep a driver from preparing statements; psycopg2 never prepares any."""
 
 
 def _is_set(connection: Connection) -> bool:

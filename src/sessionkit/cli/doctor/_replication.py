@@ -1,4 +1,4 @@
-"""Replicas, as the primary sees them, and readers, as they see themselves."""
+"""Replicas as the primary sees them, and readers as they see themselves."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SLOTS = text("""
 
 
 def replicas(connection: Connection, patient: Patient) -> Iterator[Finding]:
-    """Look at who follows this server, and at slots that nobody uses."""
+    """Check the standbys of this server, and look for unused slots."""
     check = "replication.replicas"
     if connection.exec_driver_sql("SELECT pg_is_in_recovery()").scalar_one():
         return
@@ -46,24 +46,24 @@ def replicas(connection: Connection, patient: Patient) -> Iterator[Finding]:
         yield warn(
             check,
             f"{_name(row)} is {age(row.lag)} and {size(row.behind)} behind",
-            "look there whether replay is paused, or a long query is in its way; see also --reader",
+            "check whether replay is paused there, or a long query blocks it; see also --reader",
         )
     for row in broken:
-        yield warn(check, f"{_name(row)} is in state {row.state}, not streaming", "look into the log of that server")
+        yield warn(check, f"{_name(row)} is in state {row.state}, not streaming", "read the log of that server")
     if unseen:
         yield warn(
             check,
-            f"{len(unseen)} there, whose state this role may not see",
+            f"{len(unseen)} replicas, whose state this role may not see",
             "GRANT pg_read_all_stats to the role (pg_monitor does as well), or name them with --reader",
         )
     if not late and not broken and not unseen:
         names = ", ".join(f"{_name(row)} ({size(row.behind or 0)} behind)" for row in rows)
-        yield ok(check, names or "none follows this server")
+        yield ok(check, names or "no standby follows this server")
     for slot in connection.execute(_SLOTS):
         kept = "" if slot.kept is None else f" and keeps {size(slot.kept)} of the log"
         yield warn(
             "replication.slots",
-            f"the slot {slot.name} is used by nobody{kept}, which may fill the disk",
+            f"the slot {slot.name} is not in use{kept}, which may fill the disk",
             f"start its consumer, or SELECT pg_drop_replication_slot('{slot.name.replace(chr(39), chr(39) * 2)}')",
         )
 
@@ -73,7 +73,7 @@ def _name(row: Any) -> str:
 
 
 def position(connection: Connection, patient: Patient) -> Position | None:
-    """Return how far a primary has come; None where that cannot be told."""
+    """Return the current position of a primary; None if it has none."""
     replication = patient.entry.replication
     if replication is None or replication.standing(connection).recovering:
         return None
@@ -85,7 +85,7 @@ _FOLLOWS = text("SELECT EXISTS (SELECT 1 FROM pg_stat_wal_receiver)")
 
 
 def reader(connection: Connection, patient: Patient, name: str, primary: Position | None) -> Iterator[Finding]:
-    """Look at a server from which read-only scopes shall read."""
+    """Check a server that read-only scopes should read from."""
     check, replication = name, patient.entry.replication
     if replication is None:
         yield fail(check, f"{patient.asked} is {connection.dialect.name}, which has no readers", "leave it out")
@@ -94,8 +94,8 @@ def reader(connection: Connection, patient: Patient, name: str, primary: Positio
     if not standing.recovering:
         yield fail(
             check,
-            f"{patient.asked} is no standby: it follows nobody, and takes writes",
-            "leave it out of readers=; allow_writable_readers=True is for servers that are kept alike in another way",
+            f"{patient.asked} is not a standby: it follows no primary, and accepts writes",
+            "remove it from readers=; allow_writable_readers=True is for servers that are kept in sync another way",
         )
         return
     if primary is not None and standing.position.cluster != primary.cluster:
@@ -106,21 +106,21 @@ def reader(connection: Connection, patient: Patient, name: str, primary: Positio
     if connection.execute(_PAUSED).scalar_one():
         yield fail(
             check,
-            f"{patient.asked} does not replay: it is paused, {age(lag)} late{behind}",
+            f"{patient.asked} does not replay: it is paused, {age(lag)} behind{behind}",
             "SELECT pg_wal_replay_resume() on it",
         )
     elif not connection.execute(_FOLLOWS).scalar_one():
         yield fail(
             check,
             f"{patient.asked} receives nothing from a primary{behind}",
-            "look at primary_conninfo and into the log of that server",
+            "check primary_conninfo and the log of that server",
         )
     elif lag >= patient.limits.max_lag:
         yield fail(
             check,
             f"{patient.asked} is {age(lag)} late{behind}",
-            "look for long queries on it (max_standby_streaming_delay), and at its disk; max_lag= of the factory has "
-            "scopes read elsewhere meanwhile",
+            "look for long queries on it (max_standby_streaming_delay), and check its disk; max_lag= of the factory "
+            "makes scopes read elsewhere meanwhile",
         )
     else:
         yield ok(check, f"{patient.asked} follows{behind or f', {age(lag)} late'}")

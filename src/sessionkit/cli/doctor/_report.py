@@ -1,4 +1,4 @@
-"""How findings are shown: one screen of text, with colours where the terminal has them, or JSON."""
+"""Displays findings: one screen of text, with colours if the terminal supports them, or JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "as_json", "lines", "show"]
 
 SCHEMA = 1
-"""The version of the JSON: it changes when a key goes or gets another meaning, not when one is added."""
+"""The version of the JSON: it changes when a key is removed or changes its meaning, not when one is added."""
 
 Line = list[tuple[str, str]]
 """Pieces of text, each with its style."""
@@ -35,7 +35,7 @@ _FOLDED = "isolation"
 
 
 def as_json(patient: Patient, findings: list[Finding]) -> str:
-    """Return the findings as a document (docs/reference/command-line.md tells its keys)."""
+    """Return the findings as a JSON document (docs/reference/command-line.md lists its keys)."""
     return json.dumps(
         {
             "schema": SCHEMA,
@@ -60,13 +60,13 @@ def as_json(patient: Patient, findings: list[Finding]) -> str:
 
 
 def lines(patient: Patient, findings: list[Finding], width: int) -> Iterator[Line]:
-    """Lay the findings out: a line for each that is well, and under what is not, what mends it."""
+    """Lay out the findings: one line each, and below a problem the line that fixes it."""
     where = f"  {patient.asked}" + (f"  {patient.address}" if patient.own else "")
     yield [("sessionkit doctor", "bold"), (_printable(where), "dim")]
     yield []
     shown = _folded(findings)
     column = max((len(finding.check) for finding in shown), default=0)
-    # Where there is little room, what goes on does so at the left.
+    # On a narrow screen, continuation lines start at the left.
     indent = " " * (6 + column + 2 if width >= _ROOMY else 8)
     for finding in shown:
         mark, style = _MARKS[finding.status]
@@ -93,21 +93,21 @@ def lines(patient: Patient, findings: list[Finding], width: int) -> Iterator[Lin
     yield []
     counts = {status: sum(1 for finding in findings if finding.status == status) for status in _MARKS}
     yield [
-        (f"{counts['fail']} to mend", "bold red" if counts["fail"] else ""),
+        (f"{counts['fail']} error{'s' * (counts['fail'] != 1)}", "bold red" if counts["fail"] else ""),
         (", ", ""),
-        (f"{counts['warn']} to think about", "bold yellow" if counts["warn"] else ""),
+        (f"{counts['warn']} warning{'s' * (counts['warn'] != 1)}", "bold yellow" if counts["warn"] else ""),
         (", ", ""),
-        (f"{counts['ok']} well", "green"),
+        (f"{counts['ok']} ok", "green"),
     ]
 
 
 def _printable(text: str) -> str:
-    """Return a text that moves no cursor: names of others are in it."""
+    """Return text without control characters, because it contains names from outside."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _folded(findings: list[Finding]) -> list[Finding]:
-    """Return the findings with one for all presets that are well."""
+    """Return the findings, with one line for all presets without a problem."""
     given: dict[str, list[str]] = {}
     for finding in findings:
         group, _, name = finding.check.partition(".")
@@ -124,7 +124,7 @@ def _folded(findings: list[Finding]) -> list[Finding]:
 
 
 def show(patient: Patient, findings: list[Finding], *, plain: bool) -> None:
-    """Print the findings as wide as the terminal is."""
+    """Print the findings in the width of the terminal."""
     width = min(_WIDEST, shutil.get_terminal_size((100, 24)).columns)
     rich = None if plain else _rich(width)
     for line in lines(patient, findings, width):
@@ -139,7 +139,7 @@ def show(patient: Patient, findings: list[Finding], *, plain: bool) -> None:
 
 
 def _rich(width: int) -> Any:
-    # It leaves the colours out by itself where NO_COLOR is set, or the output is no terminal.
+    # rich leaves out the colours if NO_COLOR is set or the output is not a terminal.
     try:
         from rich.console import Console
     except ImportError:

@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 __all__ = ["Models", "config_of", "markers", "migrations", "models", "models_of"]
 
 OLD_MARKER = 7 * 86_400.0
-"""Nobody asks for a marker after a day; a week is a job that does not run."""
+"""A marker is useless after a day; a week means that the pruning job does not run."""
 
 MANY_MARKERS = 1_000_000
 
 
 def markers(connection: Connection, patient: Patient) -> Iterator[Finding]:
-    """Look at the table of commit markers."""
+    """Check the table of commit markers."""
     check, table = "commits.table", commits.table()
     if not inspect(connection).has_table(table.name):
-        yield ok(check, f"{table.name} is not there (only verify_commit=True and twophase=True need it)")
+        yield ok(check, f"there is no {table.name} (only verify_commit=True and twophase=True need it)")
         return
-    # The server's clock on both sides; SQLite's is text without a zone.
+    # Both times come from the server's clock; SQLite's is text without a zone.
     oldest, now = connection.execute(select(func.min(table.c.created_at), func.current_timestamp())).one()
     if oldest is None:
-        yield ok(check, f"{table.name} is there, and empty")
+        yield ok(check, f"{table.name} exists, and is empty")
         return
     rows = connection.execute(select(func.count()).select_from(table)).scalar_one()
     old = (_moment(now) - _moment(oldest)).total_seconds()
-    said = f"{table.name} holds {rows:,} markers, the oldest of {age(max(0.0, old))} ago"
+    said = f"{table.name} holds {rows:,} markers, the oldest from {age(max(0.0, old))} ago"
     if old >= OLD_MARKER or rows >= MANY_MARKERS:
-        yield warn(check, f"{said}: nobody prunes it", f"sessionkit.commits.prune({patient.advice_name}), every day")
+        yield warn(check, f"{said}: it is never pruned", f"sessionkit.commits.prune({patient.advice_name}), every day")
     else:
         yield ok(check, said)
 
@@ -71,17 +71,18 @@ class Models:
 
 
 def models_of(asked: str, found: Any) -> Models:
-    """Return the models of what was named.
+    """Return the models of the object that the user named.
 
     Raises:
-        Unusable: it is no declarative base and no MetaData, or its classes cannot be mapped.
+        Unusable: it is neither a declarative base nor a MetaData, or its classes cannot be mapped.
     """
     if isinstance(found, MetaData):
         return Models(found, [])
     registry = getattr(found, "registry", found)
     if not hasattr(registry, "mappers") or not hasattr(registry, "metadata"):
         raise Unusable(
-            f"--metadata is {asked!r}, which is a {type(found).__name__} and no declarative base, registry or MetaData"
+            f"--metadata is {asked!r}, which is a {type(found).__name__}, not a declarative base, registry or "
+            "MetaData; name one of these"
         )
     try:
         configure_mappers()
@@ -92,7 +93,7 @@ def models_of(asked: str, found: Any) -> Models:
 
 
 def models(connection: Connection, patient: Patient, given: Models) -> Iterator[Finding]:
-    """Compare classes and tables: what is missing in the database, and what is not protected from lost updates."""
+    """Compare classes and tables: find missing tables and columns, and classes without protection from lost updates."""
     there = inspect(connection)
     known: dict[tuple[str | None, str], Any] = {}
     for schema in {table.schema for table in given.tables}:
@@ -131,8 +132,8 @@ def _versions(given: Models, columns: dict[Table, dict[str, Any]]) -> Iterator[F
     if bare:
         yield warn(
             "models.versions",
-            f"without a version, so that the later of two updates wins unseen: {a_few(bare)}",
-            "class ...(Versioned, Base), unless its rows are only inserted",
+            f"without a version, so the later of two updates silently wins: {a_few(bare)}",
+            "class ...(Versioned, Base), unless its rows are never updated",
         )
     nullable: dict[str, str] = {}
     for mapper in given.mappers:
@@ -143,8 +144,9 @@ def _versions(given: Models, columns: dict[Table, dict[str, Any]]) -> Iterator[F
     if nullable:
         yield fail(
             "models.nullable",
-            f"a version may be NULL, which no UPDATE finds again: {a_few(nullable)}",
-            "fill it and make it NOT NULL: op.add_version_column() does both, op.alter_column(nullable=False) the latter",
+            f"a version may be NULL, and no UPDATE matches NULL: {a_few(nullable)}",
+            "fill it and make it NOT NULL: op.add_version_column() does both, op.alter_column(nullable=False) only "
+            "the second",
         )
     if not bare and not nullable:
         yield ok("models.versions", f"{len(given.mappers)} classes, all versioned")
@@ -154,10 +156,10 @@ def _versions(given: Models, columns: dict[Table, dict[str, Any]]) -> Iterator[F
 
 
 def config_of(asked: str) -> Any:
-    """Return Alembic's configuration for an alembic.ini, the directory of one, or a directory of migrations.
+    """Return Alembic's configuration for an alembic.ini, its directory, or a directory of migrations.
 
     Raises:
-        Unusable: there is none, or Alembic is not installed.
+        Unusable: there is no configuration, or Alembic is not installed.
     """
     try:
         from alembic.config import Config
@@ -171,7 +173,9 @@ def config_of(asked: str) -> Any:
         config = Config()
         config.set_main_option("script_location", str(path).replace("%", "%%"))
         return config
-    raise Unusable(f"--alembic is {asked!r}, which is no alembic.ini, and no directory with one or with an env.py")
+    raise Unusable(
+        f"--alembic is {asked!r}, which is neither an alembic.ini nor a directory with alembic.ini or env.py"
+    )
 
 
 def migrations(connection: Connection, patient: Patient, config: Any) -> Iterator[Finding]:
@@ -189,12 +193,12 @@ def migrations(connection: Connection, patient: Patient, config: Any) -> Iterato
         found, _, advice = message_of(error).rpartition("; ")
         yield fail(check, found, advice)
     except CommandError as error:
-        yield fail(check, f"the migrations cannot be read: {message_of(error)}", "alembic heads tells the same")
+        yield fail(check, f"the migrations cannot be read: {message_of(error)}", "`alembic heads` shows the same error")
     else:
         yield ok(check, f"the database is at {', '.join(heads) or 'no revision, and there is no migration'}")
     if len(heads) > 1:
         yield warn(
             "migrations.heads",
             f"{len(heads)} heads: {a_few(heads)}",
-            "alembic merge heads, if it is no branch of yours",
+            "alembic merge heads, unless the branches are intended",
         )

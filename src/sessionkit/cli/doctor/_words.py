@@ -1,4 +1,4 @@
-"""How values are said: ages, sizes, errors, other people's queries; and that no password is."""
+"""How to print values: ages, sizes, errors, other people's queries; never passwords."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _HIDDEN = "***"
 
 
 def address(url: URL) -> str:
-    """Return an address without its password, also where that is an argument of the driver's."""
+    """Return a URL without its password, even if that is in an argument for the driver."""
     hidden = {name: _HIDDEN for name in url.query if _SECRET.search(name)}
-    # What is hidden is written as it is: the URL would quote the asterisks.
+    # Replaced in the text: the URL would quote the asterisks.
     return url.update_query_dict(hidden).render_as_string().replace("%2A%2A%2A", _HIDDEN)
 
 
 def secrets_of(url: URL) -> list[str]:
-    """Return what must not be printed of an address."""
+    """Return the parts of a URL that must not be printed."""
     values = [str(url.password)] if url.password else []
     for name, value in url.query.items():
         if _SECRET.search(name):
@@ -35,7 +35,7 @@ def secrets_of(url: URL) -> list[str]:
 
 
 def error_line(error: BaseException, secrets: Iterable[str]) -> str:
-    """Return an error in one line: what the driver says, without the statement and its values."""
+    """Return an error in one line: the driver's message, without the statement and its values."""
     while isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
@@ -46,7 +46,7 @@ def error_line(error: BaseException, secrets: Iterable[str]) -> str:
 
 
 def age(seconds: float) -> str:
-    """Return a time in the two units that matter."""
+    """Return a duration in its two largest units."""
     for unit, length, smaller, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if seconds >= length:
             rest = int(seconds % length // part)
@@ -55,7 +55,7 @@ def age(seconds: float) -> str:
 
 
 def at_least(seconds: float) -> str:
-    """Return the limit from which on an age is told."""
+    """Return the limit from which an age is reported."""
     return f"for {age(seconds)} or more" if seconds else "at all"
 
 
@@ -69,14 +69,14 @@ def size(count: float) -> str:
 
 
 def query_start(query: str, width: int = 40) -> str:
-    """Return the start of somebody's query, up to its first value: that may be a password, or somebody's name."""
+    """Return the start of a query, up to its first value, which may be a password or a person's name."""
     text = " ".join(query.split())
     start = re.split(r"'|\$\w*\$", text, maxsplit=1)[0][:width].rstrip()
     return start if start == text else f"{start} ..."
 
 
 def a_few(names: Iterable[str], most: int = 4) -> str:
-    """Return the first of many names, and how many more there are."""
+    """Return the first few of many names, and the number of the others."""
     known = list(names)
     more = f" and {len(known) - most} more" if len(known) > most else ""
     return ", ".join(known[:most]) + more

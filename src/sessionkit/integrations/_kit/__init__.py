@@ -1,14 +1,14 @@
-"""What the pytest plugin is made of.
+"""The parts of the pytest plugin.
 
 =====================  =======================================================================
-``isolation``          what surrounds a test, and the look at what it has left behind
+``isolation``          the isolation around a test, and the check for what it left open
 ``shared_connection``  rollback mode: all units of a test on one connection
 ``own_database``       template mode: a copy of the database for each test
-``plain_factories``    SQLAlchemy's own factories, led to the test's connection
-``outside``            what would be committed past the test's connection
-``event_loops``        connections are closed in the loop that has opened them
+``plain_factories``    factories of SQLAlchemy itself: redirected to the test's connection
+``outside``            refuses commits on other connections than the test's
+``event_loops``        event loops: connections are closed in the loop that opened them
 ``faults``             errors at COMMIT that a test asks for
-``hooks``              hooks that are looked at
-``statements``         statements that are counted
+``hooks``              captures on_commit hooks
+``statements``         counts statements
 =====================  =======================================================================
 """

@@ -1,8 +1,8 @@
-"""What is to be done in an event loop before it ends: a connection that was opened in it can be closed in no other.
+"""Clean-up in an event loop before it ends: a connection can only be closed in the loop that opened it.
 
-The loop of a test rests when the test and its fixtures have ended, and is run once more. Loops that the code under test
-runs (``asyncio.run``, the test client of a web framework) end in the middle of the test, and so may the test's own: there
-an asynchronous generator that was begun in the loop is closed by it, as each loop does with its generators.
+When a test and its fixtures have ended, the test's loop is idle, and the kit runs it once more. Loops that the code under
+test runs (``asyncio.run``, the test client of a web framework) end during the test, and the test's own loop may too. For
+those, the kit starts an async generator in the loop: each loop closes its generators when it ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class EventLoops:
     """The event loops of a test.
 
     Args:
-        last: for each key, what is to be awaited in each loop in which it was entered.
+        last: for a key, returns the clean-up to await in each loop that has used the key.
     """
 
     def __init__(self, last: Callable[[Any], Awaitable[None]]) -> None:
@@ -30,7 +30,7 @@ class EventLoops:
         self._guards: dict[tuple[asyncio.AbstractEventLoop, Any], AsyncGenerator[None, None]] = {}
 
     def enter(self, key: Any) -> None:
-        """Note that `key` is used in the loop that runs. Called where SQLAlchemy may await."""
+        """Note that the running loop uses `key`. Called where SQLAlchemy may await."""
         place = asyncio.get_running_loop(), key
         if place not in self._guards:
             self._guards[place] = guard = self._guard(place)
@@ -44,14 +44,14 @@ class EventLoops:
             await self._last(place[1])
 
     async def end_here(self) -> None:
-        """Do what is to be done in the loop that runs."""
+        """Clean up in the running loop."""
         loop = asyncio.get_running_loop()
         for place, guard in list(self._guards.items()):
             if place[0] is loop:
                 await guard.aclose()
 
     def end(self) -> list[Any]:
-        """Do what is to be done in loops that rest, and return the keys whose loops have ended without it, or still run."""
+        """Clean up in idle loops. Return the keys whose loops have closed without clean-up, or are still running."""
         lost = []
         for (loop, key), guard in list(self._guards.items()):
             if loop.is_closed() or loop.is_running():

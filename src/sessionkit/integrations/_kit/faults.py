@@ -1,4 +1,4 @@
-"""Errors that a test asks for, at the place where a real one would come: when COMMIT is sent."""
+"""Errors that a test asks for, raised where a real one would come from: when COMMIT is sent."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Faults", "InjectedFault", "database_error"]
 
 
 def database_error(connection: Connection, code: str | None, message: str) -> DBAPIError:
-    """Return what SQLAlchemy raises where COMMIT fails with a code; without one, where its answer is lost.
+    """Return the error that SQLAlchemy raises when COMMIT fails with a code; without a code, when its answer is lost.
 
     Raises:
-        OptionError: the database has no such code.
+        OptionError: the database has no such error code.
     """
     dbapi: Any = connection.dialect.loaded_dbapi
     integrity = code is not None and (code.startswith("23") or "CONSTRAINT" in code)
@@ -29,16 +29,16 @@ def database_error(connection: Connection, code: str | None, message: str) -> DB
     wrapped = DBAPIError.instance(
         "COMMIT", None, error, dbapi.Error, connection_invalidated=code is None, dialect=connection.dialect
     )
-    assert isinstance(wrapped, DBAPIError)  # it is of the driver's
+    assert isinstance(wrapped, DBAPIError)  # it wraps the driver's error
     return wrapped
 
 
 class InjectedFault(NamedTuple):
-    """What is to happen at one COMMIT.
+    """What will happen at one COMMIT.
 
     Attributes:
-        code: of the error; None: the connection is lost.
-        committed: whether the database has committed all the same, and only its answer was lost.
+        code: the error code; None means that the connection is lost.
+        committed: whether the database commits anyway, and only its answer is lost.
     """
 
     code: str | None
@@ -46,29 +46,29 @@ class InjectedFault(NamedTuple):
 
 
 class Faults:
-    """The faults that are still to come, in order: each meets one COMMIT."""
+    """The pending faults, in order; each applies to one COMMIT."""
 
     def __init__(self) -> None:
         self.waiting: list[InjectedFault] = []
 
     def at_commit(self, connection: ScopeConnection, savepoint: str | None) -> None:
-        """Do what is due where a COMMIT is sent, or the RELEASE of `savepoint` that stands for it.
+        """Inject the next fault when COMMIT is sent, or the RELEASE of `savepoint` that replaces it.
 
         Raises:
-            DBAPIError: that was asked for.
+            DBAPIError: the error that the test asked for.
         """
         if not self.waiting:
             return
         fault = self.waiting.pop(0)
         if fault.code is not None:
-            raise database_error(connection, fault.code, f"a failure of COMMIT with {fault.code} was asked for")
-        error = database_error(connection, None, "the loss of the connection during COMMIT was asked for")
+            raise database_error(connection, fault.code, f"the test asked for COMMIT to fail with {fault.code}")
+        error = database_error(connection, None, "the test asked for the connection to be lost during COMMIT")
         if savepoint is None:
             if fault.committed:
                 connection.send_commit()
             connection.invalidate(error)
         elif fault.committed:
-            # Given up before the savepoint is rolled back to: there is nothing to go back to any more.
+            # Dropped before anything rolls back to the savepoint: it no longer exists.
             connection.dialect.do_release_savepoint(connection, savepoint)
             connection.dialect.do_savepoint(connection, savepoint)
         raise error

@@ -1,4 +1,4 @@
-"""Hooks in a test: looked at, and held back or run."""
+"""Captures hooks in a test, and holds them back or runs them."""
 
 from __future__ import annotations
 

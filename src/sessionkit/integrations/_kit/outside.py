@@ -1,7 +1,7 @@
-"""What goes past the connection that the units of a test share in rollback mode: it must not be committed.
+"""Other connections than the one that the units of a test share in rollback mode: they must not commit.
 
-A connection that somebody asks the engine for, or a session that no listed factory has made, would commit for good.
-What it reads and rolls back is its own affair; its COMMIT is refused if it has written.
+A connection taken directly from the engine, or a session of a factory that is not listed, would really commit. It may read
+and roll back, but its COMMIT is refused if it has written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _COMMITS = re.compile(_SPACE + r"(?:COMMIT|END|PREPARE\s+TRANSACTION)\b(?!\s+PRE
 
 
 def reads(statement: str) -> bool:
-    """Tell whether a statement is known to change nothing, functions aside."""
+    """Return whether a statement certainly changes nothing, apart from functions that it calls."""
     return _READS.match(statement) is not None
 
 
@@ -42,10 +42,10 @@ class Outside:
     """The other connections of an engine.
 
     Args:
-        engine: the user's.
-        is_shared: tells whether a connection is the one that the units share.
-        tell: takes what the test must be told at its end, should its code swallow the error.
-        place: names the line of the test or the code under test that is running.
+        engine: the user's engine.
+        is_shared: returns whether a connection is the one that the units share.
+        tell: receives problems to report at the end of the test, in case its code swallows the error.
+        place: returns the running line of the test or of the code under test.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Outside:
             event.listen(engine, name, listener)
 
     def detach(self) -> None:
-        """Stop to listen."""
+        """Remove the listeners."""
         for name, listener in self._listeners.items():
             event.remove(self._engine, name, listener)
 
@@ -85,7 +85,7 @@ class Outside:
             self._commit(connection)
         elif not reads(statement):
             if is_autocommit(connection):
-                self._refuse("was to be written")
+                self._refuse("a statement")
             self._written.add(connection)
 
     def _commit(self, connection: Connection, *_: Any) -> None:
@@ -93,18 +93,18 @@ class Outside:
             return
         connection.dialect.do_rollback(connection.connection)
         self._written.discard(connection)
-        self._refuse("was written and was to be committed")
+        self._refuse("a COMMIT")
 
     def _has_written(self, connection: Connection) -> bool:
-        # A function may write in a SELECT; the server knows.
+        # A SELECT may call a function that writes; the server knows.
         asked = _dialects.of(connection).has_written
         return connection in self._written if asked is None else asked(connection)
 
     def _refuse(self, what: str) -> None:
         message = (
-            f"what {what} at {self._place()} would have stayed in the database: it went to a connection of its own, and "
-            "in rollback mode only sessions of the factories that sessionkit_factories returns share the connection that is "
-            'rolled back; use one of them, or mark the test with sessionkit(mode="template")'
+            f"{what} at {self._place()} was refused, because it would change the database for good: in rollback mode only "
+            "sessions of the factories that sessionkit_factories returns use the connection that is rolled back, and this "
+            'is another connection; use one of those factories, or mark the test with sessionkit(mode="template")'
         )
         self._tell(message)
         raise ScopeError(message)
@@ -116,5 +116,5 @@ class Outside:
         if classify(error).kind in ("busy", "lock_not_available", "locked"):
             error.add_note(
                 "in rollback mode the test's transaction stays open and keeps its locks until the test ends, and this "
-                'connection is another one; mark the test with sessionkit(mode="template")'
+                'statement ran on another connection; mark the test with sessionkit(mode="template")'
             )

@@ -1,4 +1,4 @@
-"""Template mode of the test kit: each test has a copy of the database, to which the engine's connections are led."""
+"""Template mode of the test kit: each test gets a copy of the database, and the engine connects to that copy."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class OwnDatabase(DatabaseCopy):
     """A copy of the database of an engine.
 
     Args:
-        engine: the user's.
-        at_commit: called where a unit commits.
+        engine: the user's engine.
+        at_commit: called when a unit commits.
 
     Raises:
         OptionError: the database cannot be copied.
@@ -39,10 +39,10 @@ class OwnDatabase(DatabaseCopy):
             self._at_commit(connection, None)
 
     def checked_out(self, dbapi_connection: Any) -> None:
-        """Tell nothing: each has a connection of its own."""
+        """Report nothing: each caller has its own connection."""
 
     def left_open(self) -> list[str]:
-        """Tell nothing: what is left open are connections."""
+        """Report nothing: only connections can be left open here."""
         return []
 
     def end(self) -> None:
@@ -50,11 +50,11 @@ class OwnDatabase(DatabaseCopy):
         self._engine.dispose()
 
     async def async_end(self) -> None:
-        """Close the connections, in the event loop that has used them."""
+        """Close the connections in the event loop that used them."""
         await greenlet_spawn(self._engine.dispose)
 
     def abandon(self) -> None:
-        """Forget the connections, whose event loop is no more: the server ends them."""
+        """Forget the connections of an event loop that is gone: the server ends them."""
         self._engine.dispose(close=False)
 
     def detach(self) -> None:

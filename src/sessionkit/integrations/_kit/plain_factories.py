@@ -1,4 +1,4 @@
-"""Factories of SQLAlchemy's own, whose sessions do not know of stand-ins: while a test runs they make some that do."""
+"""SQLAlchemy's own factories: their sessions ignore overrides, so during a test they make sessions that do not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SYNC_CLASS = "sync_session_class"
 
 
 def is_plain(factory: Any) -> bool:
-    """Tell whether a factory makes sessions that are none of sessionkit's."""
+    """Return whether a factory makes sessions that are not sessionkit's."""
     made = _made_by(factory)
     return made is not None and not issubclass(made, ScopeAware)
 
@@ -26,18 +26,18 @@ def is_plain(factory: Any) -> bool:
 def _made_by(factory: Any) -> type[orm.Session] | None:
     kind = getattr(factory, "class_", None)
     if isinstance(kind, type) and not issubclass(kind, orm.Session):
-        kind = factory.kw.get(_SYNC_CLASS) or getattr(kind, _SYNC_CLASS, None)  # that of an AsyncSession
+        kind = factory.kw.get(_SYNC_CLASS) or getattr(kind, _SYNC_CLASS, None)  # the sync class of an AsyncSession
     return kind if isinstance(kind, type) and issubclass(kind, orm.Session) else None
 
 
 @contextmanager
 def led(factory: Any) -> Generator[None, None, None]:
-    """Have the factory make sessions of classes derived from its own, which in all else behave as those."""
+    """Make the factory use classes derived from its own, which otherwise behave the same."""
     kind, made = factory.class_, _made_by(factory)
     assert made is not None
     aware = aware_class(made)
     given = factory.kw.get(_SYNC_CLASS)
-    # The class is the factory's own: SQLAlchemy derives one for each, for listeners.
+    # Each factory has its own class: SQLAlchemy derives one for listeners.
     factory.class_ = aware if kind is made else type(kind.__name__, (kind,), {_SYNC_CLASS: aware})
     if given is not None:
         factory.kw[_SYNC_CLASS] = aware

@@ -1,8 +1,8 @@
-"""Rollback mode of the test kit: all units of a test on one connection, each in a savepoint, and at the end a ROLLBACK.
+"""Rollback mode of the test kit: all units of a test share one connection, each in a savepoint; a ROLLBACK ends the test.
 
-Units take turns, since savepoints of one connection lie inside each other: a unit waits until the one before has
-ended, unless that belongs to the same thread or task and so waits for it. What cannot be had in this way (an inner unit
-that stays committed while the outer one is rolled back) is told as a problem of the test.
+Savepoints of one connection are nested, so units take turns: a unit waits until the one before has ended, unless both belong
+to the same thread or task, where the earlier one waits anyway. What this mode cannot do (keep an inner unit committed while
+the outer one is rolled back) is reported as a problem of the test.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Problem", "SharedConnection"]
 
 TURN = 10.0
-"""How long a unit waits for its turn, in seconds."""
+"""Seconds that a unit waits for its turn."""
 
 Problem = str
 _OF_BEGIN = frozenset({"isolation_level", "postgresql_readonly", "postgresql_deferrable"})
@@ -51,21 +51,21 @@ class _User:
         self.committed = False
         self.savepoint: str | None = None
         self.wrote = False
-        self.options: Any = None  # of the connection, as it was lent
-        self.loses: str | None = None  # what its rollback would take back though it is none of its own
+        self.options: Any = None  # the connection's options when it was lent
+        self.loses: str | None = None  # work of another unit that its rollback would undo
         unit: Any = session.__dict__.get("_sessionkit_unit")
         self.enclosing = [] if unit is None else [outer.session for outer in unit.enclosing]
         self.read_only = unit is not None and bool(unit.preset.read_only)
 
 
 class SharedConnection:
-    """Stands in for an engine. See the top of this file.
+    """Replaces an engine. See the top of this file.
 
     Args:
-        engine: the user's.
-        problems: takes what the test must be told at its end.
-        at_commit: called where a unit commits, with the connection and the name of its savepoint.
-        release: close the connection at the end, where other processes wait for nobody to be connected.
+        engine: the user's engine.
+        problems: collects problems to report at the end of the test.
+        at_commit: called when a unit commits, with the connection and the name of its savepoint.
+        release: close the connection at the end, because other processes wait until no connection is left.
     """
 
     def __init__(
@@ -78,18 +78,18 @@ class SharedConnection:
     ) -> None:
         self._given = engine
         self._problems = problems
-        # The one connection of a database in memory is the database.
+        # The one connection of an in-memory database is the database.
         self._only_one = isinstance(engine.pool, StaticPool | SingletonThreadPool)
         self._release = release and not self._only_one
         self._at_commit = at_commit
         self._beginning = _dialects.of(engine).beginning(engine, Preset())
         self._connection: ScopeConnection | None = None
         self._transaction: RootTransaction | None = None
-        self._pool: Pool | None = None  # the one that the connection is of
+        self._pool: Pool | None = None  # the pool that the connection belongs to
         self._loop: asyncio.AbstractEventLoop | None = None
         self.asynchronous = engine.dialect.is_async
         self._users: list[_User] = []
-        self._asking: _User | None = None  # who was lent the connection last, and so sends the next statement
+        self._asking: _User | None = None  # the session that got the connection last, and so sends the next statement
         self._taking = threading.Lock()
         self._listeners: dict[str, Any] = {
             "after_begin": self._after_begin,
@@ -97,7 +97,7 @@ class SharedConnection:
             "after_transaction_end": self._after_end,
         }
         self._outside = Outside(engine, lambda each: each is self._connection, problems.append, place)
-        # Of all sessions: to listen to each of them would take longer than the work of a small unit.
+        # On all sessions: adding listeners to each one would take longer than a small unit.
         for name, listener in self._listeners.items():
             event.listen(Session, name, listener)
         self._follows: dict[str, Any] = {
@@ -112,7 +112,7 @@ class SharedConnection:
     # -- its turn -------------------------------------------------------------------------------------------------
 
     def connection_for(self, session: Session) -> Connection:
-        """Return the connection, when it is the session's turn.
+        """Wait for the session's turn, and return the connection.
 
         Raises:
             ScopeError: the turn did not come, or the connection belongs to another event loop.
@@ -136,16 +136,16 @@ class SharedConnection:
         return connection
 
     def side_connection(self) -> Connection:
-        """Return the connection to a scope that asks what has become of its COMMIT."""
+        """Return the connection on which a scope asks how its COMMIT ended."""
         return self._open()
 
     def checked_out(self, dbapi_connection: Any) -> None:
-        """Tell of somebody else who was lent the connection that the units share: when it is given back, it is reset."""
+        """Report other code that got the shared connection: when that code returns it, the pool resets it."""
         ours = self._connection
         if ours is not None and not ours.invalidated and ours.connection.dbapi_connection is dbapi_connection:
             self._problems.append(
-                f"a connection was asked for at {place()}, but this database has one only, which all units share in "
-                "rollback mode: giving it back ends their transaction; use a session of a factory"
+                f"a connection was requested at {place()}, but this database has only one, which all units share in "
+                "rollback mode, and returning it ends their transaction; use a session of a factory"
             )
 
     def _take_turn(self, user: _User) -> None:
@@ -158,9 +158,9 @@ class SharedConnection:
                     return
             if time.monotonic() > ends:
                 raise ScopeError(
-                    f"all units of a test share a connection in rollback mode, and {_opened(holder)}, by "
-                    f"{describe(holder.owner)}, has not ended for {TURN:.0f} s while {describe(user.owner)} waited for "
-                    f"it; if it waits in turn, {_ELSEWHERE}"
+                    f"all units of a test share one connection in rollback mode: {describe(user.owner)} waited "
+                    f"{TURN:.0f} s for {_opened(holder)} by {describe(holder.owner)}, which has not ended; if the two "
+                    f"wait for each other, {_ELSEWHERE}"
                 )
             sleep(0.002, self.asynchronous)
 
@@ -168,9 +168,9 @@ class SharedConnection:
         loop = asyncio.get_running_loop() if self.asynchronous else None
         if self._loop is not None and self._loop is not loop:
             raise ScopeError(
-                "all units of a test share a connection in rollback mode, which belongs to the event loop that used it "
-                "first, and another loop wants it; run all in one loop (one `with TestClient(app)` for all requests, one "
-                f"asyncio.run()), or {_ELSEWHERE}"
+                "all units of a test share one connection in rollback mode: it belongs to the event loop that used it first, "
+                "but another loop asked for it; run everything in one loop (one `with TestClient(app)` for all requests, "
+                f"one asyncio.run()), or {_ELSEWHERE}"
             )
         connection = self._connection
         if connection is None:
@@ -212,11 +212,11 @@ class SharedConnection:
             _dialects.of(self._connection).lift(self._connection)
         if not user.committed and user.loses is not None:
             self._problems.append(
-                f"{_opened(user)} was rolled back, and in rollback mode that takes {user.loses} with it, which a real "
-                f"database would have kept; {_ELSEWHERE}"
+                f"{_opened(user)} was rolled back, and in rollback mode this also undoes {user.loses}, which would "
+                f"otherwise be kept; {_ELSEWHERE}"
             )
         if self._connection is not None:
-            self._connection._execution_options = user.options  # what the session has added is not for the next one
+            self._connection._execution_options = user.options  # the next session must not get options of this one
         with self._taking:
             self._users.remove(user)
             if user.committed and self._users:
@@ -234,8 +234,8 @@ class SharedConnection:
         user = next((each for each in self._users if each.savepoint == name), None)
         if connection is not self._connection or user is None or user.loses is None or user.wrote or user.read_only:
             return
-        # It has only read, and has nothing to roll back: so others keep what they have committed meanwhile.
-        with suppress(Exception):  # after a failed statement the server goes back only
+        # It has only read, so there is nothing to roll back, and other units keep what they have committed meanwhile.
+        with suppress(Exception):  # after a failed statement the server only accepts a rollback
             connection.dialect.do_release_savepoint(connection, name)
             connection.dialect.do_savepoint(connection, name)
             user.loses = None
@@ -245,20 +245,20 @@ class SharedConnection:
             return
         try:
             if self._users[-1].read_only:
-                # Nothing was written; it takes PostgreSQL's local setting back.
+                # Nothing was written; this resets PostgreSQL's local setting.
                 connection.dialect.do_rollback_to_savepoint(connection, name)
                 self._at_commit(connection, name)
                 return
             _dialects.of(connection).check_deferred(connection)
             self._at_commit(connection, name)
         except BaseException:
-            # SQLAlchemy takes a savepoint whose RELEASE has failed for ended.
+            # SQLAlchemy considers a savepoint ended even if its RELEASE has failed.
             with suppress(Exception):
                 connection._rollback_to_savepoint_impl(name)
             raise
 
     def _on_options(self, connection: Connection, options: dict[str, Any]) -> None:
-        # What only BEGIN can say: as with the presets, it is not in force.
+        # Options that only BEGIN can set have no effect here, like those of presets.
         if connection is self._connection:
             for name in _OF_BEGIN.intersection(options):
                 del options[name]
@@ -266,25 +266,27 @@ class SharedConnection:
     # -- the end --------------------------------------------------------------------------------------------------
 
     def left_open(self) -> list[Problem]:
-        """Tell which sessions have not ended."""
+        """Return a problem for each session that has not ended."""
         return [f"{_opened(user)} is still in a transaction: close it, or end its scope" for user in self._users]
 
     def end(self) -> None:
-        """ROLLBACK. The connection goes back to its pool; the next unit opens another one."""
+        """Roll back, and return the connection to its pool; the next unit opens another one."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
         try:
             for user in self._users[::-1]:
-                with suppress(Exception):  # what was left open is told already
+                with suppress(Exception):  # what was left open has been reported already
                     Session.close(user.session)
             if connection.invalidated:
-                self._problems.append(f"the connection that all units share in rollback mode was lost; {_ELSEWHERE}")
+                self._problems.append(
+                    f"the connection that all units share in rollback mode was lost during the test; {_ELSEWHERE}"
+                )
             elif not self._is_open(connection):
                 if not self._only_one:
-                    connection.invalidate()  # it may still be in the transaction, of which SQLAlchemy knows no more
+                    connection.invalidate()  # it may still be in the transaction, which SQLAlchemy no longer knows about
                 self._problems.append(
-                    f"COMMIT or ROLLBACK was called by hand on a session's connection, which all units share in rollback "
+                    "the test called COMMIT or ROLLBACK on a session's connection, which all units share in rollback "
                     f"mode; {_ELSEWHERE}"
                 )
             else:
@@ -294,7 +296,7 @@ class SharedConnection:
         finally:
             connection.close()
             # The code under test may have disposed of the engine, as applications do when they end. This connection was
-            # out then, and comes back to a pool that nobody else knows any more: it would stay open there.
+            # checked out then, and returns to a pool that is no longer used: it would stay open there.
             if self._pool is not None and self._pool is not self._given.pool:
                 self._pool.dispose()
             if self._release:
@@ -306,7 +308,7 @@ class SharedConnection:
         return _dialects.of(connection).in_transaction(connection)
 
     async def async_end(self) -> None:
-        """Do as `end`, in the event loop that has used it; of whose connections the next loop could make no use."""
+        """Do the same as `end` in the event loop that used the connections; another loop could not use them."""
         try:
             await greenlet_spawn(self.end)
         finally:
@@ -317,18 +319,18 @@ class SharedConnection:
         """Do nothing: the next unit opens another transaction."""
 
     def abandon(self) -> None:
-        """Drop the connection, whose event loop is no more."""
+        """Drop the connection of an event loop that is gone."""
         connection, self._connection = self._connection, None
         if connection is not None:
             pooled: Any = connection.connection
-            with suppress(Exception):  # some can only be dropped then
+            with suppress(Exception):  # some drivers can only drop it then
                 connection.dialect.do_terminate(pooled.dbapi_connection)
             pooled.detach()
         if not self._only_one:
             self._given.dispose(close=False)
 
     def detach(self) -> None:
-        """Stop to listen."""
+        """Remove the listeners."""
         self._outside.detach()
         for name, listener in self._follows.items():
             event.remove(self._given, name, listener)
@@ -338,4 +340,4 @@ class SharedConnection:
 
 
 def _opened(user: _User | None) -> str:
-    return "nobody" if user is None else f"the session opened at {user.place}"
+    return "another unit" if user is None else f"the session opened at {user.place}"

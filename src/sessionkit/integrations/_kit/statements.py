@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Statements", "collect"]
 
-# What keeps a transaction in its course, and what the kit itself asks where a COMMIT would.
+# Statements that control a transaction, and those that the kit itself sends instead of a COMMIT.
 _NOT_COUNTED = re.compile(
     r"\s*(?:SAVEPOINT|RELEASE|ROLLBACK|SET TRANSACTION|SELECT set_config\(|DO \$\$ BEGIN SET CONSTRAINTS ALL IMMEDIATE; RAISE|"
     r"PREPARE TRANSACTION|COMMIT PREPARED)",
@@ -32,7 +32,7 @@ class Statements(list[str]):
 
 @contextmanager
 def collect(engines: Iterable[Engine]) -> Generator[Statements, None, None]:
-    """Collect what is sent through `engines` and what was derived from them."""
+    """Collect the statements sent through `engines` and the engines derived from them."""
     sent = Statements()
 
     def listener(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:

@@ -1,17 +1,17 @@
-"""Alembic: version columns that migrate themselves, and an env.py in one call.
+"""Alembic: operations for version columns, and an env.py in one call.
 
 =================  ====================================================================================
-``plugin``         what Alembic loads: the operations, and what autogenerate asks
-``_kinds``         what a version column is in a table
-``operations``     ``op.add_version_column`` and the others: what is asked
-``_steps``         how it is done, one table entry per dialect; ``_backfill``: PostgreSQL's batches;
+``plugin``         what Alembic loads: the operations, and the hook of autogenerate
+``_kinds``         the type and default of a version column in a table
+``operations``     ``op.add_version_column`` and the other operations
+``_steps``         how they work, one table entry per dialect; ``_backfill``: PostgreSQL's batches;
                    ``_sqlite``: in place, by ``_sqlite_text``
-``_batch``         within ``op.batch_alter_table()``: the order; ``_sqlite_copies``: what a copy would lose
-``autogenerate``   from a model that became versioned to the operation; ``_history``: what was said before
+``_batch``         inside ``op.batch_alter_table()``: the order; ``_sqlite_copies``: what a copy would lose
+``autogenerate``   from a model that became versioned to the operation; ``_history``: earlier migrations
 ``env``            `run_migrations`: from the command to the databases
-``_binds``         which databases, in which order
+``_binds``         which databases to migrate, in which order
 ``_session``       one database: its lock, its transaction, its retries
-``_servers``       how each server locks, waits and tells who is in the way
+``_servers``       how each server locks, waits and reports blockers
 ``checks``         `assert_up_to_date`
 ``template``       what ``alembic init -t`` copies
 =================  ====================================================================================
@@ -19,7 +19,7 @@
 It needs ``sessionkit[alembic]``.
 """
 
-# First, and whole: Alembic loads its plugins, this one among them, in the middle of its own import.
+# First, and completely: Alembic loads its plugins, including this one, in the middle of its own import.
 import alembic
 
 from . import plugin as _plugin
@@ -42,5 +42,5 @@ __all__ = [
     "run_migrations",
 ]
 
-if hasattr(alembic, "__version__"):  # it is imported wholly: nobody loads this as a plugin at this moment
+if hasattr(alembic, "__version__"):  # Alembic is fully imported, so it is not loading this module as a plugin now
     _plugin.set_up_once()

@@ -1,6 +1,6 @@
-"""Print where the template is: ``alembic init -t "$(python -m sessionkit.integrations.alembic)" migrations``.
+"""Print the path of the template: ``alembic init -t "$(python -m sessionkit.integrations.alembic)" migrations``.
 
-Alembic looks for a template by name among its own only, but takes a path.
+Alembic finds only its own templates by name, but it also accepts a path.
 """
 
 from pathlib import Path

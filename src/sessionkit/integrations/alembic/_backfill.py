@@ -1,14 +1,14 @@
-"""Filling a column of a big PostgreSQL table while the application goes on writing to it.
+"""Fills a column of a big PostgreSQL table while the application keeps writing to it.
 
-1. ADD COLUMN without a default and without NOT NULL, and then a default for the rows of code that does not know the
-   column: two changes of the catalogue. (ADD COLUMN with a default would fill it.)
-2. UPDATE by ranges of the table's blocks, each range in a transaction of its own. It waits for a row no longer than
-   the lock timeout, and gives its own rows free before it tries again.
-3. NOT NULL by a CHECK ... NOT VALID, which does not look at the rows; VALIDATE CONSTRAINT, which reads the table and
-   locks out no writer; and SET NOT NULL, which then has nothing to read (PostgreSQL manual, ALTER TABLE, Notes).
+1. ADD COLUMN without a default and without NOT NULL, then SET DEFAULT for rows from code that does not know the column: two
+  changes of the catalogue. (ADD COLUMN with a default would fill it.)
+2. UPDATE by ranges of the table's blocks, each range in its own transaction. It waits for a row no longer than the lock
+  timeout, and releases its own rows before it tries again.
+3. NOT NULL in three steps: a CHECK ... NOT VALID, which does not read the rows; VALIDATE CONSTRAINT, which reads the table
+  without locking out writers; and SET NOT NULL, which then need not read it (PostgreSQL manual, ALTER TABLE, Notes).
 
-Each step is in a transaction of its own, for a lock is held until the end of its transaction; and each can be run
-again, for what was committed before a migration was interrupted is there when it is run the next time.
+Each step has its own transaction, because a transaction holds its locks until it ends. Each step can run again, because an
+interrupted migration has already committed a part.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from ._ops import AddVersionColumnOp
 
 LOCK_TIMEOUT = "sessionkit_lock_timeout"
-"""Under which name `run_migrations` tells the migration how long to wait for a lock, in seconds."""
+"""The key under which `run_migrations` passes the lock timeout to the migration, in seconds."""
 
 _TRIES = 100  # for one range of blocks, before the migration fails
 
-# Rows that are written while this runs may go to blocks that it has passed: so it looks again until there are none. On
-# a partitioned table the ranges are those of every partition. A TID range is read without an index, and without the
-# rest of the table, from PostgreSQL 14 on.
+# Rows written meanwhile may go to blocks that are already done, so it repeats until no NULL is left. On a partitioned table
+# the ranges apply to every partition. From PostgreSQL 14 on, a TID range is read without an index and without the rest of the
+# table.
 _IN_BATCHES = """
 DO $backfill$
 DECLARE
@@ -81,15 +81,15 @@ def fill_in_batches(context: MigrationContext, op: AddVersionColumnOp) -> None:
     """Add the column, fill it, and make it NOT NULL.
 
     Raises:
-        MigrationError: the migration runs in a transaction of somebody else's, and so cannot commit.
+        MigrationError: the migration runs in a transaction that other code has begun, and so cannot commit.
     """
     if getattr(context, "_in_external_transaction", False):
         raise MigrationError(
             f"backfill= was asked for {op.table_name}.{op.column_name}, which commits batch by batch, but the "
-            "migration runs in a transaction that was begun outside of it; hand an engine to the command, or a "
-            "connection that has not begun, or leave backfill= out"
+            "migration runs in a transaction that was begun outside it; pass the command an engine or a connection "
+            "without a transaction, or leave backfill= out"
         )
-    # Its own dialect: nothing of the SQL is a parameter, so no percent sign is doubled.
+    # A separate dialect: the SQL has no parameters, so percent signs must not be doubled.
     dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
     preparer = dialect.identifier_preparer
     table = preparer.format_table(sa.table(op.table_name, schema=op.schema))
@@ -102,8 +102,8 @@ def fill_in_batches(context: MigrationContext, op: AddVersionColumnOp) -> None:
     type_ = op.kind.type.compile(dialect=dialect)
     seconds = context.opts.get(LOCK_TIMEOUT) or 2.0
 
-    _say(context, f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column} {type_}")
-    _say(context, f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT {initial}")
+    _execute(context, f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column} {type_}")
+    _execute(context, f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT {initial}")
     filling = _IN_BATCHES.format(
         table=table,
         literal="'" + table.replace("'", "''") + "'",
@@ -115,14 +115,14 @@ def fill_in_batches(context: MigrationContext, op: AddVersionColumnOp) -> None:
         tries=_TRIES,
     )
     with context.autocommit_block():
-        _say(context, filling)
-    _say(context, f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {check}")
-    _say(context, f"ALTER TABLE {table} ADD CONSTRAINT {check} CHECK ({column} IS NOT NULL) NOT VALID")
+        _execute(context, filling)
+    _execute(context, f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {check}")
+    _execute(context, f"ALTER TABLE {table} ADD CONSTRAINT {check} CHECK ({column} IS NOT NULL) NOT VALID")
     _commit(context)
-    _say(context, f"ALTER TABLE {table} VALIDATE CONSTRAINT {check}")
+    _execute(context, f"ALTER TABLE {table} VALIDATE CONSTRAINT {check}")
     _commit(context)
-    _say(context, f"ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL")
-    _say(context, f"ALTER TABLE {table} DROP CONSTRAINT {check}")
+    _execute(context, f"ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL")
+    _execute(context, f"ALTER TABLE {table} DROP CONSTRAINT {check}")
 
 
 def _commit(context: MigrationContext) -> None:
@@ -130,6 +130,6 @@ def _commit(context: MigrationContext) -> None:
         pass
 
 
-def _say(context: MigrationContext, statement: str) -> None:
-    # A colon would begin a parameter.
+def _execute(context: MigrationContext, statement: str) -> None:
+    # A colon would start a parameter.
     context.impl.execute(sa.text(statement.strip().replace(":", r"\:")))

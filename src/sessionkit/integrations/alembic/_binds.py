@@ -1,4 +1,4 @@
-"""Which databases a command is for, and in which order."""
+"""Which databases a command applies to, and in which order."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Bind:
     """One database of a project.
 
     Attributes:
-        name: for ``-x bind=``; empty where there is only one.
-        metadata: what autogenerate compares it with.
-        source: what to talk to; a mapping holds the options of a section of alembic.ini.
-        tables: those of `metadata` that are in it; None: all of them.
+        name: the name for ``-x bind=``; empty if there is only one database.
+        metadata: the metadata that autogenerate compares with the database.
+        source: how to connect; a mapping holds the options of a section of alembic.ini.
+        tables: the tables of `metadata` in this database; None for all of them.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Bind:
 
     @property
     def url(self) -> URL:
-        """Return its address."""
+        """Return the database URL."""
         if isinstance(self.source, Mapping):
             return make_url(self.source["sqlalchemy.url"])
         if isinstance(self.source, URL):
@@ -47,7 +47,7 @@ class Bind:
         return self.source.engine.url if isinstance(self.source, Connection) else self.source.url
 
     def connectable(self) -> Any:
-        """Return an Engine, AsyncEngine or Connection; one that is made here keeps no connection open."""
+        """Return an Engine, AsyncEngine or Connection. An engine made here keeps no connection open."""
         if not isinstance(self.source, Mapping | URL):
             return self.source
         if not self.url.get_dialect().is_async:
@@ -62,18 +62,18 @@ class Bind:
 
 
 def binds_of(target: Any, engine: Any, config: Config) -> list[Bind]:
-    """Return the databases of a project, in the order in which they are migrated.
+    """Return the databases of a project in migration order.
 
     Raises:
-        OptionError: what was given does not fit together.
-        MigrationError: alembic.ini does not say what it should.
+        OptionError: the arguments contradict each other.
+        MigrationError: an entry is missing in alembic.ini.
     """
     binds = _binds_of(target, config.attributes.get("connection", engine), config)
     for bind in binds:
         if bind.name and not bind.name.isidentifier():
             raise OptionError(
-                f"a database is called {bind.name!r}, and the migrations could have no function upgrade_{bind.name}(); give it "
-                "a name of letters, digits and underscores"
+                f"a database is called {bind.name!r}, but upgrade_{bind.name}() is not a valid name of a function; "
+                "use only letters, digits and underscores"
             )
     return binds
 
@@ -89,12 +89,12 @@ def _binds_of(target: Any, engine: Any, config: Config) -> list[Bind]:
     for each in [*several, *([set(named)] if named else [])]:
         if each != set(names):
             raise OptionError(
-                f"the databases are {', '.join(sorted(each))} in one place and {', '.join(sorted(names))} in another, of "
-                "the metadata, engine= and `databases` in alembic.ini; each of them names all databases, or there is one"
+                "the metadata, engine= and `databases` in alembic.ini must name the same databases, but one names "
+                f"{', '.join(sorted(each))} and another {', '.join(sorted(names))}; name all databases in each"
             )
     if engine is not None and not isinstance(engine, Mapping):
         raise OptionError(
-            f"engine={engine!r} was given for {', '.join(names)}; give a mapping from each name to its own"
+            f"engine={engine!r} was given for {', '.join(names)}; give a mapping from each name to its engine"
         )
     return [
         Bind(
@@ -107,22 +107,22 @@ def _binds_of(target: Any, engine: Any, config: Config) -> list[Bind]:
 
 
 def chosen(binds: list[Bind], x_arguments: Iterable[str]) -> list[Bind]:
-    """Return those that ``-x bind=name`` asks for, which may be said several times; without it, all.
+    """Return the databases that ``-x bind=name`` selects (it may be repeated); all without it.
 
     Raises:
-        MigrationError: there is none of that name.
+        MigrationError: no database has that name.
     """
     asked = [value for key, _, value in (each.partition("=") for each in x_arguments) if key == "bind"]
     names = [bind.name for bind in binds]
     for name in asked:
         if name not in names:
-            known = f"the databases are {', '.join(names)}" if names != [""] else "there is one database only"
+            known = f"the databases are {', '.join(names)}" if names != [""] else "there is only one database"
             raise MigrationError(f"-x bind={name} was asked for; {known}")
     return [bind for bind in binds if not asked or bind.name in asked]
 
 
 def is_factory(value: object) -> bool:
-    """Tell whether it makes sessions."""
+    """Return whether a value is a session factory."""
     part = sys.modules.get("sqlalchemy.ext.asyncio")
     kinds: tuple[Any, ...] = (orm.sessionmaker, orm.scoped_session)
     if part is not None:
@@ -145,27 +145,27 @@ def _source(engine: Any, config: Config, name: str | None) -> Any:
         options = config.get_section(section, {})
         if not options.get("sqlalchemy.url"):
             raise MigrationError(
-                f"no database is known: [{section}] of alembic.ini has no sqlalchemy.url, and run_migrations() was given "
-                "no engine="
+                f"there is no database to migrate: section [{section}] of alembic.ini has no sqlalchemy.url, and "
+                "run_migrations() got no engine=; add one of them"
             )
         return options
     if is_factory(engine):
         engines = list(_bound(engine))
         if len(engines) != 1:
             raise OptionError(
-                f"engine={engine!r} was given, which is bound to {len(engines)} engines; give one, or a mapping"
+                f"engine={engine!r} was given, which is bound to {len(engines)} engines; give one of them, or a mapping"
             )
         return engines[0]
     if isinstance(engine, str):
         return make_url(engine)
     if hasattr(engine, "sync_connection"):
         raise OptionError(
-            f"engine={engine!r} was given, which belongs to a running event loop; there, hand over the connection that "
-            "`await connection.run_sync(...)` gives, or an AsyncEngine"
+            f"engine={engine!r} was given, which belongs to a running event loop; pass the connection that `await "
+            "connection.run_sync(...)` provides, or an AsyncEngine"
         )
     if isinstance(engine, Engine | Connection | URL) or hasattr(engine, "sync_engine"):
         return engine
-    raise OptionError(f"engine={engine!r} was given; it is an Engine, an AsyncEngine, a Connection, a URL or a factory")
+    raise OptionError(f"engine={engine!r} was given; give an Engine, an AsyncEngine, a Connection, a URL or a factory")
 
 
 # Factories
@@ -175,8 +175,8 @@ def _of_factory(factory: Any, engine: Any, config: Config) -> list[Bind]:
     binds = _options(factory).get("binds") or {}
     if not binds:
         raise OptionError(
-            f"run_migrations({factory!r}) was called, whose factory has no binds= to tell which models there are; call "
-            "run_migrations(Base.metadata, engine=factory)"
+            f"run_migrations({factory!r}) was called, but the factory has no binds= and so does not name its models; "
+            "call run_migrations(Base.metadata, engine=factory)"
         )
     bound = _bound(factory)
     if len(bound) == 1 and not isinstance(engine, Mapping):
@@ -188,16 +188,15 @@ def _of_factory(factory: Any, engine: Any, config: Config) -> list[Bind]:
         names = {id(each): PurePath(each.url.database or "").stem for each in bound}
         if engine is not None or len(set(names.values())) != len(names):
             raise OptionError(
-                f"run_migrations({factory!r}, engine={engine!r}) was called; the databases of a factory are known by the "
-                "names that engine= gives them, a mapping from name to engine, and without it by their database names, "
-                "which differ then"
+                f"run_migrations({factory!r}, engine={engine!r}) was called, but a factory's databases need names; "
+                "give engine= a mapping from names to engines, or leave it out if all database names differ"
             )
     owners = dict(_owners(factory, binds))
     found = []
     for each in bound:
         if id(each) not in names:
             raise OptionError(
-                f"{each!r} of {factory!r} has no name in engine=, which names {', '.join(names.values())}"
+                f"{each!r} of {factory!r} has no name in engine=, which names {', '.join(names.values())}; add it there"
             )
         tables = frozenset(table for table, owner in owners.items() if owner is _sync(each))
         metadata = list({id(table.metadata): table.metadata for table in tables}.values())
@@ -222,7 +221,7 @@ def _sync(engine: Any) -> Any:
 
 
 def _owners(factory: Any, binds: Mapping[Any, Any]) -> Iterable[tuple[Table, Engine]]:
-    """Yield each table of the models, with the engine that the factory's sessions use for it."""
+    """Yield each table of the models with the engine that the factory's sessions use for it."""
     handed = factory()
     session: orm.Session = getattr(handed, "sync_session", handed)
     registries = {key.registry for key in binds if hasattr(key, "registry")}
@@ -247,6 +246,6 @@ def _engine_for(session: orm.Session, table: Table, mappers: Mapping[Any, Any]) 
     except UnboundExecutionError:
         if table in mappers:
             return None
-        # A table between two models is where they are.
+        # An association table is in the database of its models.
         beside = {_engine_for(session, key.column.table, mappers) for key in table.foreign_keys}
         return beside.pop() if len(beside) == 1 else None

@@ -1,4 +1,4 @@
-"""One database: its lock, its transactions, and what is done where a lock cannot be had."""
+"""One database: its lock, its transactions, and the retries when it cannot get a lock."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ log = logging.getLogger("alembic.sessionkit")
 
 @dataclass(frozen=True, slots=True)
 class Care:
-    """How careful a migration is with the application that goes on meanwhile.
+    """How carefully a migration treats the application that runs meanwhile.
 
     Attributes:
-        lock: one deployment at a time; None: where the database can.
-        lock_wait: how long to wait for another deployment, in seconds.
-        lock_timeout: how long a statement waits for a lock, in seconds; None: for ever.
-        retry: how often to try again.
+        lock: one deployment at a time; None means if the database supports it.
+        lock_wait: seconds to wait for another deployment.
+        lock_timeout: seconds that a statement waits for a lock; None means no limit.
+        retry: when to try again, and how often.
     """
 
     lock: bool | None
@@ -47,31 +47,31 @@ class Care:
     retry: Retry
 
     def check(self, dialect: str) -> None:
-        """Refuse what this dialect cannot do.
+        """Refuse options that this dialect does not support.
 
         Raises:
-            OptionError: it was asked for.
+            OptionError: an option is not supported.
         """
         server = _servers.of(dialect)
         if self.lock and not server.locks:
             raise OptionError(
-                f"lock=True was asked for, but run_migrations() has no lock for {dialect}; say lock=False, and see that "
-                "two deployments never migrate at once"
+                f"lock=True was asked for, but run_migrations() has no lock for {dialect}; use lock=False, and make "
+                "sure that two deployments never migrate at once"
             )
 
     def limit(self, server: Server) -> float | None:
-        """Return the lock timeout, where the database has one."""
+        """Return the lock timeout if the database has one."""
         return self.lock_timeout if server.timeouts else None
 
 
 class Command(Protocol):
-    """What an Alembic command does on a connection."""
+    """An Alembic command that runs on a connection."""
 
     def run(self, connection: Connection, ours: dict[str, Any]) -> None:
-        """Do it, with these options of ``context.configure()`` besides the user's."""
+        """Run the command with these options of ``context.configure()`` in addition to the user's."""
 
     def can_begin_again(self) -> bool:
-        """Tell whether doing it once more leads to where it was to lead."""
+        """Return whether running it again leads to the same target."""
         ...
 
 
@@ -79,13 +79,13 @@ def migrate_on(engine: Engine, care: Care, turn: MigrationTurn | None, command: 
     """Run a command on an engine's database.
 
     Args:
-        engine: its connections are given back at the end.
+        engine: the engine. All its connections are returned at the end.
         care: how careful to be.
-        turn: which deployments exclude each other; None: the command changes nothing, and excludes nobody.
-        command: what is run, and run again from its beginning where a lock could not be had.
+        turn: which deployments exclude each other; None if the command changes nothing and needs no lock.
+        command: the command. If it cannot get a lock, it runs again from its beginning.
 
     Raises:
-        MigrationBlocked: a lock could not be had in all that time.
+        MigrationBlocked: it could not get a lock in all attempts.
     """
     server = _servers.of(engine.dialect.name)
     if turn is None:
@@ -102,7 +102,7 @@ def migrate_on(engine: Engine, care: Care, turn: MigrationTurn | None, command: 
             blockers: list[Blocker] = []
             try:
                 with _connected(engine, server) as connection, ExitStack() as around:
-                    # What was in the way of a lock is asked only where it is known to be needed.
+                    # Blockers are looked up only if they are needed.
                     if attempt.number > 1 or care.retry.attempts == 1:
                         every = (care.limit(server) or 1.0) / 4
                         blockers = around.enter_context(watching(server, connection, every))
@@ -110,14 +110,15 @@ def migrate_on(engine: Engine, care: Care, turn: MigrationTurn | None, command: 
                     around.enter_context(_prepared(connection, server, care, turn, options))
                     command.run(connection, options)
             except DBAPIError as error:
-                # Every migration is committed together with its revision, so that to begin again is right whatever
-                # became of the last one.
+                # Every migration commits together with its revision, so starting again is right however the last one ended.
                 set_outcome(error, "rolled back")
                 if not attempts.failed(attempt, error, time.monotonic()):
                     _give_up(error, attempt.number, care, blockers)
                     raise
                 if not command.can_begin_again():
-                    error.add_note("it is not tried again: a relative target, of which a part is done, would be missed")
+                    error.add_note(
+                        "this is not tried again: with a relative target that is partly done, it would go too far"
+                    )
                     _give_up(error, attempt.number, care, blockers)
                     raise
                 _tell(error, attempt.delay)
@@ -127,17 +128,17 @@ def migrate_on(engine: Engine, care: Care, turn: MigrationTurn | None, command: 
 
 
 def migrate_within(connection: Connection, care: Care, turn: MigrationTurn | None, command: Command) -> None:
-    """Run a command on a connection that somebody has handed over, in the transaction that it is in, if it is in one.
+    """Run a command on a connection that the caller passed, in its transaction if it has one.
 
-    It is not tried again: what the transaction has done before would be lost.
+    It is not tried again: the earlier work of the transaction would be lost.
     """
     server = _servers.of(connection.dialect.name)
     if turn is None:
         command.run(connection, {})
     elif connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
         raise OptionError(
-            f"the connection {connection!r} was handed over to run_migrations(), which commits each statement by itself; "
-            "half a migration could not be undone, so hand over one without AUTOCOMMIT"
+            f"run_migrations() got the connection {connection!r}, which commits each statement on its own, so half a "
+            "migration could not be undone; pass a connection without AUTOCOMMIT"
         )
     elif not connection.in_transaction():
         with ExitStack() as stack:
@@ -161,7 +162,7 @@ def _connected(engine: Engine, server: Server) -> Connection:
 
 @contextmanager
 def _limited(connection: Connection, server: Server, care: Care) -> Generator[None]:
-    """Limit the wait for a lock in a transaction that goes on afterwards as it was."""
+    """Limit the wait for locks in a transaction, and restore its previous limit afterwards."""
     limit = care.limit(server)
     if limit is None or server.pid is None:
         yield
@@ -170,13 +171,13 @@ def _limited(connection: Connection, server: Server, care: Care) -> Generator[No
 
     before = connection.scalar(text("SELECT current_setting('lock_timeout')"))
     server.limit(connection, limit)
-    yield  # after an error there is nothing to be set back: the transaction is aborted
+    yield  # after an error there is nothing to restore: the transaction is aborted
     connection.execute(text("SELECT set_config('lock_timeout', :before, true)"), {"before": before})
 
 
 @contextmanager
 def _locked(engine: Engine, server: Server, turn: MigrationTurn) -> Generator[Callable[..., None]]:
-    """Hold the lock in a transaction of its own; what is handed out raises where it is lost."""
+    """Hold the lock in a separate transaction; yield a function that raises if the lock is lost."""
     with _connected(engine, server) as holder:
         server.lock(holder, turn)
 
@@ -184,10 +185,10 @@ def _locked(engine: Engine, server: Server, turn: MigrationTurn) -> Generator[Ca
             try:
                 holder.exec_driver_sql("SELECT 1")
             except Exception as error:
-                # asyncpg answers with an error of its own that SQLAlchemy does not know.
+                # asyncpg raises an error of its own that SQLAlchemy does not know.
                 raise MigrationError(
-                    "the connection that held the lock of this migration was lost, so another deployment may have begun; "
-                    "the migration that was running was rolled back"
+                    "the connection that held the lock of this migration was lost, so another deployment may have "
+                    "started; the running migration was rolled back; run the command again"
                 ) from error
 
         yield still_ours
@@ -198,12 +199,12 @@ def _locked(engine: Engine, server: Server, turn: MigrationTurn) -> Generator[Ca
 def _prepared(
     connection: Connection, server: Server, care: Care, turn: MigrationTurn, options: dict[str, Any]
 ) -> Generator[None]:
-    """Have each transaction of a connection begin as it should, and leave the connection as it was."""
+    """Prepare each transaction of a connection as it begins, and restore the connection afterwards."""
     limit = care.limit(server)
 
     def begin(begun: Connection) -> None:
         if begun.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
-            return  # within autocommit_block()
+            return  # inside autocommit_block()
         if server.begin is not None:
             server.begin(begun, turn)
         if limit is not None:
@@ -223,14 +224,14 @@ def _prepared(
                 connection.rollback()
                 server.after(connection, before)
             except Exception:
-                # What was done, or why it failed, is not changed by it; only nobody is to get this connection again.
-                log.warning("A connection could not be given back as it was", exc_info=True)
+                # This does not change the result or the error; but the connection must not be used again.
+                log.warning("Could not restore a connection; it is closed instead", exc_info=True)
                 connection.invalidate()
 
 
 def _tell(error: DBAPIError, delay: float | None) -> None:
     kind = classify(error).kind
-    log.warning("The migration could not go on (%s); it begins again in %.1f s", kind, delay or 0.0)
+    log.warning("The migration could not get a lock (%s); it starts again in %.1f s", kind, delay or 0.0)
 
 
 def _give_up(error: DBAPIError, attempts: int, care: Care, blockers: list[Blocker]) -> None:
@@ -239,12 +240,10 @@ def _give_up(error: DBAPIError, attempts: int, care: Care, blockers: list[Blocke
     tried = "once" if attempts == 1 else f"{attempts} times"
     statement = " ".join((error.statement or "").split())
     within = "" if care.lock_timeout is None else f" within {care.lock_timeout} s"
-    who = "" if blockers else "; who had it could not be seen"
-    raise MigrationBlocked(
-        f"a lock could not be had{within}, tried {tried}, for: {statement}{who}", blockers
-    ) from error
+    who = "" if blockers else "; the transaction that holds it could not be seen"
+    raise MigrationBlocked(f"could not get a lock{within}, tried {tried}, for: {statement}{who}", blockers) from error
 
 
 def with_locks(retry: Retry) -> Retry:
-    """Return the policy, and have it try again where a lock could not be had."""
+    """Return the policy, extended to retry when a lock is not available."""
     return retry if retry.on is not None else replace(retry, also=(*retry.also, "lock_not_available"))

@@ -1,4 +1,4 @@
-"""What a migration is refused with. On the command line Alembic shows each without a traceback."""
+"""The errors of migrations. On the command line Alembic shows them without a traceback."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ __all__ = ["Blocker", "MigrationBlocked", "MigrationError", "NotUpToDate"]
 
 
 class MigrationError(SessionKitError, CommandError):
-    """A migration was asked for what cannot be done, or must not be."""
+    """A migration asks for something that is impossible or not allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """A transaction that was in the way of a migration.
+    """A transaction that blocked a migration.
 
     Attributes:
-        pid: of its server process; ``SELECT pg_terminate_backend(pid)`` ends it.
-        application: what it calls itself.
-        user: who it is.
-        state: as in ``pg_stat_activity``: "active", "idle in transaction".
-        seconds: how long its transaction had been open.
-        query: what it runs, or ran last.
+        pid: its server process; ``SELECT pg_terminate_backend(pid)`` ends it.
+        application: its ``application_name``.
+        user: its database user.
+        state: its state in ``pg_stat_activity``: "active", "idle in transaction".
+        seconds: how long its transaction has been open.
+        query: its current or last query.
     """
 
     pid: int
@@ -40,17 +40,17 @@ class Blocker:
     query: str
 
     def __str__(self) -> str:
-        """Return it as a line of a message."""
+        """Return a line for a message."""
         who = " ".join(filter(None, [self.user, self.application and f"({self.application})"]))
         return f"{self.pid} {who}, {self.state}, in a transaction for {self.seconds:.1f} s: {self.query}"
 
 
 class MigrationBlocked(MigrationError):
-    """A lock could not be had in time: of a table that the application uses, or of another deployment.
+    """The migration did not get a lock in time: on a table that the application uses, or from another deployment.
 
     Args:
-        message: what was asked and what was found.
-        blockers: the transactions in the way, as far as they could be seen.
+        message: what the migration wanted, and what it found.
+        blockers: the transactions that blocked it, as far as they are known.
 
     Attributes:
         blockers: the same.
@@ -65,8 +65,8 @@ class NotUpToDate(MigrationError):
     """The database is not at the revision that the code expects.
 
     Attributes:
-        current: the revisions of the database.
-        expected: the newest ones of the code.
+        current: the current revisions of the database.
+        expected: the newest revisions of the code.
     """
 
     def __init__(self, message: str, current: Sequence[str], expected: Sequence[str]) -> None:

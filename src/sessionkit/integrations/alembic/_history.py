@@ -1,7 +1,7 @@
-"""What the migrations themselves have said of version columns.
+"""Finds version columns in the migrations themselves.
 
-A column of the database does not tell that it was a version: an ``updated_at`` may be anybody's. The migration that made
-it does.
+A column in the database does not show that it was a version: an ``updated_at`` may have any purpose. The migration that
+created it shows it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
 Known = dict[tuple[Any, Any, Any], Any]
-"""From schema, table and column to the name of the kind."""
+"""Maps schema, table and column to the name of the kind."""
 
 
 _MAKE_VERSIONS = {"add_version_column": "count", "adopt_version_column": "timestamp"}
-"""The operations that make a column a version, and of which kind where they do not say."""
+"""The operations that make a column a version, with their default kind."""
 
 
 def version_columns(script: ScriptDirectory | None) -> Known:

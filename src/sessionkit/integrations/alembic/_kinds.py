@@ -1,4 +1,4 @@
-"""What a version column is in a table: its type, and what the rows that are there already get."""
+"""A version column in a table: its type, and the value that existing rows get."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class ColumnKind:
     """One kind of version column.
 
     Attributes:
-        name: as `op.add_version_column` has it.
-        kind: the same as the models know it.
-        type: of the column. Not the model's, whose name a migration would have to import.
-        initial: SQL of the version that the rows of a full table get: one for all of them, so that it can be the
-            column's default, which no row has to be rewritten for. A version need only differ from the one before and
-            after it in its own row.
-        initial_on: the same for the dialects that need another.
-        kept_on: the default of rows that are inserted later, where it can be a better one.
+        name: its name in `op.add_version_column`.
+        kind: the corresponding kind of the models.
+        type: the type of the column. Not the model's own type, which a migration would have to import.
+        initial: SQL for the version that existing rows get. It is the same for all of them, so it can be the column's
+            default, and no row is rewritten. A version need only differ from the previous and the next version of its own
+            row.
+        initial_on: the same for dialects that need different SQL.
+        kept_on: a better default for rows that are inserted later, by dialect.
     """
 
     name: KindName
@@ -46,31 +46,32 @@ class ColumnKind:
     kept_on: Mapping[str, str]
 
     def column(self, name: str, default: str | None = None, *, strict: bool = False) -> Column[Any]:
-        """Return the column, NOT NULL; in a STRICT table of SQLite it is of the type in which SQLAlchemy writes it."""
+        """Return the column, NOT NULL. In a STRICT table of SQLite it has the storage type that SQLAlchemy writes."""
         type_ = Text() if strict and self.name != "count" else self.type
         return Column(name, type_, nullable=False, server_default=None if default is None else text(default))
 
     def initial_for(self, dialect: str) -> str:
-        """Return the default that fills a column of this kind. Each call may give another one."""
+        """Return the default that fills a column of this kind. Each call may return a different one."""
         return self.initial_on.get(dialect, self.initial)()
 
 
 def _new_uuid() -> str:
-    # A new one for each migration, and not a constant such as the nil UUID: after a downgrade and another upgrade, a
-    # version that a client has kept from the first time must not come back. gen_random_uuid() is volatile: as a default
-    # of ADD COLUMN it would have PostgreSQL rewrite the table under an exclusive lock.
-    # As SQLAlchemy's Uuid writes it where there is no such type; PostgreSQL reads it too.
+    # A new one for each migration, not a constant such as the nil UUID: after a downgrade and another upgrade, a version that
+    # a client still holds must not appear again. gen_random_uuid() is volatile: as a default of ADD COLUMN it would make
+    # PostgreSQL rewrite the table under an exclusive lock. The form is the one that
+    # SQLAlchemy's Uuid writes without a native type; PostgreSQL reads it too.
     return f"'{uuid4().hex}'"
 
 
 def _now_as_text() -> str:
-    # SQLite adds no column to a full table whose default is not constant. As SQLAlchemy's DateTime writes it.
+    # SQLite cannot add a column with a default that is not constant to a table with rows. The form is that of SQLAlchemy's
+    # DateTime.
     return f"'{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}'"
 
 
 _KINDS = {
     "count": ColumnKind("count", version.Versioned.__version_kind__, Integer(), lambda: "1", {}, {}),
-    # now() and CURRENT_TIMESTAMP are stable: PostgreSQL evaluates them once and rewrites nothing.
+    # now() and CURRENT_TIMESTAMP are stable: PostgreSQL evaluates them once and does not rewrite the table.
     "timestamp": ColumnKind(
         "timestamp",
         version.TimestampVersioned.__version_kind__,
@@ -91,54 +92,54 @@ _KINDS = {
 
 
 def kind_named(name: object) -> ColumnKind:
-    """Return the kind of that name.
+    """Return the kind with this name.
 
     Raises:
-        MigrationError: there is none, or it needs no column.
+        MigrationError: there is no such kind, or it needs no column.
     """
     if name == "xmin":
         raise MigrationError(
-            "kind='xmin' was asked for, but XminVersioned uses the system column xmin, which every table of PostgreSQL "
-            "has: there is no column to add or to drop; leave the operation out"
+            "kind='xmin' was asked for, but XminVersioned uses the system column xmin, which every PostgreSQL table "
+            "has, so there is no column to add or drop; leave the operation out"
         )
     kind = _KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise MigrationError(f"kind={name!r} was asked for; the kinds are {', '.join(map(repr, _KINDS))}")
+        raise MigrationError(f"kind={name!r} was asked for; use one of {', '.join(map(repr, _KINDS))}")
     return kind
 
 
 def kind_of(column: Column[Any]) -> ColumnKind | None:
-    """Return the kind of a model's column, if it is a version column of ours."""
+    """Return the kind of a model's column; None if it is not one of our version columns."""
     found = version.kind_of_column(column)
     return next((kind for kind in _KINDS.values() if kind.kind is found), None)
 
 
 def was_taken_over(column: Column[Any]) -> bool:
-    """Tell whether a model's column is one that its class has mapped by itself, and hands over."""
+    """Return whether a model's column is one that its class has mapped itself and hands over."""
     return version.was_taken_over(column)
 
 
 def is_xmin(column: Column[Any]) -> bool:
-    """Tell whether a model's column is the system column of `XminVersioned`."""
+    """Return whether a model's column is the system column of `XminVersioned`."""
     return version.kind_of_column(column) is version.XminVersioned.__version_kind__
 
 
 def kind_of_type(type_: TypeEngine[Any]) -> ColumnKind | None:
-    """Return the kind that a column of the database may be of, by its type."""
+    """Return the kind that a column of the database may be, by its type."""
     if isinstance(type_, Integer):
         return _KINDS["count"]
     if isinstance(type_, DateTime):
         return _KINDS["timestamp"]
-    # SQLite's, where SQLAlchemy keeps a Uuid as 32 digits.
+    # SQLite, where SQLAlchemy stores a Uuid as 32 digits.
     if isinstance(type_, Uuid) or (isinstance(type_, CHAR) and type_.length == 32):
         return _KINDS["uuid"]
     return None
 
 
 def kind_by_default_name(column: Column[Any]) -> ColumnKind | None:
-    """Return the kind of a column of the database that looks like ours: its name, its type, and NOT NULL.
+    """Return the kind of a database column that looks like ours: by its name, its type, and NOT NULL.
 
-    Only for ``version_id``: an ``updated_at`` may be anybody's.
+    Only for ``version_id``: an ``updated_at`` may have any purpose.
     """
     kind = kind_of_type(column.type)
     if kind is None or column.nullable or column.name != "version_id" or kind.name == "timestamp":

@@ -1,4 +1,4 @@
-"""The operations on version columns: what is asked for. How it is done is in ``_steps``."""
+"""The operations on version columns. ``_steps`` implements them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["AddVersionColumnOp", "AdoptVersionColumnOp", "DropVersionColumnOp", 
 
 
 class VersionColumnOp(MigrateOperation):
-    """An operation on the version column of a table: what they share.
+    """What the operations on a table's version column share.
 
     Attributes:
-        kind: what the column is.
+        kind: the kind of the column.
         table_name: the table.
         column_name: the column.
         schema: the table's schema.
@@ -30,7 +30,7 @@ class VersionColumnOp(MigrateOperation):
 
     word: str
     instead: str
-    """What to do where the database does not do it."""
+    """What to do instead if the database cannot do it."""
 
     def __init__(self, table_name: Any, column_name: Any, kind: Any, schema: str | None) -> None:
         self.kind: ColumnKind = kind_named(kind)
@@ -40,15 +40,15 @@ class VersionColumnOp(MigrateOperation):
 
     @property
     def asked(self) -> str:
-        """Return the operation as it is written."""
+        """Return the operation as a migration writes it."""
         return f"op.{self.word}({self.table_name!r}, {self.column_name!r})"
 
 
 class AddVersionColumnOp(VersionColumnOp):
-    """Add a version column to a table that may be full. See `add_version_column`."""
+    """Add a version column to a table that may have rows. See `add_version_column`."""
 
     word = "add_version_column"
-    instead = "say keep_default=True"
+    instead = "use keep_default=True"
 
     def __init__(
         self,
@@ -80,30 +80,29 @@ class AddVersionColumnOp(VersionColumnOp):
         backfill: str | ClauseElement | None = None,
         batch_size: int = 5_000,
     ) -> None:
-        """Add the column of a model that became versioned: NOT NULL at once, on a full table too, without a rewrite.
+        """Add the column of a model that became versioned: NOT NULL at once, even on a table with rows, without a rewrite.
 
-        The rows that are there get a constant: 1, the time of the migration, or one new UUID for all of them (a
-        version need only differ from the next one in its own row). That is the column's default for a moment, so that
-        PostgreSQL writes no row and holds its lock for milliseconds.
+        Existing rows get a constant: 1, the time of the migration, or one new UUID for all of them (a version need only
+        differ from the next one in its own row). This constant is first the column's default, so PostgreSQL writes no row and
+        holds its lock for milliseconds.
 
         Args:
-            operations: given by Alembic.
+            operations: supplied by Alembic.
             table_name: the table.
-            column_name: the column, where the model has a ``__version_column__``; default: that of the kind.
+            column_name: the column, if the model has a ``__version_column__``; default: the kind's default name.
             kind: "count" (`Versioned`), "timestamp" (`TimestampVersioned`) or "uuid" (`UUIDVersioned`).
                 `XminVersioned` has no column, so there is nothing to migrate.
             schema: the table's schema.
-            keep_default: leave a default on the column, so that code which does not know the column yet can go on
-                inserting rows. False drops it; on SQLite that writes every row once.
-            backfill: an SQL expression for the rows that are there, such as ``"changed_at"``, instead of the
-                constant; where it is NULL they get that. On PostgreSQL the column is then added without NOT NULL and
-                filled in batches that commit one by one, and NOT NULL comes last, by a CHECK that is validated
-                without locking out writers. What comes before it in the migration is committed with it, and a
-                migration that was interrupted can be run again.
-            batch_size: about how many rows a batch of `backfill` changes.
+            keep_default: keep a default on the column, so that code that does not know the column yet can still insert rows.
+                False drops it; on SQLite this writes every row once.
+            backfill: an SQL expression for existing rows, such as ``"changed_at"``, instead of the constant; rows where it is
+                NULL get the constant. On PostgreSQL the column is then added without NOT NULL and filled in batches that
+                commit one by one. NOT NULL comes last, through a CHECK that is validated without locking out writers. Earlier
+                steps of the migration are committed too, and an interrupted migration can run again.
+            batch_size: the approximate number of rows in a batch of `backfill`.
 
         Raises:
-            MigrationError: an argument has a value that it cannot have, or the database cannot do what is asked.
+            MigrationError: an argument has an invalid value, or the database does not support the operation.
 
         SQL, on PostgreSQL::
 
@@ -132,7 +131,7 @@ class AddVersionColumnOp(VersionColumnOp):
         backfill: str | ClauseElement | None = None,
         batch_size: int = 5_000,
     ) -> None:
-        """Do the same within ``op.batch_alter_table()``, after what stands before it there."""
+        """Do the same inside ``op.batch_alter_table()``, after the operations before it."""
         impl: BatchOperationsImpl = _batch(operations)
         operations.invoke(
             cls(
@@ -151,11 +150,11 @@ class AddVersionColumnOp(VersionColumnOp):
         return DropVersionColumnOp(self.table_name, self.column_name, kind=self.kind.name, schema=self.schema)
 
     def column(self) -> Column[Any]:
-        """Return the column as a model has it."""
+        """Return the column as in a model."""
         return self.kind.column(self.column_name)
 
     def filling(self) -> Update:
-        """Return the UPDATE that gives each row the value of `backfill`, or the one that it has by default."""
+        """Return the UPDATE that sets each row to `backfill`, or to the constant where that is NULL."""
         filled = table(self.table_name, column_named(self.column_name), schema=self.schema)
         version = filled.c[self.column_name]
         asked = _expression(self.backfill)
@@ -170,7 +169,7 @@ class DropVersionColumnOp(VersionColumnOp):
     """Drop a version column. See `drop_version_column`."""
 
     word = "drop_version_column"
-    instead = "drop first what speaks of the column"
+    instead = "first drop everything that refers to the column"
 
     def __init__(
         self,
@@ -195,9 +194,9 @@ class DropVersionColumnOp(VersionColumnOp):
         """Drop the column of a model that is no longer versioned.
 
         Args:
-            operations: given by Alembic.
+            operations: supplied by Alembic.
             table_name: the table.
-            column_name: the column; default: that of the kind.
+            column_name: the column; default: the kind's default name.
             kind: as in ``op.add_version_column``.
             schema: the table's schema.
 
@@ -211,7 +210,7 @@ class DropVersionColumnOp(VersionColumnOp):
     def batch_drop_version_column(
         cls, operations: BatchOperations, column_name: str | None = None, *, kind: KindName = "count"
     ) -> None:
-        """Do the same within ``op.batch_alter_table()``."""
+        """Do the same inside ``op.batch_alter_table()``."""
         impl: BatchOperationsImpl = _batch(operations)
         operations.invoke(cls(impl.table_name, column_name, kind=kind, schema=impl.schema))
 
@@ -225,7 +224,7 @@ class DropVersionColumnOp(VersionColumnOp):
 
 
 class AdoptVersionColumnOp(VersionColumnOp):
-    """Have a column that a class has kept by itself be its version. See `adopt_version_column`."""
+    """Turn a column that a class has maintained itself into its version. See `adopt_version_column`."""
 
     word = "adopt_version_column"
     instead = "change the column by op.batch_alter_table(), and leave this operation out"
@@ -244,10 +243,10 @@ class AdoptVersionColumnOp(VersionColumnOp):
     ) -> None:
         super().__init__(table_name, column_name, kind, schema)
         if self.kind.name != "timestamp":
-            raise MigrationError(f"kind={kind!r} was asked for in {self.asked}; it is only for kind='timestamp'")
+            raise MigrationError(f"kind={kind!r} was asked for in {self.asked}, which only works with kind='timestamp'")
         for name, value in (("existing_nullable", existing_nullable), ("existing_timezone", existing_timezone)):
             if not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise MigrationError(f"{name}={value!r} was given; it is True or False")
+                raise MigrationError(f"{name}={value!r} was given; use True or False")
         _check_backfill(backfill)
         self.existing_nullable = existing_nullable
         self.existing_timezone = existing_timezone
@@ -268,27 +267,27 @@ class AdoptVersionColumnOp(VersionColumnOp):
         timezone: str = "UTC",
         backfill: str | ClauseElement | None = None,
     ) -> None:
-        """Have an ``updated_at`` that the code has kept by itself be the version of a `TimestampVersioned` class.
+        """Turn an ``updated_at`` that the code has maintained itself into the version of a `TimestampVersioned` class.
 
-        The column becomes NOT NULL, and holds times with microseconds in UTC. What it holds already stays; rows without
-        a time get that of the migration. Its default becomes the current time, so that code which does not know of
-        versions can go on inserting rows. No trigger fires.
+        The column becomes NOT NULL, and holds times with microseconds in UTC. Its present times stay; rows without a time get
+        the time of the migration. Its default becomes the current time, so that code that does not know about versions can
+        still insert rows. No trigger fires.
 
         Args:
-            operations: given by Alembic.
+            operations: supplied by Alembic.
             table_name: the table.
             column_name: the column.
-            kind: "timestamp"; there is no other.
+            kind: "timestamp", the only one possible.
             schema: the table's schema.
-            existing_nullable: the column can be NULL today; a downgrade has it so again.
-            existing_timezone: the column is a TIMESTAMP WITH TIME ZONE today.
-            timezone: where it is not, the zone of the times in it, such as "Europe/Berlin". On SQLite only "UTC".
+            existing_nullable: whether the column can be NULL today; a downgrade restores that.
+            existing_timezone: whether the column is a TIMESTAMP WITH TIME ZONE today.
+            timezone: if it is not, the time zone of its values, such as "Europe/Berlin". On SQLite only "UTC".
             backfill: an SQL expression for rows without a time, such as ``"created_at"``.
 
-        On PostgreSQL the table is rewritten, under a lock that shuts out everybody.
+        PostgreSQL rewrites the table under a lock that blocks readers and writers.
 
         Raises:
-            MigrationError: an argument has a value that it cannot have, or the database cannot do what is asked.
+            MigrationError: an argument has an invalid value, or the database does not support the operation.
 
         SQL, on PostgreSQL::
 
@@ -322,7 +321,7 @@ class AdoptVersionColumnOp(VersionColumnOp):
         timezone: str = "UTC",
         backfill: str | ClauseElement | None = None,
     ) -> None:
-        """Do the same within ``op.batch_alter_table()``, after what stands before it there."""
+        """Do the same inside ``op.batch_alter_table()``, after the operations before it."""
         impl: BatchOperationsImpl = _batch(operations)
         operations.invoke(
             cls(
@@ -355,7 +354,7 @@ class AdoptVersionColumnOp(VersionColumnOp):
 
 
 class ReleaseVersionColumnOp(VersionColumnOp):
-    """Have a column be as it was before it was a version. See `release_version_column`."""
+    """Restore a column to what it was before it was a version. See `release_version_column`."""
 
     word = "release_version_column"
     instead = "leave the column as it is"
@@ -389,17 +388,17 @@ class ReleaseVersionColumnOp(VersionColumnOp):
         existing_timezone: bool = False,
         timezone: str = "UTC",
     ) -> None:
-        """Undo ``op.adopt_version_column()``: the type and NULL as they were. Its times stay, and so does a default.
+        """Undo ``op.adopt_version_column()``: restore the type and whether it can be NULL. Its times and a default stay.
 
         Args:
-            operations: given by Alembic.
+            operations: supplied by Alembic.
             table_name: the table.
             column_name: the column.
             kind: "timestamp".
             schema: the table's schema.
-            existing_nullable: as in ``op.adopt_version_column()``: before it, the column could be NULL.
-            existing_timezone: before it, the column was a TIMESTAMP WITH TIME ZONE.
-            timezone: where it was not, the zone of the times in it.
+            existing_nullable: as in ``op.adopt_version_column()``: whether the column could be NULL before that.
+            existing_timezone: whether the column was a TIMESTAMP WITH TIME ZONE before that.
+            timezone: if it was not, the time zone of its values.
         """
         operations.invoke(
             cls(
@@ -424,7 +423,7 @@ class ReleaseVersionColumnOp(VersionColumnOp):
         existing_timezone: bool = False,
         timezone: str = "UTC",
     ) -> None:
-        """Do the same within ``op.batch_alter_table()``, after what stands before it there."""
+        """Do the same inside ``op.batch_alter_table()``, after the operations before it."""
         impl: BatchOperationsImpl = _batch(operations)
         operations.invoke(
             cls(
@@ -457,21 +456,21 @@ class ReleaseVersionColumnOp(VersionColumnOp):
 
 def _name(what: str, name: object) -> str:
     if not isinstance(name, str) or not name:
-        raise MigrationError(f"{what}={name!r} was given; it is a name")
+        raise MigrationError(f"{what}={name!r} was given; give a name")
     return name
 
 
 def _check_options(keep_default: Any, backfill: Any, batch_size: Any) -> None:
     if not isinstance(keep_default, bool):
-        raise MigrationError(f"keep_default={keep_default!r} was given; it is True or False")
+        raise MigrationError(f"keep_default={keep_default!r} was given; use True or False")
     _check_backfill(backfill)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise MigrationError(f"batch_size={batch_size!r} was given; it is a number of rows, 1 or more")
+        raise MigrationError(f"batch_size={batch_size!r} was given; give a number of rows, 1 or more")
 
 
 def _check_backfill(backfill: Any) -> None:
     if backfill is not None and not isinstance(backfill, str | ClauseElement):
-        raise MigrationError(f"backfill={backfill!r} was given; it is an SQL expression, as text or as SQLAlchemy's")
+        raise MigrationError(f"backfill={backfill!r} was given; give an SQL expression, as text or from SQLAlchemy")
 
 
 def _expression(sql: str | ClauseElement | None) -> Any:

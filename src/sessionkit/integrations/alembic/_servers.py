@@ -1,7 +1,7 @@
-"""How each server locks out a second deployment, limits the wait for a lock, and tells who is in the way.
+"""How each server locks out a second deployment, limits the wait for a lock, and reports blockers.
 
-One table entry per dialect. Everything is local to a transaction, so that it works behind a pooler too, where a session
-is whoever's turn it is.
+One table entry per dialect. Everything is local to a transaction, so it also works behind a pooler, where a server session is
+not bound to a client.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-_POLL = 0.2  # seconds between two looks at a lock that somebody else has
+_POLL = 0.2  # seconds between two attempts to get a lock
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationTurn:
-    """What makes one deployment wait for the other.
+    """What makes one deployment wait for another.
 
     Attributes:
-        key: of the lock: deployments that share their table of versions exclude each other.
-        wait: how long to wait for it, in seconds.
-        log: is told, once, that somebody else is at it.
+        key: the key of the lock: deployments that share their version table exclude each other.
+        wait: seconds to wait for the lock.
+        log: called once, with a message, if another deployment is running.
     """
 
     key: str
@@ -43,43 +43,43 @@ class MigrationTurn:
 
 
 def _no_lock(connection: Connection, turn: MigrationTurn) -> None:
-    raise AssertionError("a dialect without locks was asked for one")
+    raise AssertionError("this dialect has no lock")
 
 
 def _nothing(*_: Any) -> None:
     """Do nothing."""
 
 
-def _nobody(connection: Connection, pid: int) -> list[Blocker]:
+def _no_blockers(connection: Connection, pid: int) -> list[Blocker]:
     return []
 
 
 def _no_timeout(connection: Connection, seconds: float) -> None:
     raise OptionError(
-        f"lock_timeout={seconds!r} was asked for, but run_migrations() does not know how {connection.dialect.name} limits "
-        "the wait for a lock; say lock_timeout=None there"
+        f"lock_timeout={seconds!r} was asked for, but run_migrations() does not know how to limit the wait for a lock "
+        f"on {connection.dialect.name}; use lock_timeout=None there"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What one dialect does in its own way.
+    """What differs between dialects.
 
     Attributes:
-        locks: it can lock out a second deployment: on a connection of its own, by `lock`.
-        level: at which a command runs, whatever the engine has: with AUTOCOMMIT nothing could be undone.
-        whole: an upgrade is one transaction, which by `begin` locks out every other one.
-        lock: takes the lock in the transaction that `connection` has begun, whose end gives it free.
-        begin: begins the transaction of an upgrade, where `whole`.
-        before: prepares a connection, before its first transaction.
-        check: looks at what was done, before COMMIT, and raises what forbids it.
-        ended: looks whether a transaction has ended with its COMMIT.
+        locks: `lock` can lock out a second deployment, on a separate connection.
+        level: the isolation level for commands, whatever the engine uses: with AUTOCOMMIT nothing could be undone.
+        whole: an upgrade is one transaction, and `begin` makes it lock out every other one.
+        lock: takes the lock in the transaction of `connection`; the end of that transaction releases it.
+        begin: begins the transaction of an upgrade, if `whole`.
+        before: prepares a connection before its first transaction.
+        check: checks the work before COMMIT, and raises an error that prevents it.
+        ended: checks that COMMIT really ended the transaction.
         after: undoes `before`.
-        timeouts: it can limit the wait for a lock, by `limit`.
-        limit: limits the wait for a lock in the transaction that begins.
-        pid: the server's name for a connection, for `blockers`; None where nobody can be named.
-        blockers: who is in the way of the connection with that name at this moment, asked on another one.
-        options: of ``context.configure()``.
+        timeouts: `limit` can limit the wait for a lock.
+        limit: limits the wait for locks in the transaction that begins.
+        pid: the server's id of a connection, for `blockers`; None if blockers are not known.
+        blockers: returns what blocks the connection with that id now; asked on another connection.
+        options: options of ``context.configure()``.
     """
 
     locks: bool = False
@@ -94,12 +94,12 @@ class Server:
     timeouts: bool = False
     limit: Callable[[Connection, float], None] = _no_timeout
     pid: Callable[[Connection], int] | None = None
-    blockers: Callable[[Connection, int], list[Blocker]] = _nobody
+    blockers: Callable[[Connection, int], list[Blocker]] = _no_blockers
     options: dict[str, Any] = field(default_factory=dict)
 
 
 def of(dialect: str) -> Server:
-    """Return the entry of a dialect; for one that has none, an entry that can do nothing."""
+    """Return the entry of a dialect; for an unknown one, an entry that supports nothing."""
     return _TABLE.get(dialect, _OTHERS)
 
 
@@ -134,25 +134,26 @@ def _who(connection: Connection, query: Any, **values: Any) -> list[Blocker]:
 
 
 def _lock_postgresql(connection: Connection, turn: MigrationTurn) -> None:
-    # The lock is held by a transaction that does nothing else, so no timeout may end it.
+    # The transaction that holds the lock does nothing else, so no timeout may end it.
     patient = text(
-        "SELECT set_config(name, '0', true) FROM pg_settings "
-        "WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"
+        "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN "
+        "('idle_in_transaction_session_timeout', 'transaction_timeout')"
     )
     number = _number(turn.key)
     ends = time.monotonic() + turn.wait
     told = False
     connection.execute(patient).all()
-    # It asks again and again instead of waiting in one statement: that would hold a snapshot, for which a CREATE INDEX
-    # CONCURRENTLY of the other deployment would wait, which is to say a deadlock.
+    # Polls instead of waiting in one statement: a waiting statement holds a snapshot, and a CREATE INDEX CONCURRENTLY of the
+    # other deployment would wait for that snapshot, which is a deadlock.
     while not connection.scalar(_TRY, {"key": number}):
         if time.monotonic() >= ends:
             raise MigrationBlocked(
-                f"waited {turn.wait} s for another migration of this database, which has not ended (lock_wait=)",
+                f"waited {turn.wait} s for another migration of this database, which has not ended; try again later, "
+                "or raise lock_wait=",
                 _who(connection, _HOLDERS, key=number),
             )
         if not told:
-            turn.log("Another migration of this database runs; waiting for it to end")
+            turn.log("Another migration of this database is running; waiting for it to end")
             told = True
         sleep(_POLL, connection.dialect.is_async)
 
@@ -171,10 +172,10 @@ def _pid_postgresql(connection: Connection) -> int:
 
 
 def _begin_sqlite(connection: Connection, turn: MigrationTurn) -> None:
-    # The driver begins no transaction before DDL, and a deferred one would let two upgrades read the same revision.
+    # The driver begins no transaction before DDL, and in a deferred one two upgrades could read the same revision.
     driver: Any = connection.connection.driver_connection
     if driver.in_transaction:
-        connection.exec_driver_sql("ROLLBACK")  # begun by a listener, nothing is done in it yet
+        connection.exec_driver_sql("ROLLBACK")  # a listener began it; it has done nothing yet
     ends = time.monotonic() + turn.wait
     told = False
     while True:
@@ -186,20 +187,20 @@ def _begin_sqlite(connection: Connection, turn: MigrationTurn) -> None:
             if time.monotonic() >= ends:
                 raise MigrationBlocked(
                     f"waited {turn.wait} s for the write lock of {connection.engine.url.database}, which another "
-                    "migration or the application holds (lock_wait=)"
+                    "migration or the application holds; try again later, or raise lock_wait="
                 ) from error
         else:
             return
         if not told:
-            turn.log("The database is being written to; waiting for the write lock")
+            turn.log("Another connection is writing to the database; waiting for the write lock")
             told = True
         sleep(_POLL, connection.dialect.is_async)
 
 
 def _before_sqlite(connection: Connection) -> Counter[str] | None:
-    # ALTER TABLE by copying drops the old table, and with it, where foreign keys are enforced, every row that refers to
-    # it with ON DELETE CASCADE (https://www.sqlite.org/lang_altertable.html, section 7). In a transaction the PRAGMA
-    # does nothing.
+    # ALTER TABLE by copying drops the old table, and if foreign keys are enforced, this deletes every row that refers to it
+    # with ON DELETE CASCADE (https://www.sqlite.org/lang_altertable.html, section 7). Inside a transaction the PRAGMA has no
+    # effect.
     enforced = _ask(connection, "PRAGMA foreign_keys")[0][0]
     if not enforced:
         return None
@@ -213,7 +214,7 @@ def _broken(connection: Connection) -> Counter[str]:
 
 
 def _ask(connection: Connection, pragma: str) -> list[Any]:
-    # Past SQLAlchemy, which would begin a transaction.
+    # Bypasses SQLAlchemy, which would begin a transaction.
     cursor = connection.connection.cursor()
     try:
         cursor.execute(pragma)
@@ -223,12 +224,12 @@ def _ask(connection: Connection, pragma: str) -> list[Any]:
 
 
 def _check_sqlite(connection: Connection, before: Counter[str] | None) -> None:
-    # What was broken before, by somebody who does not enforce foreign keys, is not the migration's to answer for.
+    # The migration is not responsible for rows that were broken before, by code that does not enforce foreign keys.
     broken = Counter[str]() if before is None else _broken(connection) - before
     if broken:
         raise MigrationError(
-            f"{broken.total()} rows would refer to rows that are not there ({', '.join(sorted(broken))}), so nothing of "
-            "the migration was committed; have it delete or change them"
+            f"{broken.total()} rows would refer to missing rows ({', '.join(sorted(broken))}), so nothing of the "
+            "migration was committed; let the migration delete or change them"
         )
 
 
@@ -236,8 +237,8 @@ def _ended_sqlite(connection: Connection) -> None:
     driver: Any = connection.connection.driver_connection
     if driver.in_transaction:
         raise MigrationError(
-            f"nothing of the migration was committed: the driver of {connection.engine!r} ignores commit(); leave "
-            "autocommit=True out of connect_args"
+            f"nothing of the migration was committed: the driver of {connection.engine!r} ignores commit(); remove "
+            "autocommit=True from connect_args"
         )
 
 
@@ -259,7 +260,7 @@ _TABLE = {
         limit=_limit_postgresql,
         pid=_pid_postgresql,
         blockers=lambda connection, pid: _who(connection, _BLOCKERS, pid=pid),
-        # A lock is held until its transaction ends: not while the next migration works on other tables.
+        # A transaction holds its locks until it ends, so each migration has its own.
         options={"transaction_per_migration": True},
     ),
     "sqlite": Server(
@@ -271,7 +272,7 @@ _TABLE = {
         check=_check_sqlite,
         ended=_ended_sqlite,
         after=_after_sqlite,
-        # It has one lock, which `begin` takes.
+        # SQLite has one lock, which `begin` takes.
         timeouts=True,
         limit=_nothing,
         options={"transactional_ddl": True, "transaction_per_migration": False},

@@ -1,4 +1,4 @@
-"""The text of a CREATE TABLE, as SQLite keeps it, and one column in it. Values only; nothing here knows a database."""
+"""Edits one column in the text of a CREATE TABLE, as SQLite keeps it. Text only; nothing here knows a database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TOKEN = re.compile(
 
 
 def with_column(sql: str, column: str, change: Callable[[str], str]) -> str | None:
-    """Return the text with one column's definition changed, or None where that column is not found in it."""
+    """Return the text with one column's definition changed; None if the column is not found."""
     for start, end in _elements(sql):
         tokens = _words(sql, start, end)
         if tokens and _unquoted(sql[slice(*tokens[0])]).lower() == column.lower():
@@ -34,7 +34,7 @@ def without_default(definition: str, default: str) -> str:
 
 
 def with_default(definition: str, default: str) -> str:
-    """Return a column's definition with this default, and without any other."""
+    """Return a column's definition with this default instead of any other."""
     words = _words(definition, 0, len(definition))
     depth = 0
     for place, (start, end) in enumerate(words):
@@ -46,7 +46,7 @@ def with_default(definition: str, default: str) -> str:
 
 
 def _end_of_value(definition: str, words: list[tuple[int, int]]) -> int:
-    """Return where a default ends: a word, a number with its sign, or all that is in parentheses."""
+    """Return where a default ends: a word, a number with its sign, or an expression in parentheses."""
     depth = 0
     for start, end in words:
         word = definition[start:end]
@@ -57,7 +57,7 @@ def _end_of_value(definition: str, words: list[tuple[int, int]]) -> int:
 
 
 def not_null(definition: str) -> str:
-    """Return a column's definition with NOT NULL at its end, where any constraint may be."""
+    """Return a column's definition with NOT NULL at its end."""
     return f"{definition} NOT NULL"
 
 
@@ -74,7 +74,7 @@ def nullable(definition: str) -> str:
 
 
 def _elements(sql: str) -> Iterator[tuple[int, int]]:
-    """Yield from where to where each column and constraint goes."""
+    """Yield the start and end of each column and constraint."""
     depth = start = 0
     for token in _TOKEN.finditer(sql):
         word = token.group()

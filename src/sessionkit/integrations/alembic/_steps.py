@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """How one dialect does the operations."""
+    """How one dialect performs the operations."""
 
     add: Callable[[Operations, AddVersionColumnOp], None]
     drop: Callable[[Operations, DropVersionColumnOp], None]
@@ -39,10 +39,10 @@ class Steps:
 
 
 def of(operations: Operations, op: VersionColumnOp) -> Steps:
-    """Return the entry of the database that is migrated.
+    """Return the entry for the database being migrated.
 
     Raises:
-        MigrationError: the operation would go to another table than the one that is meant.
+        MigrationError: the operation would change a different table than intended.
     """
     context = operations.migration_context
     if context.connection is not None and not context.as_sql:
@@ -50,20 +50,20 @@ def of(operations: Operations, op: VersionColumnOp) -> Steps:
         schema = schemas.get(op.schema, op.schema)
         if schema != op.schema:
             raise MigrationError(
-                f"{op.asked} was asked for with schema={op.schema!r}, for which the schema_translate_map of the connection "
-                f"has {schema!r}; Alembic's ALTER TABLE does not follow that map and would change another table of the "
-                f"same name; say schema={schema!r}"
+                f"{op.asked} was asked for with schema={op.schema!r}, which the schema_translate_map of the "
+                f"connection maps to {schema!r}; Alembic's ALTER TABLE ignores that map and would change another "
+                f"table of the same name; use schema={schema!r}"
             )
     return _TABLE.get(context.dialect.name, _OTHERS)
 
 
 def _impl(operations: Operations) -> DefaultImpl:
-    # Within batch_alter_table() `operations.impl` only collects; see _batch.
+    # Inside batch_alter_table() `operations.impl` only collects; see _batch.
     return operations.migration_context.impl
 
 
 def _filled(operations: Operations, op: AddVersionColumnOp) -> None:
-    """Add the column with the default that fills it; then overwrite that, where a back-fill was asked for."""
+    """Add the column with the default that fills it; then overwrite the values if there is a backfill."""
     initial = op.kind.initial_for(operations.migration_context.dialect.name)
     _impl(operations).add_column(op.table_name, op.kind.column(op.column_name, initial), schema=op.schema)
     if op.backfill is not None:
@@ -81,7 +81,7 @@ def _set_default(operations: Operations, op: AddVersionColumnOp, default: str | 
     )
 
 
-# Others: ADD COLUMN with a default, which may be dropped after it
+# Other dialects: ADD COLUMN with a default, which may be dropped afterwards
 
 
 def _add(operations: Operations, op: AddVersionColumnOp) -> None:
@@ -92,14 +92,14 @@ def _add(operations: Operations, op: AddVersionColumnOp) -> None:
 
 
 def _drop(operations: Operations, op: DropVersionColumnOp) -> None:
-    # In a batch it is collected like the rest.
+    # In a batch it is collected like other operations.
     operations.impl.drop_column(op.table_name, op.kind.column(op.column_name), schema=op.schema)
 
 
 def _adopt(operations: Operations, op: AdoptVersionColumnOp | ReleaseVersionColumnOp) -> None:
     raise MigrationError(
-        f"{op.asked} was asked for, and sessionkit does not know how {operations.migration_context.dialect.name} changes "
-        "the type of a column; write op.alter_column() there"
+        f"{op.asked} was asked for, but sessionkit does not know how to change the type of a column on "
+        f"{operations.migration_context.dialect.name}; use op.alter_column() there"
     )
 
 
@@ -111,8 +111,8 @@ _release = _adopt
 
 def _add_postgresql(operations: Operations, op: AddVersionColumnOp) -> None:
     catch_up(operations, op, needs_all=op.backfill is not None)
-    # A default that is not volatile is kept in the catalogue for the rows that are there (PostgreSQL 11 and later): no
-    # row is written or even read, whatever the size of the table.
+    # PostgreSQL 11 and later keep a default that is not volatile in the catalogue for existing rows: no row is written or
+    # even read, whatever the size of the table.
     if op.backfill is None:
         _filled(operations, op)
     else:
@@ -131,8 +131,8 @@ def _adopt_postgresql(operations: Operations, op: AdoptVersionColumnOp) -> None:
     instead = [] if asked is None else [str(asked.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))]
     column = dialect.identifier_preparer.quote(op.column_name)
     is_now = column if op.existing_timezone else f"{column} AT TIME ZONE {_literal(op.timezone)}"
-    # Filled by the change of type: an UPDATE would fire triggers. The default is dropped before, since that of another
-    # type would be read in the time zone of the session.
+    # The change of type fills the column, because an UPDATE would fire triggers. The default is dropped first: PostgreSQL
+    # would convert it in the time zone of the session.
     _alter(
         operations,
         op,
@@ -165,7 +165,7 @@ def _alter(operations: Operations, op: VersionColumnOp, *changes: str) -> None:
     table = preparer.format_table(sa.table(op.table_name, schema=op.schema))
     column = preparer.quote(op.column_name)
     statement = f"ALTER TABLE {table} {', '.join(f'ALTER COLUMN {column} {change}' for change in changes)}"
-    # A colon would begin a parameter.
+    # A colon would start a parameter.
     _impl(operations).execute(sa.text(statement.replace(":", r"\:")))
 
 

@@ -1,4 +1,4 @@
-"""Looking, while a migration waits for a lock, at who has it: afterwards nobody can tell."""
+"""Watches which transactions block a migration while it waits for a lock: afterwards nothing shows it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def watching(server: Server, connection: Connection, every: float) -> Generator[list[Blocker]]:
-    """Look again and again who is in the way of a connection; the list holds whom was seen last.
+    """Poll what blocks a connection; the list holds the blockers seen last.
 
-    In sync code a thread looks, in async code a task: each on a connection of its own.
+    Sync code uses a thread, async code a task, each with its own connection.
     """
     seen: list[Blocker] = []
     if server.pid is None:
@@ -46,7 +46,7 @@ def _in_thread(engine: Engine, look: Callable[[Connection], None], every: float)
     done = threading.Event()
 
     def run() -> None:
-        # Who cannot look has nothing to tell; the migration's own error is the one to see.
+        # If watching fails, there is nothing to report; the user must see the migration's own error.
         with suppress(SQLAlchemyError), engine.connect() as connection:
             while not done.wait(every):
                 look(connection)

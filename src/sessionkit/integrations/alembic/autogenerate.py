@@ -1,7 +1,6 @@
-"""From a model that became versioned, or ceased to be, to the operation; and the operation as a line of a migration.
+"""Turns models that became versioned, or ceased to be, into operations, and operations into lines of a migration.
 
-Alembic has compared by then: what it found about version columns is put in other words, everything else is left as it
-is.
+It runs after Alembic's comparison. It replaces what Alembic found about version columns, and leaves everything else alone.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ if TYPE_CHECKING:
     from ._ops import VersionColumnOp
 
 INFO = "sessionkit_version"
-"""Under this name ``op.create_table(..., info=)`` tells which of its columns are versions, for the day that they go."""
+"""The key in ``op.create_table(..., info=)`` that records the version columns, for the day they are dropped."""
 
 
 def use_version_operations(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: Any) -> None:
-    """Have the operations that Alembic found speak of version columns."""
+    """Replace operations that Alembic found by operations on version columns."""
     for op in upgrade_ops.ops:
         if isinstance(op, ops.CreateTableOp):
             _create(op)
@@ -44,7 +43,7 @@ def _create(op: ops.CreateTableOp) -> None:
     for place, column in enumerate(columns):
         if isinstance(column, Column) and (kind := kind_of(column)) is not None:
             marked[column.name] = kind.name
-            # The model's own type would be written with a name of sessionkit's inside, which nobody has imported.
+            # The model's own type would be rendered with a private name of sessionkit that the migration does not import.
             columns[place] = Column(
                 column.name,
                 kind.type,
@@ -52,14 +51,14 @@ def _create(op: ops.CreateTableOp) -> None:
                 server_default=column.server_default,
                 comment=column.comment,
             )
-    # PostgreSQL's own column: CREATE TABLE does not name it.
+    # A system column of PostgreSQL: CREATE TABLE does not name it.
     op.columns = [column for column in columns if not (isinstance(column, Column) and is_xmin(column))]
     if marked:
         op.info = {**(op.info or {}), INFO: marked}
 
 
 def _adopt(context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
-    """Have a class take over a column that it has kept by itself, also where the column looks the same afterwards."""
+    """Let a class take over a column that it has maintained itself, even if the column looks the same afterwards."""
     columns = [(table, column) for table in context.sorted_tables for column in table.c if was_taken_over(column)]
     if not columns or context.connection is None:
         return
@@ -69,7 +68,7 @@ def _adopt(context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
         if (schema, table.name, column.name) in said or (table.schema, table.name, column.name) in said:
             continue
         if not context.run_object_filters(table, table.name, "table", False, None):
-            continue  # include_object leaves it out: it is another database's
+            continue  # include_object excludes it: it belongs to another database
         if not context.inspector.has_table(table.name, schema=schema):
             continue
         there = next(
@@ -92,7 +91,7 @@ def _adopt(context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
 
 
 def _is_as_a_version(there: Any) -> bool:
-    """Tell whether a column of the database needs no change: on SQLite, which knows no zones, that is never sure."""
+    """Return whether a database column needs no change. On SQLite, which has no time zones, this is never certain."""
     type_ = there["type"]
     return bool(
         not there["nullable"] and getattr(type_, "timezone", False) and getattr(type_, "precision", None) in {None, 6}
@@ -109,7 +108,7 @@ def _changes_of(upgrade_ops: UpgradeOps, table: str, schema: str | None) -> ops.
 
 
 def _modified(context: AutogenContext, op: MigrateOperation) -> Iterator[MigrateOperation]:
-    """Return what takes the place of one operation on a table that is there."""
+    """Return the operations that replace one operation on an existing table."""
     if isinstance(op, ops.AddColumnOp) and (kind := kind_of(op.column)) is not None:
         yield AddVersionColumnOp(op.table_name, op.column.name, kind=kind.name, schema=op.schema)
     elif isinstance(op, ops.DropColumnOp):
@@ -132,7 +131,7 @@ def _dropped(context: AutogenContext, op: ops.DropColumnOp) -> MigrateOperation:
 
 
 def _altered(context: AutogenContext, op: ops.AlterColumnOp) -> Iterator[MigrateOperation]:
-    # Alembic leaves the default schema out, also where the model names it.
+    # Alembic leaves out the default schema, even if the model names it.
     default = context.dialect.default_schema_name
     asked = (op.schema or default, op.table_name)
     table = next((t for t in context.sorted_tables if (t.schema or default, t.name) == asked), None)
@@ -143,7 +142,7 @@ def _altered(context: AutogenContext, op: ops.AlterColumnOp) -> Iterator[Migrate
         return
     before = None if op.existing_type is None else kind_of_type(op.existing_type)
     if op.modify_type is not None and before is not None and before is not kind:
-        # From a count to a UUID: no cast leads there, and the old versions are of no use.
+        # From a count to a UUID: there is no cast, and the old versions are useless.
         yield DropVersionColumnOp(op.table_name, op.column_name, kind=before.name, schema=op.schema)
         yield AddVersionColumnOp(op.table_name, op.column_name, kind=kind.name, schema=op.schema)
         return
@@ -157,7 +156,7 @@ def _altered(context: AutogenContext, op: ops.AlterColumnOp) -> Iterator[Migrate
         )
         return
     if op.modify_server_default is None and column is not None and column.server_default is None:
-        # The default that was kept on purpose, for code that does not know the column.
+        # The default was kept on purpose, for code that does not know the column.
         op.modify_server_default = False
     if op.has_changes():
         yield op
@@ -167,8 +166,8 @@ def _altered(context: AutogenContext, op: ops.AlterColumnOp) -> Iterator[Migrate
 
 
 def register() -> None:
-    """Tell Alembic how the operations are written."""
-    # Not from alembic.autogenerate, which is half imported when Alembic loads its plugins.
+    """Register how Alembic renders the operations."""
+    # Not from alembic.autogenerate, which is only partly imported when Alembic loads its plugins.
     from alembic.autogenerate.render import renderers
 
     renderers.dispatch_for(AddVersionColumnOp)(_render_add)
@@ -191,7 +190,7 @@ def _render_adopt(context: AutogenContext, op: AdoptVersionColumnOp | ReleaseVer
 
 
 def _render(context: AutogenContext, op: VersionColumnOp, options: str) -> str:
-    # Where the migration is run, nothing else may have imported it: `op` gets the operation from there.
+    # When the migration runs, nothing else may have imported this module, which adds the operation to `op`.
     context.imports.add("import sessionkit.integrations.alembic")
     if context._has_batch:
         return f"batch_op.{op.word}({str(op.column_name)!r}, {options})"

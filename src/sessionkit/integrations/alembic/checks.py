@@ -1,4 +1,4 @@
-"""Is the database where the code expects it? For the start of an application."""
+"""Checks, when an application starts, that the database is at the revision that the code expects."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def assert_up_to_date(
     version_table: str = "alembic_version",
     version_table_schema: str | None = None,
 ) -> None:
-    """Raise unless the database is at the newest revision of the migrations. It changes nothing, and runs no env.py.
+    """Raise unless the database is at the newest revision of the migrations. Changes nothing, and runs no env.py.
 
     Args:
-        engine: of the database, or a connection.
-        config: alembic.ini, or Alembic's ``Config``: where the migrations are.
-        version_table: as the env.py has it.
-        version_table_schema: as the env.py has it.
+        engine: an engine of the database, or a connection.
+        config: the path of alembic.ini, or Alembic's ``Config``, which locates the migrations.
+        version_table: as in env.py.
+        version_table_schema: as in env.py.
 
     Raises:
-        NotUpToDate: it is not.
-        MigrationError: there are no migrations there.
+        NotUpToDate: the database is at another revision.
+        MigrationError: there are no migrations at that place.
 
     SQL::
 
@@ -86,7 +86,7 @@ def _expected(config: Any) -> Any:
 
         if not Path(config).exists():
             raise MigrationError(
-                f"config={str(config)!r} was given, and there is no such file; it is the path of alembic.ini"
+                f"config={str(config)!r} was given, but there is no such file; give the path of alembic.ini"
             )
         config = Config(config)
     return ScriptDirectory.from_config(config)
@@ -112,6 +112,8 @@ def _compare(current: tuple[str, ...], script: Any, config: Any) -> None:
     except CommandError:
         known = False
     hint = (
-        "run `alembic upgrade head`" if known else "the migrations do not know it: this code is older than the database"
+        "run `alembic upgrade head`"
+        if known
+        else "the migrations do not know that revision: the code is older than the database; deploy newer code"
     )
     raise NotUpToDate(f"the database is at {at}, and the newest migration is {heads}; {hint}", current, expected)

@@ -52,7 +52,7 @@ def run_migrations(
     retry: Retry | int = Retry(20, wait=0.5, wait_max=15.0),  # noqa: B008 - frozen
     **configure: Any,
 ) -> None:
-    """Do what the Alembic command asks: all that an env.py has to say.
+    """Run the Alembic command: this is all that an env.py needs.
 
     ::
 
@@ -61,39 +61,38 @@ def run_migrations(
 
         run_migrations(Base.metadata)
 
-    On PostgreSQL a command that changes the database first takes an advisory lock, so that a second deployment waits
-    and then finds nothing to do. The lock is held by a transaction on a connection of its own. Each migration is a
-    transaction; each of its statements waits at most `lock_timeout` for a lock, since what the application asks for
-    would queue up behind it; then the migration is rolled back and, after a pause, run again. On SQLite an upgrade is
-    one transaction, which begins with the write lock and checks the foreign keys before it commits.
+    On PostgreSQL a command that changes the database first takes an advisory lock, so a second deployment waits and then
+    finds nothing to do. A transaction on a separate connection holds the lock. Each migration is a transaction. Each of its
+    statements waits at most `lock_timeout` for a lock, because statements of the application would queue behind it. If a lock
+    is not available in time, the migration rolls back and runs again after a pause. On SQLite an upgrade is one transaction,
+    which begins with the write lock and checks the foreign keys before it commits.
 
     Args:
-        target: the ``MetaData`` of the models, or a list of them; or a factory with ``binds=``, which says which
-            tables are in which database; with several databases also a mapping from their names to the metadata of
-            each. None: there is nothing that autogenerate could compare.
-        engine: an ``Engine``, ``AsyncEngine``, URL, ``Connection`` or factory; with several databases a mapping from
-            their names. Default: ``sqlalchemy.url`` in alembic.ini, and with several databases, which ``databases = a,
-            b`` there names, that of the sections ``[a]`` and ``[b]``. What a program has put into
-            ``config.attributes["connection"]`` comes before it. A connection in a transaction is left in it: the
-            caller commits, and nothing is tried again. An ``AsyncEngine`` is used in an event loop of its own and
-            disposed of after that.
-        lock: False: do not lock out another deployment. True: refuse a database where that cannot be done.
-        lock_wait: how long to wait for another deployment, in seconds.
-        lock_timeout: how long a statement waits for a lock, in seconds; None: for ever.
-        retry: how often, and after which pauses, a migration that could not get its lock is run again.
+        target: the ``MetaData`` of the models, or a list of them; or a factory with ``binds=``, which tells which tables are
+            in which database; with several databases also a mapping from names to the metadata of each. None if autogenerate
+            has nothing to compare.
+        engine: an ``Engine``, ``AsyncEngine``, URL, ``Connection`` or factory; with several databases a mapping from names to
+            these. Default: ``sqlalchemy.url`` in alembic.ini; with several databases, which ``databases = a, b`` names there,
+            the one in each of the sections ``[a]`` and ``[b]``. A connection in ``config.attributes["connection"]`` takes
+            precedence. If a connection is in a transaction, the caller commits, and nothing is tried again. An
+            ``AsyncEngine`` runs in a new event loop and is disposed of afterwards.
+        lock: False does not lock out other deployments. True refuses a database where that is not possible.
+        lock_wait: seconds to wait for another deployment.
+        lock_timeout: seconds that a statement waits for a lock; None means no limit.
+        retry: how often, and after which pauses, to run a migration again that could not get a lock.
         configure: options of Alembic's ``context.configure()``, such as ``compare_server_default=True``.
 
-    The lock and the timeout are for PostgreSQL and SQLite; elsewhere ``lock=True`` is refused. An engine that is given
-    has to lend three connections. What a migration commits itself, by ``autocommit_block()``, stays when it is run
-    again, so it has to bear that.
+    The lock and the timeout work on PostgreSQL and SQLite; elsewhere ``lock=True`` is refused. An engine passed in must allow
+    three connections. Work that a migration commits itself, in ``autocommit_block()``, stays when it runs again, so the
+    migration must allow for that.
 
-    Several databases are migrated in the order of the mapping, each in transactions of its own; ``-x bind=name``
-    chooses one, and may be said more than once. Their migrations have functions ``upgrade_name()``.
+    Several databases are migrated in the order of the mapping, each in its own transactions; ``-x bind=name`` selects one,
+    and may be repeated. Their migrations have functions ``upgrade_name()``.
 
     Raises:
-        MigrationBlocked: a lock could not be had in all that time; it names the transactions in the way.
-        MigrationError: a database that was asked for does not exist, or is not known.
-        OptionError: an argument has a value that it cannot have.
+        MigrationBlocked: the migration could not get a lock in all attempts; the error names the blocking transactions.
+        MigrationError: a database that was asked for is not known.
+        OptionError: an argument has an invalid value.
 
     SQL, on PostgreSQL::
 
@@ -105,7 +104,7 @@ def run_migrations(
     environment: Any = context
     care = _care(lock, lock_wait, lock_timeout, retry)
     for name in _OURS & set(configure):
-        raise OptionError(f"{name}= was given to run_migrations(), which sets it itself")
+        raise OptionError(f"{name}= was given to run_migrations(), which sets it itself; leave it out")
     binds = binds_of(target, engine, environment.config)
     several = any(bind.name for bind in binds)
     binds = chosen(binds, environment.get_x_argument())
@@ -120,21 +119,23 @@ def run_migrations(
         except Exception as error:
             if several:
                 done = ", ".join(each.name for each in binds[:place]) or "none"
-                error.add_note(f"this was the database {bind.name}; done before it: {done}")
+                error.add_note(f"this was the database {bind.name}; already migrated: {done}")
             raise
 
 
 def _care(lock: Any, lock_wait: Any, lock_timeout: Any, retry: Any) -> Care:
     if lock not in (None, True, False):
-        raise OptionError(f"lock={lock!r} was given to run_migrations(); it is True, False or None")
+        raise OptionError(f"lock={lock!r} was given to run_migrations(); use True, False or None")
     for name, seconds in (("lock_wait", lock_wait), ("lock_timeout", lock_timeout)):
         if name == "lock_timeout" and seconds is None:
             continue
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 10**6:
-            raise OptionError(f"{name}={seconds!r} was given to run_migrations(); it is a number of seconds, 0 or more")
+            raise OptionError(f"{name}={seconds!r} was given to run_migrations(); give a number of seconds, 0 or more")
     if lock_timeout == 0:
-        # PostgreSQL takes 0 for no limit.
-        raise OptionError("lock_timeout=0 was given to run_migrations(); None is no limit, and 0.001 hardly any wait")
+        # For PostgreSQL 0 means no limit.
+        raise OptionError(
+            "lock_timeout=0 was given to run_migrations(); use None for no limit, or 0.001 for hardly any wait"
+        )
     return Care(lock, lock_wait, lock_timeout, with_locks(as_retry(retry, "run_migrations()")))
 
 
@@ -146,11 +147,11 @@ def _options(bind: Bind, several: bool, configure: dict[str, Any]) -> dict[str, 
     if bind.tables is not None:
         theirs = configure.get("include_object")
         tables = {(table.schema, table.name) for table in bind.tables}
-        metadata: Any = bind.metadata  # of a factory, which gives a list
+        metadata: Any = bind.metadata  # for a factory, this is a list
         of_others = {(table.schema, table.name) for each in metadata for table in each.sorted_tables} - tables
 
         def include(item: Any, name: Any, type_: str, reflected: bool, compare_to: Any) -> bool:
-            # What is another database's is not missing here.
+            # Tables of another database are not missing here.
             if type_ == "table" and (item.schema, name) in of_others:
                 return False
             return theirs is None or theirs(item, name, type_, reflected, compare_to)
@@ -169,8 +170,8 @@ def _arguments(bind: Bind, several: bool) -> dict[str, Any]:
 def _offline(context: Any, binds: list[Bind], several: bool, configure: dict[str, Any]) -> None:
     if len(binds) != 1:
         raise MigrationError(
-            f"--sql writes one script for one database, and there are {len(binds)}: "
-            f"say which by -x bind=, one of {', '.join(bind.name for bind in binds)}"
+            f"--sql writes a script for one database, but there are {len(binds)}; select one with -x bind=: "
+            f"{', '.join(bind.name for bind in binds)}"
         )
     (bind,) = binds
     options = {"literal_binds": True, "dialect_opts": {"paramstyle": "named"}, **_options(bind, several, configure)}
@@ -195,12 +196,12 @@ def _online(context: Any, bind: Bind, several: bool, care: Care, configure: dict
         try:
             migrate_on(connectable, care, turn, command)
         finally:
-            if connectable is not bind.source:  # it was made here
+            if connectable is not bind.source:  # created here
                 connectable.dispose()
 
 
 class _Command:
-    """What the Alembic command does on a connection: `_database.Command`."""
+    """The Alembic command on a connection: a `_database.Command`."""
 
     def __init__(self, context: Any, own: dict[str, Any], arguments: dict[str, Any]) -> None:
         self._context = context
@@ -212,8 +213,8 @@ class _Command:
     def run(self, connection: Connection, ours: dict[str, Any]) -> None:
         if ours.get("transactional_ddl") and self._own.get("transaction_per_migration"):
             raise OptionError(
-                f"transaction_per_migration=True was given to run_migrations(), but an upgrade of {connection.dialect.name} "
-                "is one transaction, which locks out a second upgrade; leave it out there"
+                f"transaction_per_migration=True was given to run_migrations(), but on {connection.dialect.name} an "
+                "upgrade is one transaction, which locks out a second upgrade; leave the option out there"
             )
         callbacks = [*_listed(self._own.get("on_version_apply")), *ours.get("on_version_apply", ()), self._count]
         options = {**ours, **self._own, "on_version_apply": callbacks}
@@ -227,7 +228,7 @@ class _Command:
                 check()
 
     def can_begin_again(self) -> bool:
-        # `upgrade +2`, of which one is done, would go on to the third.
+        # `upgrade +2` with one revision done would go on to the third.
         return not (self._relative and self._applied)
 
     def _count(self, **_: Any) -> None:
@@ -245,7 +246,7 @@ def _listed(callbacks: Any) -> list[Any]:
 
 
 def _changes_something(context: EnvironmentContext) -> bool:
-    """Tell whether the command is one of upgrade, downgrade and stamp, which alone have a destination."""
+    """Return whether the command is upgrade, downgrade or stamp: only these have a destination."""
     try:
         context.get_revision_argument()
     except KeyError:
@@ -267,18 +268,18 @@ def _in_a_loop(engine: AsyncEngine, work: Callable[[Any], None]) -> None:
         pass
     else:
         raise MigrationError(
-            "an Alembic command was called inside a running event loop, which it would block, with an AsyncEngine; call it "
-            'in a thread with an engine of its own, or hand a connection over: config.attributes["connection"] = '
-            "connection, within `await connection.run_sync(...)`"
+            "an Alembic command with an AsyncEngine was called inside a running event loop, which it would block; call it in "
+            'a thread with another engine, or pass a connection: config.attributes["connection"] = connection, inside '
+            "`await connection.run_sync(...)`"
         )
 
     async def run() -> None:
         try:
-            # A session is the bridge into sync code that opens no connection.
+            # A session bridges into sync code without opening a connection.
             async with AsyncSession(engine) as bridge:
                 await bridge.run_sync(lambda _: work(engine.sync_engine))
         finally:
-            # Its connections belong to this loop. The one of an in-memory database is the database.
+            # Its connections belong to this loop. For an in-memory database the connection is the database.
             if not isinstance(engine.pool, StaticPool):
                 await engine.dispose()
 

@@ -1,4 +1,4 @@
-"""The operations on version columns: what is asked for in ``_ops``, how it is done in ``_steps``, and both for Alembic."""
+"""Registers the operations on version columns with Alembic: ``_ops`` defines them, ``_steps`` implements them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["AddVersionColumnOp", "AdoptVersionColumnOp", "DropVersionColumnOp", 
 
 
 def register() -> None:
-    """Tell Alembic of the operations, through the door that its own go through."""
+    """Register the operations with Alembic the way it registers its own."""
     for cls in (AddVersionColumnOp, DropVersionColumnOp, AdoptVersionColumnOp, ReleaseVersionColumnOp):
         Operations.register_operation(cls.word)(cls)
         BatchOperations.register_operation(cls.word, f"batch_{cls.word}")(cls)

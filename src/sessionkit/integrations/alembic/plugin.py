@@ -1,8 +1,8 @@
-"""What Alembic loads: its ``alembic.plugins`` entry point leads here, and so does ``import`` in an env.py.
+"""The module that Alembic loads, through its ``alembic.plugins`` entry point or an ``import`` in an env.py.
 
-The plugin's name lies in the namespace that autogenerate takes by default, because without it a model that became
-versioned yields a migration that fails on the first table with rows. ``autogenerate_plugins=["alembic.autogenerate.*",
-"~alembic.autogenerate.sessionkit"]`` leaves it out; the operations are there in any case.
+The plugin's name is in the namespace that autogenerate uses by default: without the plugin, a model that became versioned
+would yield a migration that fails on the first table with rows. ``autogenerate_plugins=["alembic.autogenerate.*",
+"~alembic.autogenerate.sessionkit"]`` excludes it; the operations remain available.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _done: list[str] = []
 
 
 def setup(plugin: Plugin) -> None:
-    """Register the operations, and what autogenerate asks: Alembic calls it once, when it is imported."""
+    """Register the operations and the autogenerate hook. Alembic calls this once, when it is imported."""
     from alembic.util import DispatchPriority
 
     _done.append(plugin.name)
@@ -42,7 +42,7 @@ def _compare(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: Any) -> 
 
 
 def set_up_once() -> None:
-    """Do the same where Alembic has not: it is older than 1.18, or sessionkit was not installed but found on a path."""
+    """Do the same if Alembic has not: it is older than 1.18, or sessionkit is only on the path and not installed."""
     if _done:
         return
     try:
@@ -53,7 +53,7 @@ def set_up_once() -> None:
         _done.append(NAME)
         register()
         autogenerate.register()
-        # It comes after Alembic's own, which are there already.
+        # This runs after Alembic's own plugins, which are registered already.
         comparators.dispatch_for("schema")(autogenerate.use_version_operations)
     else:
         Plugin.setup_plugin_from_module(sys.modules[__name__], NAME)

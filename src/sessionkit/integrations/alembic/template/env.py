@@ -1,4 +1,4 @@
-"""Alembic runs this for each command. What happens is told by run_migrations()."""
+"""Alembic runs this file for each command; run_migrations() does the work."""
 
 from logging.config import fileConfig
 
@@ -14,6 +14,6 @@ if context.config.config_file_name is not None:
 # target_metadata = Base.metadata
 target_metadata = None
 
-# The database is sqlalchemy.url in alembic.ini; or say engine=, which may be an Engine, an AsyncEngine, a URL, and for
-# several databases a mapping from their names.
+# The database is sqlalchemy.url in alembic.ini; or pass engine=, which may be an Engine, an AsyncEngine, a URL, or for
+# several databases a mapping from names to these.
 run_migrations(target_metadata)
