@@ -244,14 +244,15 @@ def filled_in(statement: str, values: Any) -> str:
         return text
     if isinstance(values, list) and values and isinstance(values[0], dict | tuple | list):
         return f"{text}  {len(values)} times"
-    following = iter(values if isinstance(values, tuple | list) else ())
+    given: Any = values
+    following = iter(given if isinstance(given, tuple | list) else ())
 
     def value(found: re.Match[str]) -> str:
         try:
             if found["name"] is not None:
-                return short(values[found["name"]])
+                return short(given[found["name"]])
             if found["number"] is not None:
-                return short(values[int(found["number"]) - 1])
+                return short(given[int(found["number"]) - 1])
             if found["next"] is not None:
                 return short(next(following))
         except (LookupError, StopIteration, TypeError):

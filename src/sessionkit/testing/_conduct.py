@@ -192,7 +192,7 @@ class Conductor:
         played.taken.append(Taken(unit.number, ticket.move.effect, frozenset(released)))
 
     def _resend_others(self) -> None:
-        for other in [each for each in self._units if each.standing is BUSY and each is not None]:
+        for other in [each for each in self._units if each.standing is BUSY]:
             self._resend(other, retry=True)
             self._settle()
 
