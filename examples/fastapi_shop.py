@@ -56,7 +56,8 @@ def create_app(url: str = "sqlite+aiosqlite:///shop.db") -> FastAPI:
     SessionDep = Annotated[AsyncSession, SessionDepends(Session, retry=5)]
     ReadDep = Annotated[AsyncSession, SessionDepends(Session, preset=READ_ONLY)]
     app = FastAPI(lifespan=lifespan)
-    install(app)
+    # A client that sends a new product twice adds it once. Who sends it is here the address; where users log in, their name.
+    install(app, idempotency_header="Idempotency-Key", idempotency_caller=lambda request: request.client.host)
 
     async def found(session: AsyncSession, product_id: int) -> Product:
         product = await session.get(Product, product_id)

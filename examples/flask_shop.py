@@ -21,7 +21,14 @@ def create_app(url: str = "sqlite:///shop.db") -> Flask:
         sqlite.configure(engine)
     create_tables(engine)
     app = Flask(__name__)
-    kit = SessionKit(app, sessionmaker(engine), retry=5)
+    kit = SessionKit(
+        app,
+        sessionmaker(engine),
+        retry=5,
+        # A client that sends a new product twice adds it once. Who sends it is here the address; where users log in, their name.
+        idempotency_header="Idempotency-Key",
+        idempotency_caller=lambda request: request.remote_addr,
+    )
 
     @app.get("/")
     def page() -> str:

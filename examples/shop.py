@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sessionkit import Versioned
+from sessionkit import Versioned, commits
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -37,6 +37,7 @@ class Product(Versioned, Base):
 def create_tables(engine: Engine) -> None:
     """Create the tables, and put a product on the shelf if it is empty."""
     Base.metadata.create_all(engine)
+    commits.create_table(engine)
     with Session(engine) as session, session.begin():
         if session.scalar(select(Product.id).limit(1)) is None:
             session.add(Product(name="Teapot", cents=1900))

@@ -48,46 +48,52 @@ ROOMS: dict[str, str] = {
     "_stale_reads": "_call_site errors",
     # options that are functions of the call's arguments
     "_arguments": "errors",
-    "commits": "_dialects _schemas errors",
+    # what is done once: the keys, and the table that has them
+    "_once": "_arguments errors",
+    "_claims": "_dialects _schemas errors",
+    "_markers": "_dialects _schemas errors",
+    # what a transaction is set to
+    "_settings": "_arguments errors",
     "_observers": "context retry",
     # The session's methods that find conflicts: versions put themselves in there, once there are any.
     "_stale": "errors",
     # what a scope does when it is entered, decided before anything is done
-    "_plan": "_arguments _mutex _schemas errors isolation retry",
+    "_plan": "_arguments _mutex _once _schemas _settings errors isolation retry",
     # the transaction of a unit, from BEGIN to close: its __init__ says in which order to read it
     "_core": "",
     "_core.seams": "_dialects",
     "_core.savepoints": "",
-    "_core.connection": "_bridge _core.seams _dialects commits context errors",
+    "_core.connection": "_bridge _core.seams _dialects _markers context errors",
     "_core.hooks": "_core.connection _core.savepoints errors",
     "_core.commit": "_binds _core.connection _core.savepoints _dialects _waiting context errors",
-    "_core.session": "_stale_reads _binds _core.connection _core.commit _core.seams _stale context errors",
-    "_core.features": "_arguments _call_site _lockable _mutex _core.commit _core.connection _core.savepoints _core.seams _dialects _schemas _waiting commits context errors "
+    "_core.session": "_settings _stale_reads _binds _core.connection _core.commit _core.seams _stale context errors",
+    "_core.features": "_arguments _binds _call_site _claims _lockable _mutex _once _settings _core.commit _core.connection _core.savepoints _core.seams _dialects _markers _schemas _waiting context errors "
     "isolation",
     "_core.unit": "_core.commit _core.connection _core.features _core.hooks _core.savepoints _core.session _dialects _plan "
-    "context errors isolation retry",
+    "_settings context errors isolation retry",
     "_core.joined": "_core.commit _core.connection _core.features _core.savepoints _core.unit _dialects _plan context errors",
     # the scopes around it, and the factories that make them
     "_factory_info": "_core.features _dialects _plan errors isolation retry",
     "_attempts": "_loops _observers _waiting errors retry",
-    "_decorate": "_arguments _attempts errors",
-    "scope": "_arguments _core.hooks _core.joined _core.session _core.unit _decorate _factory_info _mutex _observers _plan _bridge context "
+    "_decorate": "_arguments _attempts context errors",
+    "scope": "_arguments _once _core.hooks _core.joined _core.session _core.unit _decorate _factory_info _mutex _observers _plan _settings _bridge context "
     "errors isolation retry",
     "hooks": "_core.connection _core.hooks _core.savepoints _core.session context errors",
-    "_methods": "_attempts _plan retry scope",
+    "_methods": "_attempts _plan scope",
     "factory": "_binds _core.features _core.session _factory_info _methods _plan context errors",
-    "async_factory": "_binds _core.features _factory_info _methods errors factory",
+    "async_factory": "_binds _core.features _core.session _factory_info _methods errors factory",
     # what works on a session that it is given; a conflict is found in any session, and ours finds some more
     "version": "_dialects _stale errors",
+    "commits": "_binds _claims _core.session _dialects _markers _once context errors",
     "locks": "_core.session _dialects _lockable _mutex _stale_reads context errors",
     "bulk": "_core.connection _dialects _mutex _bridge errors version",
-    "binding": "_core.features _factory_info commits context errors",
+    "binding": "_core.features _factory_info _markers context errors",
     "sqlite": "_dialects errors",
     # for tests: where an engine's connections are led instead
     "_database_copy": "_dialects context errors",
     # the one door for what stands on the public rooms, and what comes in by it; nothing else may import these
-    "_spi": "_database_copy _core.connection _core.hooks _core.joined _core.savepoints _core.seams _core.session _core.unit _dialects "
-    "_factory_info _observers _plan _bridge _waiting context isolation retry",
+    "_spi": "_claims _database_copy _once _core.connection _core.features _core.hooks _core.joined _core.savepoints _core.seams _core.session _core.unit _dialects "
+    "_factory_info _observers _plan _settings _bridge _waiting context isolation retry",
     "testing": "_spi errors",
     # the front hall: names only, each imported at its first use, so it may know every public room
     "__init__": "*",

@@ -14,8 +14,10 @@ __all__ = [
     "READ_ONLY",
     "REPEATABLE_READ",
     "REPORT",
+    "REQUIRED",
     "SERIALIZABLE",
     "SNAPSHOT",
+    "SYSTEM",
     "AsyncSession",
     "EffectiveIsolation",
     "Isolation",
@@ -74,7 +76,7 @@ if TYPE_CHECKING:
         effective_isolation,
     )
     from .retry import Retry
-    from .scope import INJECTED, session_scope
+    from .scope import INJECTED, REQUIRED, SYSTEM, session_scope
     from .version import (
         TimestampVersioned,
         UUIDVersioned,
@@ -108,7 +110,7 @@ else:
             "effective_isolation",
         ),
         "retry": ("Retry",),
-        "scope": ("INJECTED", "session_scope"),
+        "scope": ("INJECTED", "REQUIRED", "SYSTEM", "session_scope"),
         "version": (
             "TimestampVersioned",
             "UUIDVersioned",

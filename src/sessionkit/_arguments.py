@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import OptionError
 
@@ -23,22 +23,37 @@ def check_callable(fn: Callable[..., Any], option: str, where: str) -> None:
         )
 
 
+class Arguments(NamedTuple):
+    """The arguments of one call, defaults applied, the session left out.
+
+    Attributes:
+        named: by name, those of ``**rest`` too.
+        values: in the order of the signature, those of ``**rest`` as a dict.
+    """
+
+    named: dict[str, Any]
+    values: list[Any]
+
+
+NO_ARGUMENTS = Arguments({}, [])
+
+
 def bound(
     signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], without: str | None = None
-) -> dict[str, Any]:
-    """Return the arguments of a call by name, with defaults applied and without the session's parameter, `without`.
+) -> Arguments:
+    """Return the arguments of a call, with defaults applied and without the session's parameter, `without`.
 
     Raises:
         TypeError: the function cannot be called with these arguments.
     """
     taken = signature.bind(*args, **kwargs)
     taken.apply_defaults()
+    taken.arguments.pop(without or "", None)
     named: dict[str, Any] = dict(taken.arguments)
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             named = {**named.pop(name), **named}
-    named.pop(without or "", None)
-    return named
+    return Arguments(named, list(taken.arguments.values()))
 
 
 def without_session(fn: Callable[..., Any]) -> inspect.Signature:

@@ -104,11 +104,12 @@ class _Bound(Attempt, Generic[S]):
         return None if self._attempts is None else self._attempts.run_of(self)
 
     def _enters_again(self, error: Exception) -> bool:
-        """Decide whether to enter again after `error`, which says that the scope did not get its mutex.
+        """Decide whether to enter again after `error`, which says that the scope did not get its mutex or its key.
 
         The body has not begun, so no loop has to run it again.
         """
-        if self._scope._request.mutex is None or self._attempts is None:
+        asked = self._scope._request
+        if (asked.mutex is None and asked.once is None) or self._attempts is None:
             return False
         if not self._attempts.failed(self, error, time.monotonic()):
             return False

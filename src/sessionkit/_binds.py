@@ -87,3 +87,12 @@ def refuse_unbound(session: Session) -> None:
         "a scope was opened on a factory that has no engine; give it one: sessionmaker(engine), binds={...}, or "
         "Session.configure(bind=engine) before the first scope"
     )
+
+
+def primary_of(session: Any) -> Any:
+    """Return where the mutex and the keys of a session are held: its bind, or its first engine; None where it has neither."""
+    if session.bind is not None:
+        return session.bind
+    # The mapping of binds= is public from SQLAlchemy 2.1 on.
+    binds: dict[Any, Any] = getattr(session, "binds", None) or getattr(session, "_Session__binds", {})
+    return next((bind for bind in binds.values() if isinstance(bind, Engine)), None)

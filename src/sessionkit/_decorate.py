@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from ._arguments import bound, without_session
 from ._attempts import async_call, call
+from .context import top
 from .errors import ScopeError, SyncAsyncMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ._arguments import Arguments
 
 __all__ = ["INJECTED", "Form", "async_run", "form_of", "run", "wrap", "wrap_async"]
 
@@ -60,8 +63,8 @@ class Form(NamedTuple):
             return args[self.position]
         return kwargs.get(self.keyword, INJECTED)
 
-    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call by name, without the session."""
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Return the arguments of a call, without the session."""
         return bound(self.signature, args, kwargs, self.keyword)
 
     def session_first(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,6 +163,8 @@ def wrap(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
         if passed is INJECTED:
             return _call(entered, first, args, kwargs)
         with entered._passed(passed):
+            if entered._request.once is not None:
+                return _once(fn)(*args, **kwargs)
             return _settled(fn(*args, **kwargs), fn)
 
     wrapper.__signature__ = form.signature  # type: ignore[attr-defined]
@@ -177,7 +182,7 @@ def wrap_async(scope: Any, fn: Callable[..., Any], form: Form) -> Any:
         if passed is INJECTED:
             return await _async_call(entered, first, args, kwargs)
         async with entered._passed(passed):
-            return await fn(*args, **kwargs)
+            return await (fn if entered._request.once is None else _async_once(fn))(*args, **kwargs)
 
     wrapper.__signature__ = form.signature  # type: ignore[attr-defined]
     return wrapper
@@ -231,6 +236,8 @@ def _awaited(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _call(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     policy = scope._policy()
+    if scope._request.once is not None:
+        fn = _once(fn)
     if policy is not None:
         return call(scope, policy, lambda session: _settled(fn(session, *args, **kwargs), fn))
     with scope as session:
@@ -239,10 +246,39 @@ def _call(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
 
 async def _async_call(scope: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     policy = scope._policy()
+    if scope._request.once is not None:
+        fn = _async_once(fn)
     if policy is not None:
         return await async_call(scope, policy, lambda session: fn(session, *args, **kwargs))
     async with scope as session:
         return await fn(session, *args, **kwargs)
+
+
+def _once(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `fn` for a scope that has a key: the stored result takes the place of another run."""
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        entry: Any = top()
+        return entry.claim.answer() if entry.claim.replayed else _kept(entry, _settled(fn(*args, **kwargs), fn))
+
+    return once
+
+
+def _async_once(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `fn` for a scope that has a key: the stored result takes the place of another run."""
+
+    async def once(*args: Any, **kwargs: Any) -> Any:
+        entry: Any = top()
+        return entry.claim.answer() if entry.claim.replayed else _kept(entry, await fn(*args, **kwargs))
+
+    return once
+
+
+def _kept(entry: Any, result: R) -> R:
+    """Have a scope store what its function returned, unless it asked for a rollback."""
+    if not entry.rollback_only:
+        entry.claim.keep(result)
+    return result
 
 
 def _settled(result: R, fn: Callable[..., Any]) -> R:

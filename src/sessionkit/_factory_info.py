@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 class FactoryInfo:
     """A factory as its scopes see it. There is one record per factory, and it does not keep the factory alive."""
 
-    __slots__ = ("_beginnings", "asynchronous", "defaults", "heats", "plain", "readers", "warns", "with_markers")
+    __slots__ = (
+        "_beginnings",
+        "asynchronous",
+        "defaults",
+        "heats",
+        "ignores_settings",
+        "plain",
+        "readers",
+        "warns",
+        "with_markers",
+    )
 
     _of_others: ClassVar[WeakKeyDictionary[Any, FactoryInfo]] = WeakKeyDictionary()
 
@@ -33,6 +43,7 @@ class FactoryInfo:
         self.defaults = defaults or Request()
         self.readers = readers
         self.heats: dict[str, Heat] = {}  # by function: those whose units keep conflicting
+        self.ignores_settings = False  # if the database cannot set them, and is one that may ignore them
         self.warns = True  # about locking reads that return an object with the values loaded before
         self.plain: dict[Engine, Beginning] = {}  # for scopes without a preset
         self._beginnings: dict[Preset, dict[Engine, Beginning]] = {NOTHING_ASKED: self.plain}

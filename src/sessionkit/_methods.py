@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from ._attempts import AsyncAttempts, SyncAttempts, async_attempts, attempts
-from .retry import Retry
 from .scope import session_scope
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class ScopeMethods(Generic[S]):
             OptionError: a scope of this factory is open here, and it is not retried.
         """
         scope: Any = session_scope(self, **options)  # type: ignore[call-overload]
-        return SyncAttempts(attempts(scope, scope._policy() or Retry()))
+        return SyncAttempts(attempts(scope, scope._repeating()))
 
 
 class AsyncScopeMethods(Generic[S]):
@@ -113,4 +112,4 @@ class AsyncScopeMethods(Generic[S]):
         factory's `attempts`.
         """
         scope: Any = session_scope(self, **options)  # type: ignore[call-overload]
-        return AsyncAttempts(async_attempts(scope, scope._policy() or Retry()))
+        return AsyncAttempts(async_attempts(scope, scope._repeating()))

@@ -13,8 +13,10 @@ from uuid import UUID
 
 from ._arguments import check_callable
 from ._mutex import mutex_text, seconds_of
+from ._once import KIN, Codec, Once, once_of
 from ._schemas import OPTION as SCHEMAS
 from ._schemas import Schemas, as_schemas
+from ._settings import NO_SETTINGS, NOTHING_IN_FORCE, InForce, Role, Settings, SettingsAsked, refuse_lacking
 from .errors import OptionError, ScopeError, UnknownOptionError
 from .isolation import NOTHING_ASKED, PRESET_FIELDS, Isolation, IsolationName, Preset, merge
 from .retry import Retry, as_retry
@@ -41,10 +43,16 @@ class Options(TypedDict, total=False):
     verify_commit: VerifyCommit
     commit_timeout: float | None
     schema_translate_map: Mapping[str | None, str | None] | None
+    settings: Settings | None
+    role: Role
     manual_commit: ManualCommit
     no_rollback_for: type[BaseException] | tuple[type[BaseException], ...]
     mutex: MutexKey | Callable[..., MutexKey] | None
     mutex_wait: bool | float
+    once: str | Callable[..., str] | None
+    fingerprint: str | Callable[..., str] | None
+    codec: Codec | None
+    once_ttl: float | None
 
 
 MutexKey = str | int | bytes | UUID | tuple[Any, ...]
@@ -78,22 +86,31 @@ class Request:
     no_rollback_for: tuple[type[BaseException], ...] = ()
     mutex: Any = None  # a key, or a function that returns one
     mutex_wait: float | None = None  # in seconds; None: without limit
+    once: Once | None = None
+    settings: SettingsAsked = NO_SETTINGS  # and role
     # What was written on the scope itself. When a scope joins, the open transaction may differ from its factory's defaults,
     # but not from these.
     given: frozenset[str] = frozenset()
     given_preset: Preset = NOTHING_ASKED
+    given_settings: SettingsAsked = NO_SETTINGS
     # Whether retry was asked for on the scope itself, and whether these options need a feature: computed once, since every
     # entry asks.
     retry_given: bool = field(init=False, default=False, compare=False)
     special: bool = field(init=False, default=False, compare=False)
+    compares: bool = field(init=False, default=False, compare=False)  # settings or a role were written on the scope
     asks: bool = field(init=False, default=False, compare=False)  # options are functions of a call's arguments
+    needs_call: bool = field(init=False, default=False, compare=False)  # a plain `with` cannot do what was asked
 
     def __post_init__(self) -> None:
         """Compute what every entry asks."""
         special = self.verify_commit or self.commit_timeout or self.schemas or self.manual_commit != "refuse"
-        special = special or self.mutex is not None
-        object.__setattr__(self, "asks", callable(self.mutex))
-        object.__setattr__(self, "retry_given", "retry" in self.given and self.retry is not None)
+        special = special or self.mutex is not None or self.settings is not NO_SETTINGS or self.once is not None
+        per_call = self.once is not None and not self.once.called
+        retry_given = "retry" in self.given and self.retry is not None
+        object.__setattr__(self, "asks", callable(self.mutex) or per_call)
+        object.__setattr__(self, "compares", "settings" in self.given or "role" in self.given)
+        object.__setattr__(self, "retry_given", retry_given)
+        object.__setattr__(self, "needs_call", retry_given or per_call)
         object.__setattr__(self, "special", bool(special))
 
     def but(self, options: Options | dict[str, Any], where: str, *, defaults: bool = False) -> Request:
@@ -142,10 +159,13 @@ class Request:
         if "schema_translate_map" in options:
             schemas = as_schemas(options["schema_translate_map"], where)
         mutex, mutex_wait = self._mutex(options, where)
-        given, given_preset = self.given, self.given_preset
+        once = self._once(options, where, defaults)
+        settings = self.settings.but(options, where, defaults=defaults)
+        given, given_preset, given_settings = self.given, self.given_preset, self.given_settings
         if not defaults:
             given, given_preset = given | options.keys(), _preset(given_preset, options, where)
-        return Request(
+            given_settings = given_settings.but(options, where, defaults=False)
+        made = Request(
             propagation,
             name,
             _preset(self.preset, options, where),
@@ -157,9 +177,25 @@ class Request:
             no_rollback_for,
             mutex,
             mutex_wait,
+            once,
+            settings,
             given,
             given_preset,
+            given_settings,
         )
+        if once is not None:
+            check_once(made, where)
+        return made
+
+    def _once(self, options: Options | dict[str, Any], where: str, defaults: bool) -> Once | None:
+        if defaults:
+            for option in ("once", *KIN):
+                if option in options:
+                    raise OptionError(
+                        f"{option}= was given to {where}; a key belongs to one function, so write it there: "
+                        "@Session.scope(once=lambda order_id: f'pay:{order_id}')"
+                    )
+        return once_of(options, where)
 
     def _mutex(self, options: Options | dict[str, Any], where: str) -> tuple[Any, float | None]:
         mutex: Any = options.get("mutex", self.mutex)
@@ -175,6 +211,24 @@ class Request:
                 f"mutex_wait={wait!r} was given to {where} without mutex=, so there is nothing to wait for"
             )
         return mutex, seconds_of(wait, f"mutex_wait={wait!r} was given to {where}")
+
+
+def check_once(request: Request, where: str) -> None:
+    """Refuse what a unit with a key cannot be."""
+    if request.preset.read_only:
+        raise OptionError(
+            f"once= was given to {where}, which is read-only, and a key is written; write read_only=False"
+        )
+    if callable(request.verify_commit):
+        raise OptionError(
+            f"once= was given to {where}, whose verify_commit= is a function; the key tells whether the unit was committed, "
+            "so write verify_commit=True"
+        )
+    if request.no_rollback_for:
+        raise OptionError(
+            f"once= was given to {where}, whose no_rollback_for= lets it commit with an exception, which is no result that "
+            "could be stored; write no_rollback_for=(), and return a value if the work must be committed"
+        )
 
 
 def _exceptions(given: object, where: str) -> tuple[type[BaseException], ...]:
@@ -213,6 +267,8 @@ class Running(Protocol):
     @property
     def retried(self) -> bool: ...
     @property
+    def in_force(self) -> InForce: ...
+    @property
     def request(self) -> Request: ...
 
 
@@ -244,9 +300,16 @@ def plan(running: Running | None, request: Request) -> Step:
         )
     if request.retry_given and (propagation == "savepoint" or not running.retried):
         raise OptionError(_no_retry(running, propagation))
+    if request.settings is not NO_SETTINGS and request.settings.demands:
+        # What runs may be a scope of another factory, whose session was passed in.
+        refuse_lacking(request.settings, running.in_force, f"a scope was to join {running}, which runs without")
     if request.given:
         _check_commit(running.request, request, running)
         _check_schemas(running.request, request, running)
+    if request.once is not None and running.read_only:
+        raise OptionError(
+            f"once= was asked for, but {running} already runs read-only, and a key is written; {_WAY_OUT}"
+        )
     if request.given_preset is not NOTHING_ASKED and request.given_preset != NOTHING_ASKED:
         check_joined(running, request.given_preset)
         if request.given_preset.read_only and not running.read_only:
@@ -343,10 +406,25 @@ def plan_passed(running: Running | None, request: Request) -> Step:
             "mutex= was asked for, but a session was passed in that belongs to no scope, so when its transaction ends is not "
             "known; leave the session out, or pass one from a scope"
         )
+    if request.once is not None:
+        raise OptionError(
+            "once= was asked for, but a session was passed in that belongs to no scope, and what becomes of its transaction "
+            "is not known; leave the session out, or pass that of a scope"
+        )
     if SCHEMAS in request.given and request.schemas is not None:
         raise OptionError(
             f"{SCHEMAS}= was asked for, but a session was passed in that belongs to no scope, and its transaction may "
             "have begun otherwise; leave the session out, or pass one from a scope with this map"
+        )
+    given = request.given_settings
+    if given.values or given.role is not None or given.system:
+        raise OptionError(
+            "settings= or role= was asked for, but a session was passed in that belongs to no scope, and its transaction may "
+            "have begun otherwise; leave the session out, or pass that of a scope with them"
+        )
+    if request.settings.demands:
+        refuse_lacking(
+            request.settings, NOTHING_IN_FORCE, "a session was passed in that belongs to no scope, and runs without"
         )
     if request.given_preset != NOTHING_ASKED:
         raise OptionError(

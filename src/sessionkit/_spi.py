@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from . import _dialects
 from ._bridge import to_completion
+from ._claims import REQUEST
 from ._core import seams
 from ._core.connection import ScopeConnection, connect, engine_that_begins
+from ._core.features.settings import set_at_begin
 from ._core.hooks import Hook, captures, refuse_awaitable
 from ._core.joined import Joined
 from ._core.savepoints import connections
@@ -15,7 +17,9 @@ from ._database_copy import DatabaseCopy, copies, engines_of
 from ._dialects import Position, is_autocommit, root_of
 from ._factory_info import FactoryInfo
 from ._observers import Observation, Observer, observers, tell_retried
-from ._plan import ManualCommit, Options, Request
+from ._once import WEEK, Once, check_ttl
+from ._plan import ManualCommit, Options, Request, check_once
+from ._settings import InForce, Role, Settings, takes_one
 from ._waiting import pause, skipping, sleep
 from .context import Entry, State, current_of, describe, factory_key, here, pop, sync_session_of, top
 from .isolation import NOTHING_ASKED, PRESET_FIELDS
@@ -24,21 +28,27 @@ from .retry import Attempts, Run, as_retry
 __all__ = [
     "NOTHING_ASKED",
     "PRESET_FIELDS",
+    "REQUEST",
+    "WEEK",
     "Attempts",
     "DatabaseCopy",
     "Entry",
     "FactoryInfo",
     "Hook",
+    "InForce",
     "Joined",
     "ManualCommit",
     "Observation",
     "Observer",
+    "Once",
     "Options",
     "Position",
     "Request",
+    "Role",
     "Run",
     "ScopeAware",
     "ScopeConnection",
+    "Settings",
     "State",
     "Unit",
     "_dialects",
@@ -47,6 +57,8 @@ __all__ = [
     "aware_class",
     "bound_engines",
     "captures",
+    "check_once",
+    "check_ttl",
     "connect",
     "connections",
     "copies",
@@ -63,9 +75,11 @@ __all__ = [
     "refuse_awaitable",
     "root_of",
     "seams",
+    "set_at_begin",
     "skipping",
     "sleep",
     "sync_session_of",
+    "takes_one",
     "tell_made",
     "tell_retried",
     "to_completion",

@@ -11,10 +11,11 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 
 from ._binds import check_binds
 from ._core.features import split_readers
+from ._core.session import demanding
 from ._factory_info import FactoryInfo
 from ._methods import AsyncScopeMethods
 from .errors import ScopeError
-from .factory import ContextRegistry, Session, split_options, split_warning
+from .factory import ContextRegistry, Session, split_ignoring, split_options, split_warning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,10 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
         no_reader: what to do if no reader can serve: ``"primary"`` (default) or ``"error"``, which raises
             ``NoReader``.
         allow_writable_readers: False (default): a reader that is not a replica is an error.
+        settings, role: as for a scope, and also `REQUIRED`, as the value of a setting or as the role. Then no transaction
+            begins without it, and a session of this factory sends nothing outside of a scope (``SettingRequired``).
+        settings_on_sqlite: ``"refuse"`` (default): settings and a role are refused on SQLite, which has neither.
+            ``"ignore"``: scopes must still give, and agree on, the values, but SQLite ignores them; for tests.
         warn_stale_locks: True (default): a locking read in a scope that returns an object with its old values warns with
             ``StaleRead`` at its call site, once for each line. False: no warning.
 
@@ -95,9 +100,12 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
         check_binds({"bind": bind, **kw}, True, "async_sessionmaker()")
         readers = split_readers(kw, bind, None, "async_sessionmaker()")
         warns = split_warning(kw, "async_sessionmaker()", True)
+        ignores = split_ignoring(kw, "async_sessionmaker()", False)
         super().__init__(bind, class_=class_, **kw)
-        self._sessionkit_info = FactoryInfo(True, defaults, readers)
-        self._sessionkit_info.warns = warns
+        info = self._sessionkit_info = FactoryInfo(True, defaults, readers)
+        info.warns, info.ignores_settings = warns, ignores
+        if defaults.settings.demands:
+            self._demand()
 
     def configure(self, **new_kw: Any) -> None:
         """Change the arguments of future sessions and the defaults of future scopes."""
@@ -105,10 +113,18 @@ class async_sessionmaker(AsyncScopeMethods[AS], sa_asyncio.async_sessionmaker[AS
         where = "async_sessionmaker.configure()"
         defaults = split_options(new_kw, where, info.defaults)
         warns = split_warning(new_kw, where, info.warns)
+        ignores = split_ignoring(new_kw, where, info.ignores_settings)
         check_binds(new_kw, True, where)
         info.readers = split_readers(new_kw, new_kw.get("bind", self.kw.get("bind")), info.readers, where)
-        info.defaults, info.warns = defaults, warns
+        info.defaults, info.warns, info.ignores_settings = defaults, warns, ignores
         super().configure(**new_kw)
+        if defaults.settings.demands:
+            self._demand()
+
+    def _demand(self) -> None:
+        """Have the sessions that no scope owns send nothing."""
+        kind: Any = self.kw.get("sync_session_class") or self.class_.sync_session_class
+        self.kw["sync_session_class"] = demanding(kind, self._sessionkit_info)
 
 
 class async_scoped_session(AsyncScopeMethods[AS], sa_asyncio.async_scoped_session[AS]):

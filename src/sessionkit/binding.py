@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from ._core.features.readers import Readers
-    from .commits import Verdict
+    from ._markers import Verdict
 
 __all__ = [
     "PreparedTransaction",

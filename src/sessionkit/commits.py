@@ -6,80 +6,83 @@ still be on its way. So a new connection *claims* the key: ``INSERT ... ON CONFL
 that holds the key and is still open, and the row then says which of the two got it. If the claim did, the old
 transaction can never commit any more, since its own row would be a duplicate. If its row and its COMMIT are both still
 on their way, the server refuses the row and never reaches the COMMIT behind it.
+
+With a key of the application's a unit happens once: ``once=`` has a table of its own, where each key is claimed before
+the body, and the result is stored with it; see `session_scope`. `consumed` does the same for messages, without a result.
 """
 
 from __future__ import annotations
 
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import CHAR, Column, DateTime, MetaData, String, Table, delete, func, insert, inspect, select
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
-from . import _dialects
-from ._schemas import own_schemas
-from .errors import OptionError
+from . import _claims, _dialects, _markers
+from ._binds import primary_of
+from ._claims import once_table
+from ._core.session import unit_of
+from ._markers import claim, table
+from ._once import WEEK, check_key, check_ttl
+from .context import current_of, sync_session_of
+from .errors import NotLocked, OptionError, ScopeError, SyncAsyncMismatch, classify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sqlalchemy.engine import Connection, Engine
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
+    from sqlalchemy.orm import scoped_session
 
-__all__ = ["async_create_table", "async_prune", "claim", "create_table", "prune", "table"]
+__all__ = [
+    "async_consumed",
+    "async_create_table",
+    "async_prune",
+    "claim",
+    "consumed",
+    "create_table",
+    "once_table",
+    "prune",
+    "table",
+]
 
-TABLE_NAME = "sessionkit_commit"
-
-Verdict = Literal["committed", "rolled back"]
-
-
-def table(metadata: MetaData | None = None, *, schema: str | None = None) -> Table:
-    """Return the marker table as part of `metadata`, for instance for Alembic's autogenerate."""
-    return Table(
-        TABLE_NAME,
-        MetaData() if metadata is None else metadata,
-        Column("key", CHAR(32), primary_key=True),
-        Column("state", String(1), nullable=False, comment="C: committed; T: claimed, so never committed"),
-        Column(
-            "created_at", DateTime(timezone=True), nullable=False, server_default=func.current_timestamp(), index=True
-        ),
-        schema=schema,
-    )
-
-
-_table = table()
-_insert = insert(_table)  # made once: building it costs as much as sending it
+# -- the tables -----------------------------------------------------------------------------------------------------
 
 
 def create_table(engine: Engine) -> None:
-    """Create the marker table if it is not there.
+    """Create the tables of ``verify_commit=True`` and ``once=``, those that are not there.
 
-    SQL, in a transaction of its own: a look into the catalogue, then ``CREATE TABLE`` and ``CREATE INDEX``.
+    SQL: ``CREATE TABLE IF NOT EXISTS``-like: a look into the catalogue, ``CREATE TABLE``, ``CREATE INDEX`` for
+    ``sessionkit_commit`` and ``sessionkit_once``; in a transaction of their own.
     """
     with engine.begin() as connection:
-        _table.create(connection, checkfirst=True)
+        _create(connection)
 
 
 async def async_create_table(engine: AsyncEngine) -> None:
-    """Create the marker table if it is not there. The async twin of `create_table`."""
+    """Create the tables of ``verify_commit=True`` and ``once=``. The async twin of `create_table`."""
     async with engine.begin() as connection:
-        await connection.run_sync(lambda sync: _table.create(sync, checkfirst=True))
+        await connection.run_sync(_create)
+
+
+def _create(connection: Connection) -> None:
+    for each in (_markers.TABLE, _claims.TABLE):
+        each.create(connection, checkfirst=True)
 
 
 def prune(engine: Engine, *, older_than: float = 86_400.0) -> int:
-    """Delete the markers that are too old to be asked for.
+    """Delete the markers and keys that no unit asks for any more.
 
     Args:
-        engine: an engine of the database with the table.
+        engine: an engine of the database with the tables.
         older_than: delete markers of at least this age, in seconds. It must be longer than it may take to resolve a
             unit, and than a COMMIT may be on its way, since a claim that is gone no longer stops it. It must also be
-            longer than a two-phase commit may stay prepared: without its marker it is rolled back.
+            longer than a two-phase commit may stay prepared: without its marker it is rolled back. The keys of ``once=``
+            and `consumed` have a time of their own, and go when it is over.
 
     Returns:
-        The number of markers deleted.
+        The number of rows deleted, of both tables.
 
-    SQL: ``DELETE FROM sessionkit_commit WHERE created_at < ...`` in a transaction of its own, by the server's clock.
+    SQL: ``DELETE FROM sessionkit_commit WHERE created_at < ...`` and ``DELETE FROM sessionkit_once WHERE expires_at <=
+    ...``, of the tables that are there; in a transaction of their own, by the server's clock.
     """
     _check_age(older_than)
     with engine.begin() as connection:
@@ -87,7 +90,7 @@ def prune(engine: Engine, *, older_than: float = 86_400.0) -> int:
 
 
 async def async_prune(engine: AsyncEngine, *, older_than: float = 86_400.0) -> int:
-    """Delete the markers that are too old to be asked for. The async twin of `prune`."""
+    """Delete the markers and keys that no unit asks for any more. The async twin of `prune`."""
     _check_age(older_than)
     async with engine.begin() as connection:
         return await connection.run_sync(_prune, older_than)
@@ -99,58 +102,76 @@ def _check_age(older_than: float) -> None:
 
 
 def _prune(connection: Connection, older_than: float) -> int:
-    from datetime import timedelta
-
-    now: Any = connection.scalar(select(func.current_timestamp(type_=_table.c.created_at.type)))
-    return connection.execute(delete(_table).where(_table.c.created_at < now - timedelta(seconds=older_than))).rowcount
-
-
-def new_key() -> str:
-    """Return a key that no other unit has."""
-    return uuid4().hex
+    keys = _claims.prune(connection) if _claims.is_there(connection) else 0
+    if keys and not _markers.is_there(connection):
+        return keys
+    return keys + _markers.prune(connection, older_than)
 
 
-def mark(connection: Connection, key: str, options: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Write the marker into the unit's own transaction. SQL: ``INSERT INTO sessionkit_commit``.
-
-    `options` may delay it until COMMIT; then COMMIT raises what the server has to say about it.
-    """
-    try:
-        connection.execute(
-            _insert, {"key": key, "state": "C"}, execution_options={**own_schemas(connection), **options}
-        )
-    except DBAPIError as error:
-        explain(error)
-        raise
+# -- messages -------------------------------------------------------------------------------------------------------
 
 
-def is_there(connection: Connection) -> bool:
-    """Return whether the marker table is in the connection's database. SQL: a look into the catalogue."""
-    schemas: Mapping[Any, Any] = connection.get_execution_options().get("schema_translate_map") or {}
-    return inspect(connection).has_table(TABLE_NAME, schema=schemas.get(None))
+def consumed(session: Session | scoped_session[Any], key: str, *, ttl: float = WEEK) -> bool:
+    """Note in the session's transaction that a message is handled; tell whether it was not handled before.
 
-
-def explain(error: DBAPIError) -> None:
-    """Note on an error that it came from the marker."""
-    error.add_note(
-        "this was the commit marker of verify_commit=True or twophase=True; create its table with "
-        "sessionkit.commits.create_table(engine)"
-    )
-
-
-def claim(connection: Connection, key: str) -> Verdict:
-    """Find out how the unit with the marker `key` ended, and make sure that this stays so.
+    ``if not commits.consumed(session, message.id): return`` is the first line of a handler whose queue may deliver a
+    message twice. The note is committed and rolled back with the work of the handler. If another transaction has noted
+    the same key and is still open, this waits for its end.
 
     Args:
-        connection: a new connection to the unit's database. The caller commits it; only then is the answer final.
-        key: the marker's key, such as ``CommitOutcomeUnknown.key``.
+        session: any session; the note belongs to its current transaction and to its current savepoint.
+        key: of the message: 1 to 200 characters. Keys of ``once=`` are others.
+        ttl: how long the note is kept, in seconds; default: 7 days. Afterwards the message would be handled again.
 
     Returns:
-        ``"committed"`` or ``"rolled back"``.
+        True: the message is yours. False: it was handled before.
 
-    Waits for the unit's transaction if it is still open; bound that with ``lock_timeout``.
-    SQL: ``INSERT INTO sessionkit_commit ... ON CONFLICT DO NOTHING``, ``SELECT state``.
+    Raises:
+        OptionError: the key or the time is not valid, or there is no table for the keys; see `create_table`.
+        ScopeError: the scope is read-only, or the engine runs in AUTOCOMMIT.
+        NotLocked: the other transaction has not ended within ``lock_timeout``. On SQLite it is the driver's BUSY.
+
+    Above READ COMMITTED a key that was noted during the wait ends in a serialization failure, which a retry resolves.
+    SQL: ``WITH ... INSERT INTO sessionkit_once ... ON CONFLICT DO NOTHING ... SELECT``.
     """
-    connection.execute(_dialects.of(connection).insert_or_wait(_table).values(key=key, state="T"))
-    state = connection.scalar(select(_table.c.state).where(_table.c.key == key))
-    return "committed" if state == "C" else "rolled back"
+    name = _claims.Name(check_key(key, "commits.consumed()"), _claims.MESSAGE)
+    seconds = check_ttl(ttl, f"ttl={ttl!r} was given to commits.consumed()")
+    current = current_of(session)
+    if not isinstance(current, Session) and hasattr(current, "sync_session"):
+        raise SyncAsyncMismatch(
+            f"commits.consumed() was given {current!r}, which is async; await commits.async_consumed()"
+        )
+    return _consumed(sync_session_of(current, "commits.consumed()"), name, seconds)
+
+
+async def async_consumed(session: AsyncSession | async_scoped_session[Any], key: str, *, ttl: float = WEEK) -> bool:
+    """Do as `consumed`, on an ``AsyncSession``."""
+    current: Any = current_of(session)
+    if not hasattr(current, "run_sync"):
+        raise SyncAsyncMismatch(
+            f"commits.async_consumed() was given {session!r}, which is no AsyncSession; call commits.consumed()"
+        )
+    mine: bool = await current.run_sync(consumed, key, ttl=ttl)
+    return mine
+
+
+def _consumed(session: Session, name: _claims.Name, ttl: float) -> bool:
+    unit = unit_of(session)
+    if unit is not None and unit.read_only:
+        raise ScopeError(f"commits.consumed() was called in {unit}, which is read-only; call it in a scope that writes")
+    connection = session.connection(bind_arguments={"bind": primary_of(session) or session.get_bind()})
+    if _dialects.is_autocommit(connection):
+        raise ScopeError(
+            f"commits.consumed() was called on {connection.engine!r}, which runs in AUTOCOMMIT: the note would be kept "
+            "though the work fails; use an engine with transactions"
+        )
+    try:
+        return _claims.claim(connection, name, "", ttl, _claims.DONE).mine
+    except DBAPIError as error:
+        if classify(error).kind == "lock_not_available":
+            raise NotLocked.of(
+                error,
+                f"commits.consumed() waited for another transaction with the key {name.key!r}, which has not ended in time",
+            ) from error
+        _claims.refuse_missing(connection, error, "commits.consumed() was called")
+        raise

@@ -15,7 +15,7 @@ from sqlalchemy.util import ScopedRegistry
 
 from ._binds import check_binds
 from ._core.features import split_readers
-from ._core.session import AwareSession
+from ._core.session import AwareSession, demanding
 from ._factory_info import FactoryInfo
 from ._methods import ScopeMethods
 from ._plan import Options, Request
@@ -62,6 +62,14 @@ def split_warning(kw: dict[str, Any], where: str, before: bool) -> bool:
     return given
 
 
+def split_ignoring(kw: dict[str, Any], where: str, before: bool) -> bool:
+    """Take ``settings_on_sqlite`` out of a factory's arguments and return whether they are ignored there."""
+    given: object = kw.pop("settings_on_sqlite", "ignore" if before else "refuse")
+    if given not in ("refuse", "ignore"):
+        raise OptionError(f"settings_on_sqlite={given!r} was given to {where}; it is 'refuse' or 'ignore'")
+    return given == "ignore"
+
+
 class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
     """SQLAlchemy's ``sessionmaker`` with `scope` added. Its sessions are `sessionkit.Session` objects.
 
@@ -78,6 +86,10 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
         no_reader: what to do if no reader can serve: ``"primary"`` (default) or ``"error"``, which raises
             ``NoReader``.
         allow_writable_readers: False (default): a reader that is not a replica is an error.
+        settings, role: as for a scope, and also `REQUIRED`, as the value of a setting or as the role. Then no transaction
+            begins without it, and a session of this factory sends nothing outside of a scope (``SettingRequired``).
+        settings_on_sqlite: ``"refuse"`` (default): settings and a role are refused on SQLite, which has neither.
+            ``"ignore"``: scopes must still give, and agree on, the values, but SQLite ignores them; for tests.
         warn_stale_locks: True (default): a locking read in a scope that returns an object with its old values warns with
             ``StaleRead`` at its call site, once for each line. False: no warning.
 
@@ -113,9 +125,12 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
         check_binds({"bind": bind, **kw}, False, "sessionmaker()")
         readers = split_readers(kw, bind, None, "sessionmaker()")
         warns = split_warning(kw, "sessionmaker()", True)
+        ignores = split_ignoring(kw, "sessionmaker()", False)
         super().__init__(bind, class_=class_, **kw)
-        self._sessionkit_info = FactoryInfo(False, defaults, readers)
-        self._sessionkit_info.warns = warns
+        info = self._sessionkit_info = FactoryInfo(False, defaults, readers)
+        info.warns, info.ignores_settings = warns, ignores
+        if defaults.settings.demands:
+            self.class_ = demanding(self.class_, info)
 
     def configure(self, **new_kw: Any) -> None:
         """Change the arguments of future sessions and the defaults of future scopes."""
@@ -123,10 +138,13 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
         where = "sessionmaker.configure()"
         defaults = split_options(new_kw, where, info.defaults)
         warns = split_warning(new_kw, where, info.warns)
+        ignores = split_ignoring(new_kw, where, info.ignores_settings)
         check_binds(new_kw, False, where)
         info.readers = split_readers(new_kw, new_kw.get("bind", self.kw.get("bind")), info.readers, where)
-        info.defaults, info.warns = defaults, warns
+        info.defaults, info.warns, info.ignores_settings = defaults, warns, ignores
         super().configure(**new_kw)
+        if defaults.settings.demands:
+            self.class_ = demanding(self.class_, info)
 
 
 class ContextRegistry(ScopedRegistry[T]):

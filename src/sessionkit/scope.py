@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec
 from sqlalchemy import orm
 from sqlalchemy.util import greenlet_spawn
 
-from ._arguments import ask
+from ._arguments import Arguments, ask
 from ._bridge import to_completion
 from ._core import hooks
 from ._core.joined import Joined
@@ -23,7 +23,9 @@ from ._decorate import INJECTED, async_run, form_of, run, wrap, wrap_async
 from ._factory_info import FactoryInfo
 from ._mutex import mutex_text
 from ._observers import observers, tell_entered, tell_left
+from ._once import BeginAgain
 from ._plan import Options, Request, Step, plan, plan_passed
+from ._settings import REQUIRED, SYSTEM
 from .context import (
     Entry,
     State,
@@ -42,6 +44,7 @@ from .context import (
 )
 from .errors import OptionError, ScopeError, SyncAsyncMismatch, set_outcome
 from .isolation import NOTHING_ASKED
+from .retry import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -49,13 +52,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext import asyncio as sa_asyncio
 
-    from .retry import Retry, Run
+    from .retry import Run
 
     AS = TypeVar("AS", bound=sa_asyncio.AsyncSession)
 else:
     AS = TypeVar("AS")
 
-__all__ = ["INJECTED", "AsyncScope", "Scope", "session_scope"]
+__all__ = ["INJECTED", "REQUIRED", "SYSTEM", "AsyncScope", "Scope", "session_scope"]
 
 H = TypeVar("H")  # what the body gets
 S = TypeVar("S", bound=orm.Session)
@@ -93,11 +96,17 @@ class BaseScope(Generic[H]):
             made._learns = None if name.endswith("<lambda>") else f"{getattr(fn, '__module__', '')}.{name}"
         return made
 
-    def _called_with(self, arguments: dict[str, Any]) -> Self:
+    def _called_with(self, arguments: Arguments) -> Self:
         """Return the scope for one call, with the options that are functions of the call's arguments evaluated."""
-        key = ask(self._request.mutex, arguments, "mutex")
-        mutex_text(key)  # refuses None: a function that forgets to return a key would make a scope without a mutex
-        asked = replace(self._request, mutex=key)
+        mutex, once = self._request.mutex, self._request.once
+        if callable(mutex):
+            mutex = ask(mutex, arguments.named, "mutex")
+            mutex_text(
+                mutex
+            )  # refuses None: a function that forgets to return a key would make a scope without a mutex
+        if once is not None:
+            once = once.called_with(arguments)
+        asked = replace(self._request, mutex=mutex, once=once)
         made = type(self)(self._info, self._factory, asked)
         made._fn, made._learns = self._fn, self._learns
         return made
@@ -116,11 +125,26 @@ class BaseScope(Generic[H]):
     def _policy(self) -> Retry | None:
         return self._request.retry
 
-    def _refuse_retry(self) -> NoReturn:
+    def _refuse_with(self) -> NoReturn:
+        self._refuse_once("a plain `with`")
         raise OptionError(
             "retry= was given to a plain `with`, whose body cannot run again; decorate a function with it, or write "
             "`for attempt in Session.attempts(retry=...): with attempt as session: ...`"
         )
+
+    def _refuse_once(self, where: str) -> None:
+        """Refuse a key where the body cannot be skipped."""
+        once = self._request.once
+        if once is not None and not once.called:
+            raise OptionError(
+                f"once= was given to {where}, whose body cannot be skipped; decorate a function with it, or write "
+                "`Session.scope(once=...).run(fn, ...)`, where fn is a function of a session"
+            )
+
+    def _repeating(self) -> Retry:
+        """Return how attempts() runs its body again."""
+        self._refuse_once("attempts()")
+        return self._policy() or Retry()
 
     def _open(self, handed: Any, owner: object, run: Run | None) -> Unit:
         """Begin on a new session. This does no I/O: the transaction reaches the database with the first statement."""
@@ -193,8 +217,8 @@ class Scope(BaseScope[S]):
     __slots__ = ()
 
     def __enter__(self) -> S:
-        if self._request.retry_given:
-            self._refuse_retry()
+        if self._request.needs_call:
+            self._refuse_with()
         return self._begin(None)
 
     def _begin(self, run: Run | None) -> S:
@@ -207,13 +231,23 @@ class Scope(BaseScope[S]):
         if outer is None or step is Step.OPEN:
             unit = self._open(self._factory(), owner, run)
             for feature in unit.features:
-                if feature.asks:
-                    _enter_feature(unit, feature.entering)
+                if feature.asks and not _enter_feature(unit, feature.entering):
+                    return self._begin(run)
             return self._entered(unit)
         entry = Joined(self, outer.handed, owner, outer.unit)
         if step is not Step.JOIN or entry.begins:
             entry.begin(sync_session_of(outer.handed, "a scope"), step)
         return self._entered(entry)
+
+    async def _begin_through(self, work: Callable[..., Awaitable[Any]], run: Run | None) -> S:
+        """Enter it in this task, and have `work` call what waits for the database: a sync unit in async code."""
+        while True:
+            unit = self._open(self._factory(), here(), run)
+            for feature in unit.features:
+                if feature.asks and not await work(_enter_feature, unit, feature.entering):
+                    break
+            else:
+                return self._entered(unit)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -264,13 +298,18 @@ class Scope(BaseScope[S]):
         async def __aexit__(self, *exc_info: object) -> None: ...
 
 
-def _enter_feature(unit: Unit, entering: Callable[[], None]) -> None:
+def _enter_feature(unit: Unit, entering: Callable[[], None]) -> bool:
+    """Do what is done before the body; return False if the scope must begin another unit instead."""
     try:
         entering()
+    except BeginAgain as again:
+        unit.finish(again)
+        return False
     except BaseException as failure:
         unit.finish(failure)
         set_outcome(failure, unit.outcome)
         raise
+    return True
 
 
 def _finish_joined(entry: Any, error: BaseException | None) -> None:
@@ -298,8 +337,8 @@ class AsyncScope(BaseScope[AS]):
     __slots__ = ()
 
     async def __aenter__(self) -> AS:
-        if self._request.retry_given:
-            self._refuse_retry()
+        if self._request.needs_call:
+            self._refuse_with()
         return await self._begin(None)
 
     async def _begin(self, run: Run | None) -> AS:
@@ -316,8 +355,8 @@ class AsyncScope(BaseScope[AS]):
             else:
                 unit = self._open(made, owner, run)
             for feature in unit.features:
-                if feature.asks:
-                    await greenlet_spawn(_enter_feature, unit, feature.entering)
+                if feature.asks and not await greenlet_spawn(_enter_feature, unit, feature.entering):
+                    return await self._begin(run)
             return self._entered(unit)
         entry = Joined(self, outer.handed, owner, outer.unit)
         if step is not Step.JOIN or entry.begins:
@@ -487,6 +526,14 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
         schema_translate_map: the schema names that the unit's tables have in the database, such as
             ``{None: "tenant_1"}``. It works like SQLAlchemy's execution option, also for flushes and bulk calls, and
             replaces the engine's own. A scope that joins must ask for the same map, or for none.
+        settings: PostgreSQL's settings for this transaction, such as ``{"app.tenant": 7}`` for row-level security. A mapping
+            from names to a ``str``, ``int``, ``bool`` (``true``, ``false``) or ``UUID``, or to a function without arguments
+            that returns one; None means no value. They are put over the factory's by name. A function is called at each
+            entry and each attempt. A scope that joins must ask for the same values, or for none. With
+            ``propagation="savepoint"`` it may ask for others, which last until its end. `SYSTEM` means no settings, even if
+            the factory requires some; the scope needs a name then, and traces and logs show ``sessionkit.system``.
+        role: the role of PostgreSQL for this transaction, or a function without arguments that returns its name; None: the
+            role that has connected.
         manual_commit: what ``commit()``, ``rollback()`` and ``close()`` do when called inside the scope. ``"refuse"``
             (default): they raise ``ScopeError``. ``"savepoint"``, for applications that commit by hand: ``commit()``
             flushes and keeps the work since the last one in a savepoint, ``rollback()`` undoes it, and the transaction
@@ -498,6 +545,15 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
             because the snapshot would be older than the wait.
         mutex_wait: True (default): wait as long as it takes, or until ``lock_timeout`` or the timeout of `retry`. False:
             do not wait. A number: wait at most that many seconds.
+        once: the key of a unit that happens once: 1 to 200 characters, or a function of the call's arguments that
+            returns them. For decorated functions and ``run``; a plain ``with`` cannot skip its body. The key is claimed in
+            the unit's transaction before the body. A second call waits for the first, gets its stored result, and its body
+            does not run. A unit that fails leaves no key. A lost answer to COMMIT is settled by the key.
+        fingerprint: what tells calls apart that must not share a key: a string, or a function of the call's arguments that
+            returns one. Default: SHA-256 of the JSON of the arguments.
+        codec: ``(dumps, loads)``: a function that makes ``str`` or ``bytes`` of a result, and one that reads them. Default:
+            JSON.
+        once_ttl: how long the key is kept, in seconds; default: 7 days.
         no_rollback_for: an exception class or a tuple of them. Such an exception passes on, but neither the scope nor one
             that it has joined rolls back because of it, unless a statement or a flush has failed.
         name: what messages call this scope; default: the name of the decorated function.
@@ -510,14 +566,18 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
         ScopeError: `factory` is not a factory, or (when entered) the propagation does not allow it.
         UnknownOptionError, OptionError: there is no such option, or it cannot have this value.
         UnexpectedRollback: (when left) the body raised nothing, but nothing could be committed.
-        NotLocked: (when entered) another transaction holds the mutex and did not release it in time.
+        SettingRequired: (when entered) the factory requires a setting or a role that the scope does not have.
+        NotLocked: (when entered) another transaction holds the mutex or works on the key, and did not end in time.
+        OnceMismatch: (when called) the key of ``once`` was used with other arguments.
+        OnceResult: (when called) the result cannot be stored.
         CommitOutcomeUnknown: (when left) the connection was lost during COMMIT.
         HookError: (when left) a hook failed after the transaction had ended; it says how that ended.
 
     For any exception that leaves the scope, `errors.outcome_of` says how the transaction ended.
 
     SQL: ``BEGIN`` with the first statement (``BEGIN IMMEDIATE`` on SQLite), ``COMMIT`` or ``ROLLBACK``. Inside another
-    scope: nothing, or ``SAVEPOINT`` with the first statement, ``RELEASE SAVEPOINT`` or ``ROLLBACK TO SAVEPOINT``. With a
+    scope: nothing, or ``SAVEPOINT`` with the first statement, ``RELEASE SAVEPOINT`` or ``ROLLBACK TO SAVEPOINT``. With
+    settings or a role ``SELECT set_config(..., true)`` follows BEGIN, one statement for them and the timeouts. With a
     mutex ``SELECT pg_advisory_xact_lock(...)`` comes first, on entering.
     """
     info = getattr(factory, "_sessionkit_info", None)

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
-from sessionkit import READ_ONLY, REPORT, SNAPSHOT, binding, errors
+from sessionkit import READ_ONLY, REPORT, REQUIRED, SNAPSHOT, binding, errors
 from sessionkit._core.features import readers as _readers
 from tests.contract.many import at_commit, at_statement, cut
 from tests.contract.settings import READ_ONLY_VIOLATION, error_code
@@ -145,6 +145,20 @@ async def test_a_write_in_a_reader_scope_is_refused_by_the_database(site: Site) 
 async def test_a_level_that_a_replica_cannot_give_is_given_by_the_primary(site: Site) -> None:
     assert await site.reads_on(site.factory(), read_only=None, preset=REPORT) is site.cluster.primary
     assert await site.reads_on(site.factory(), isolation="REPEATABLE READ") in site.cluster.replicas
+
+
+async def test_settings_and_role_are_in_force_on_a_reader_and_left_on_none(site: Site) -> None:
+    factory = site.factory(settings={"app.tenant": REQUIRED}, role="pg_monitor", reader_wait=30)
+    shown = text("SELECT current_setting('app.tenant', true), current_user")
+    for tenant in ("a", "b", "c", "d"):
+        async with site.doors.scope(factory, read_only=True, settings={"app.tenant": tenant}) as session:
+            assert tuple((await session.execute(shown)).one()) == (tenant, "pg_monitor")
+            assert await site.where(session) in site.cluster.replicas
+    for _ in range(4):
+        async with site.doors.scope(site.factory(), read_only=True) as session:
+            tenant, user = (await session.execute(shown)).one()
+            assert not tenant
+            assert user != "pg_monitor"
 
 
 async def test_a_read_only_scope_with_a_mutex_holds_it_on_the_primary(site: Site) -> None:

@@ -75,6 +75,20 @@ async def test_a_generator_is_read_in_chunks_and_its_keys_come_in_its_order(door
     assert dict(await doors.rows("SELECT id, name FROM users")) == dict(map(tuple, result.returned))
 
 
+@pytest.mark.parametrize("verb", ["insert", "update", "upsert"])
+@pytest.mark.parametrize("others", [{}, {"email": "e"}], ids=["rows alike", "rows of two kinds"])
+async def test_a_name_that_all_rows_misspell_is_refused_and_not_left_out(
+    doors: Door, verb: str, others: dict[str, str]
+) -> None:
+    write = doors.twin(getattr(bulk, verb), getattr(bulk, f"async_{verb}"))
+    rows = [{"id": 1, "name": "a", "emial": "x"}, {"id": 2, "name": "b", "emial": "x", **others}]
+    async with doors.scope() as session:
+        with pytest.raises(BulkError, match="row 0: User has no attribute 'emial'; did you mean 'email'") as told:
+            await write(session, User, rows)
+        assert (told.value.position, told.value.column) == (0, "emial")
+    assert await doors.rows("SELECT id FROM users") == []
+
+
 @pytest.mark.doors(colour="async")
 async def test_an_async_generator_is_read_in_chunks(doors: Door) -> None:
     async def rows() -> AsyncIterator[dict[str, Any]]:

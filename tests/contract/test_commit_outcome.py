@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import event, insert, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from sessionkit import Retry, errors, on_commit, on_rollback, set_rollback_only
@@ -312,3 +312,70 @@ async def test_a_task_group_that_fails_inside_a_scope_has_rolled_it_back(doors: 
                 tasks.create_task(fail())
     assert errors.outcome_of(caught.value) == "rolled back"
     assert await names(doors) == []
+
+
+# On a connection of the caller's own, where the release of a savepoint is the unit's COMMIT
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["plain", "after a savepoint of its own"])
+async def test_a_commit_that_fails_on_a_connection_of_the_callers_has_rolled_back(doors: Door, inner: bool) -> None:
+    told: list[str] = []
+    async with doors.connect() as connection:
+        transaction = await connection.begin()
+        await connection.execute(insert(User).values(name="outer"))  # SQLite's driver begins with the first write
+        factory = doors.factory(doors.raw(connection), join_transaction_mode="create_savepoint")
+        with pytest.raises(IntegrityError) as caught:
+            async with doors.scope(factory) as session:
+                on_commit(lambda: told.append("committed"))
+                on_rollback(lambda: told.append("rolled back"))
+                if inner:
+                    async with session.begin_nested():
+                        session.add(User(name="ann"))
+                session.add(User(name="outer"))  # is flushed by the commit
+        assert errors.outcome_of(caught.value) == "rolled back"
+        await transaction.commit()
+    assert told == ["rolled back"]
+    assert await names(doors) == ["outer"]
+
+
+async def test_what_fails_after_the_release_on_a_connection_of_the_callers_has_committed(doors: Door) -> None:
+    told: list[str] = []
+
+    def fail(_: Any) -> None:
+        raise LookupError
+
+    async with doors.connect() as connection:
+        transaction = await connection.begin()
+        await connection.execute(insert(User).values(name="outer"))
+        factory = doors.factory(doors.raw(connection), join_transaction_mode="create_savepoint")
+        with pytest.raises(LookupError) as caught:
+            async with doors.scope(factory) as session:
+                event.listen(doors.sync(session), "after_commit", fail)
+                on_commit(lambda: told.append("committed"))
+                session.add(User(name="ann"))
+        assert errors.outcome_of(caught.value) == "committed"
+        await transaction.commit()
+    assert told == ["committed"]
+    assert await names(doors) == ["outer", "ann"]
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["plain", "after a savepoint of its own"])
+async def test_of_a_release_without_an_answer_the_outcome_is_unknown(doors: Door, inner: bool) -> None:
+    def cut(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("RELEASE"):
+            raise LookupError
+
+    async with doors.connect() as connection:
+        transaction = await connection.begin()
+        await connection.execute(insert(User).values(name="outer"))
+        factory = doors.factory(doors.raw(connection), join_transaction_mode="create_savepoint")
+        with pytest.raises(errors.CommitOutcomeUnknown) as caught:
+            async with doors.scope(factory) as session:
+                if inner:
+                    async with session.begin_nested():
+                        session.add(User(name="ann"))
+                session.add(User(name="bob"))
+                event.listen(doors.sync_engine, "before_cursor_execute", cut)
+        event.remove(doors.sync_engine, "before_cursor_execute", cut)
+        assert isinstance(caught.value.__cause__, LookupError)
+        await transaction.rollback()

@@ -484,3 +484,64 @@ async def test_the_once_marker_and_the_markers_of_commits_work_in_the_copy(doors
         doors, increment(verify_commit=True, lock=True), increment(verify_commit=True, lock=True), setup=fill
     )
     assert not any(outcome.error for each in found.schedules for outcome in each.outcomes)
+
+
+@pytest.mark.doors("postgresql-sync")
+async def test_without_a_superuser_the_tables_are_brought_back_in_the_order_of_their_foreign_keys(doors: Door) -> None:
+    from sqlalchemy import create_engine
+
+    from sessionkit import sessionmaker
+
+    name = doors.database.name  # type: ignore[attr-defined]
+    role = f"{name}_owner"
+    for statement in (
+        f"CREATE ROLE {role} LOGIN CREATEDB",
+        f"ALTER DATABASE {name} OWNER TO {role}",
+        f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}",
+        f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}",
+        "INSERT INTO users (id, name) VALUES (100, 'kept')",
+        "INSERT INTO addresses (id, user_id, email) VALUES (100, 100, 'kept')",
+    ):
+        await doors.write(statement)
+    engine = create_engine(doors.database.url("psycopg").set(username=role, password=None))
+    Session = sessionmaker(engine)
+
+    def renames() -> None:
+        with Session.scope() as session:
+            user = session.get_one(User, 100)
+            user.name += "!"
+            session.add(User(name="other"))
+
+    def reads() -> list[Any]:
+        with Session.scope(read_only=True) as session:
+            return list(
+                session.execute(text("SELECT u.name, a.email FROM users u JOIN addresses a ON a.user_id = u.id"))
+            )
+
+    try:
+        await alone(doors)
+        found = races(renames, reads, factories=[Session])
+        found.assert_serial()
+        assert {tuple(each.outcomes[1].value[0]) for each in found.schedules} == {("kept", "kept"), ("kept!", "kept")}
+        assert {row[0] for each in found.schedules for row in each.state["users"]} == {1, 100}  # the sequence too
+    finally:
+        engine.dispose()
+        await doors.write(f"ALTER DATABASE {name} OWNER TO CURRENT_USER")
+        await doors.write(f"DROP OWNED BY {role}")
+        await doors.write(f"DROP ROLE {role}")
+
+
+async def test_a_unit_that_changes_the_schema_gets_a_fresh_copy_each_time(doors: Door) -> None:
+    async def creates() -> None:
+        async with doors.scope() as session:
+            await session.execute(text("CREATE TABLE made (id INTEGER PRIMARY KEY)"))
+            await session.execute(text("INSERT INTO made VALUES (1)"))
+
+    async def adds() -> None:
+        async with doors.scope() as session:
+            session.add(Account(id=1))
+
+    found = await race(doors, creates, adds, max_schedules=6)
+    assert not any(outcome.error for each in found.schedules for outcome in each.outcomes)
+    found.assert_serial()
+    assert all(each.state["made"] == ((1,),) for each in found.schedules)

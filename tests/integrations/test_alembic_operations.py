@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import NullPool, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from sessionkit import errors, expect_version, sessionmaker, sqlite, version_of
+from sessionkit import commits, errors, expect_version, sessionmaker, sqlite, version_of
 from sessionkit.integrations.alembic import MigrationError
 from tests.integrations.alembic_project import Project, empty, projects, psql, versioned
 
@@ -427,3 +427,29 @@ def test_arguments_that_mean_nothing_are_refused_before_anything_is_done(
     with pytest.raises(MigrationError, match=told), operations(engine) as op:
         op.add_version_column(**{"table_name": "orders", **arguments})
     assert len(inspect(engine).get_columns("orders")) == 2
+
+
+@pytest.mark.parametrize("schema", [None, "keys"])
+def test_the_table_of_once_is_made_and_dropped(engine: sa.Engine, schema: str | None) -> None:
+    if schema is not None:
+        if engine.dialect.name == "sqlite":
+            return
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE SCHEMA keys")
+    with operations(engine) as op:
+        op.create_once_table(schema=schema)
+    made = inspect(engine)
+    expected = commits.once_table(sa.MetaData())
+    columns = {column["name"]: column for column in made.get_columns("sessionkit_once", schema=schema)}
+    assert list(columns) == [column.name for column in expected.columns]
+    assert [columns[column.name]["nullable"] for column in expected.columns] == [c.nullable for c in expected.columns]
+    assert made.get_pk_constraint("sessionkit_once", schema=schema)["constrained_columns"] == ["key", "kind"]
+    assert [index["column_names"] for index in made.get_indexes("sessionkit_once", schema=schema)] == [["expires_at"]]
+    if schema is None:
+        factory = sessionmaker(engine)
+        assert factory.scope(once="key").run(lambda session: 7) == 7
+        assert factory.scope(once="key").run(lambda session: 8) == 7
+        commits.create_table(engine)  # finds it
+    with operations(engine) as op:
+        op.drop_once_table(schema=schema)
+    assert not inspect(engine).has_table("sessionkit_once", schema=schema)

@@ -54,6 +54,7 @@ each_backend = pytest.mark.doors("sqlite-sync", "postgresql-sync")
         (["postgresql://u:geheim@h:port/d"], "its URL cannot be read"),
         (["sqlite://", "--reader", "postgresql://u:geheim@h:port/d"], "--reader: its URL cannot be read"),
         (["sqlite://", "--metadata", "sqlalchemy:create_engine"], "not a declarative base, registry or MetaData"),
+        (["sqlite://", "--factory", "sqlalchemy:create_engine"], "takes a sessionmaker"),
         (
             ["sqlite://", "--metadata", "tests.support.models"],
             "--metadata is 'tests.support.models', which is not of the form module:name",

@@ -20,9 +20,10 @@ from sqlalchemy.exc import DBAPIError
 from sessionkit import commits
 from sessionkit.binding import recover_prepared
 from sessionkit.cli import main
-from sessionkit.cli.doctor import Limits, _examine
+from sessionkit.cli.doctor import Limits, _examine, _tables
 from sessionkit.cli.doctor._patient import Patient
 from tests.contract.settings import READ_ONLY_VIOLATION, error_code
+from tests.contract.tenants import ROLE, TENANT, create_notes
 from tests.integrations import doctoring
 from tests.integrations.doctoring import url_of, wait_for_the_doctor
 from tests.support.faults import Fault, FaultProxy
@@ -73,6 +74,65 @@ def test_a_healthy_server_is_well(doors: Door, doctor: Callable[..., Seen]) -> N
     assert "QueuePool of 5 + 10 (SQLAlchemy's default)" in seen.one("pool.size", "ok")
     assert seen.one("pool.pooler", "ok").startswith("none")
     assert "without a version" in seen.one("models.versions", "warn")
+
+
+async def test_row_level_security_that_leaks_is_seen_and_mended_is_well(
+    doors: Door, doctor: Callable[..., Seen], module: Callable[[str], str]
+) -> None:
+    await create_notes(doors)
+    bare = f"current_setting('{TENANT}', true)"
+    await doors.write("ALTER TABLE notes DISABLE ROW LEVEL SECURITY")
+    await doors.write("CREATE TABLE other (tenant text)")
+    await doors.write("ALTER TABLE other ENABLE ROW LEVEL SECURITY")
+    await doors.write(f"CREATE POLICY bare ON other USING (tenant = {bare} OR tenant = nullif({bare}, ''))")
+    await doors.write("CREATE POLICY more ON other USING (tenant = nullif(current_setting('App.Other', true), ''))")
+    await doors.write(f"CREATE POLICY unset ON other USING (nullif({bare}, '') IS NULL OR tenant = nullif({bare}, ''))")
+    await doors.write("CREATE VIEW shown AS SELECT * FROM other")
+    name = module(
+        f"""
+        engine = create_engine({url_of(doors)!r})
+        Session = sessionmaker(engine, settings={{"app.Tenant": REQUIRED}})
+        Tenants = sessionmaker(engine, settings={{"app.tenant": REQUIRED, "app.other": lambda: 1}}, role={ROLE!r})
+        Asked = sessionmaker(engine, role=lambda: {ROLE!r})
+        """
+    )
+    url = url_of(doors)
+    seen = doctor(url, "--factory", f"{name}:Session")
+    off, unforced = seen.of("rls.tables")
+    assert (off["status"], unforced["status"]) == ("fail", "warn")
+    assert "notes" in off["found"]
+    assert "other" in unforced["found"]
+    found = [each["found"] for each in seen.of("rls.policies")]
+    assert ["let a transaction through" in each for each in found] == [True, False]
+    assert "unset on other" in found[0]
+    assert "bare on other" in found[1]
+    assert "unset" not in found[1]
+    assert "superuser" in seen.one("rls.role", "fail")
+    assert "app.other" in seen.one("rls.settings", "fail")
+    assert "shown" in seen.one("rls.views", "warn")
+    assert seen.exit_status == 1
+
+    assert "--factory" in doctor(url).one("rls.settings", "ok")
+    assert "when a scope is entered" in doctor(url, "--factory", f"{name}:Asked").one("rls.role", "ok")
+
+    await doors.write(f"ALTER TABLE other OWNER TO {ROLE}")
+    assert f"{ROLE}" in doctor(url, "--factory", f"{name}:Tenants").one("rls.role", "fail")
+
+    await doors.write("ALTER TABLE notes ENABLE ROW LEVEL SECURITY")
+    await doors.write("ALTER TABLE notes FORCE ROW LEVEL SECURITY")
+    await doors.write("ALTER TABLE other FORCE ROW LEVEL SECURITY")
+    await doors.write("DROP POLICY bare ON other")
+    await doors.write("DROP POLICY unset ON other")
+    await doors.write("DROP VIEW shown")
+    seen = doctor(url, "--factory", f"{name}:Tenants", "--factory", f"{name}:Session")
+    for check in ("rls.tables", "rls.policies", "rls.settings"):
+        seen.one(check, "ok")
+    assert seen.of("rls.views") == []
+    assert {each["status"] for each in seen.of("rls.role")} == {"ok", "fail"}
+
+
+def test_a_database_without_row_level_security_is_not_asked_about_it(doors: Door, doctor: Callable[..., Seen]) -> None:
+    assert not [each for each in doctor(url_of(doors)).document["findings"] if each["check"].startswith("rls")]
 
 
 def test_a_sick_server_is_seen_and_the_same_one_mended_is_well(doors: Door, doctor: Callable[..., Seen]) -> None:
@@ -406,6 +466,26 @@ def test_a_query_that_takes_too_long_does_not_hold_the_others(doors: Door, docto
         seen = doctor(url_of(doors), "--timeout", "1", "--metadata", "tests.support.models:Base")
         assert "no result after 1 s" in seen.one("commits.table", "warn")
         seen.one("models.tables", "ok")
+
+
+@sync
+def test_keys_that_no_job_prunes_are_seen(
+    doors: Door, doctor: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = doors.database.observer
+    doctor(url_of(doors)).one("commits.once_table", "ok")
+    commits.create_table(engine)
+    insert = "INSERT INTO sessionkit_once VALUES ('{}', 'U', '', '', 'D', NULL, now(), now() - interval '{}')"
+    with engine.begin() as connection:
+        connection.execute(text(insert.format("a", "1 hour")))
+    doctor(url_of(doors)).one("commits.once_table", "ok")
+    monkeypatch.setattr(_tables, "MANY_MARKERS", 1)
+    assert "once_ttl=" in doctor(url_of(doors)).one("commits.once_table", "warn")
+    with engine.begin() as connection:
+        connection.execute(text(insert.format("b", "3 days")))
+    assert "over its time since 3 d" in doctor(url_of(doors)).one("commits.once_table", "warn")
+    commits.prune(engine)
+    assert "and empty" in doctor(url_of(doors)).one("commits.once_table", "ok")
 
 
 @sync

@@ -237,6 +237,28 @@ def test_a_log_that_cannot_be_copied_into_the_file_is_seen(
         assert not doctor(url_of(doors)).of("file.wal")
 
 
+def test_keys_that_no_job_prunes_are_seen(doors: Door, doctor: Callable[..., Seen]) -> None:
+    url, engine = url_of(doors), create_engine(doors.database.url("pysqlite"))
+    assert "is not there (only once=" in doctor(url).one("commits.once_table", "ok")
+    commits.create_table(engine)
+    assert "and empty" in doctor(url).one("commits.once_table", "ok")
+    insert: Any = text(
+        "INSERT INTO sessionkit_once (key, kind, claim, fingerprint, state, expires_at) "
+        "VALUES (:key, 'U', '', '', 'D', strftime('%Y-%m-%d %H:%M:%f', 'now', :when))"
+    )
+    with engine.begin() as connection:
+        connection.execute(insert, {"key": "a", "when": "+1 day"})
+    assert "holds 1 keys" in doctor(url).one("commits.once_table", "ok")
+    with engine.begin() as connection:
+        connection.execute(insert, {"key": "b", "when": "-50 hours"})
+    told = doctor(url).one("commits.once_table", "warn")
+    assert "holds 2 keys, one of them over its time since 2 d" in told
+    assert "commits.prune(engine)" in told
+    assert commits.prune(engine) == 1
+    doctor(url).one("commits.once_table", "ok")
+    engine.dispose()
+
+
 def test_markers_that_nobody_prunes_are_seen(doors: Door, doctor: Callable[..., Seen]) -> None:
     url, engine = url_of(doors), create_engine(doors.database.url("pysqlite"))
     assert "there is no sessionkit_commit (only verify_commit" in doctor(url).one("commits.table", "ok")

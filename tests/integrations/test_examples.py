@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,56 @@ async def test_a_product_is_edited_by_whoever_has_seen_it(doors: Door, shop: int
     assert request(shop, "POST", "/products", {"name": "Cup", "cents": 500})[0] == 201
     assert request(shop, "GET", "/products")[2] == [{"id": 1, **changed}, {"id": 2, "name": "Cup", "cents": 500}]
     assert await doors.rows("SELECT name, cents FROM products ORDER BY id") == [("Teapot", 1700), ("Cup", 500)]
+
+
+async def test_a_product_that_a_client_sends_again_is_added_once(doors: Door, shop: int) -> None:
+    cup, key = {"name": "Cup", "cents": 500}, {"Idempotency-Key": '"8e03978e-40d5-43dd-bc93-6894a57f9324"'}
+
+    def add(*_: int) -> tuple[int, str | None, Any]:
+        status, headers, answer = request(shop, "POST", "/products", cup, **key)
+        return status, headers.get("etag"), answer
+
+    with ThreadPoolExecutor(4) as threads:
+        first, *others = threads.map(add, range(8))
+    assert first[0] == 201
+    assert first[1] is not None
+    assert others == [first] * 7
+    assert request(shop, "POST", "/products", {"name": "Cup", "cents": 1}, **key)[0] == 422
+    assert await doors.rows("SELECT name, cents FROM products ORDER BY id") == [("Teapot", 1900), ("Cup", 500)]
+
+
+@pytest.mark.own_database
+@pytest.mark.doors("postgresql-sync")
+async def test_of_two_tenants_none_sees_or_edits_a_product_of_the_other(
+    doors: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import fastapi_tenants
+
+    ann, bob = {"Authorization": "Bearer token-of-ann"}, {"Authorization": "Bearer token-of-bob"}
+    url = doors.database.url("asyncpg").render_as_string(hide_password=False)
+    for _ in range(2):  # the second time the tables and the role are there
+        app = fastapi_tenants.create_app(url)
+        with uvicorn_serving(app) as shop:
+            for headers in ({}, {"Authorization": "Bearer of nobody"}):
+                assert request(shop, "GET", "/products", **headers)[0] == 401
+            pot = {"name": "Pot", "cents": 1900}
+            status, headers, made = request(shop, "POST", "/products", pot, **ann)
+            assert status == 201
+            tag = headers["etag"]
+            mine = request(shop, "GET", "/products", **ann)[2]
+            assert made in mine
+            others = request(shop, "GET", "/products", **bob)[2]
+            assert made not in others
+            path = f"/products/{made['id']}"
+            assert request(shop, "GET", path, **bob)[0] == 404
+            assert request(shop, "PUT", path, pot, **bob, **{"If-Match": tag})[0] == 404
+            assert request(shop, "PUT", path, {**pot, "cents": 1700}, **ann, **{"If-Match": tag})[0] == 200
+            assert request(shop, "PUT", path, pot, **ann, **{"If-Match": tag})[0] == 412
+            cup = request(shop, "POST", "/products", {"name": "Cup", "cents": 1}, **bob)[2]
+            assert cup in request(shop, "GET", "/products", **bob)[2]
+            assert request(shop, "GET", "/report")[2] == {"ann": len(mine), "bob": len(others) + 1}
+    sys.modules.pop("fastapi_tenants", None)
 
 
 @pytest.mark.browser

@@ -296,7 +296,7 @@ async def test_the_session_of_a_request_is_not_for_its_threads(doors: Door) -> N
         _ = kit.session
     assert app.test_client().get("/").status_code == 200
     assert "call it inside `with Session.scope()`" in told[0]
-    with pytest.raises(errors.ScopeError, match="that has ended; do it inside the scope, or open another one"):
+    with pytest.raises(errors.ScopeError, match="which has ended; do this inside the scope, or open another one"):
         late[0].add(User(name="late"))
         late[0].flush()
 

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 
-from sessionkit import Retry, errors, on_commit, set_rollback_only
+from sessionkit import REQUIRED, SYSTEM, Retry, commits, errors, on_commit, set_rollback_only
 from sessionkit._observers import observers
 from sessionkit.integrations._observed import conflicts_in
 from sessionkit.integrations.logging import log_scopes, stop_logging
@@ -83,6 +83,34 @@ async def test_a_mutex_is_told_where_there_is_one(doors: Door, logged: pytest.Lo
     assert with_one["mutex"] == "i1:7"
     assert not {"mutex", "locking"} & without.keys()
     assert "locking" not in with_one
+
+
+async def test_a_replay_is_told(doors: Door, logged: pytest.LogCaptureFixture) -> None:
+    await doors.twin(commits.create_table, commits.async_create_table)(doors.engine)
+
+    async def unit(session: Any) -> int:
+        return 7
+
+    run = doors.decorate(unit, once="key", name="pay")
+    await run()
+    await run()
+    first, again = logged.records
+    assert "replayed" not in fields(first)
+    assert fields(again)["replayed"] is True
+    assert [fields(record)["outcome"] for record in logged.records] == ["committed", "committed"]
+    assert again.getMessage().startswith("the scope 'pay' was replayed after 0.")
+
+
+async def test_a_unit_without_the_settings_of_its_factory_is_told_as_such(
+    doors: Door, logged: pytest.LogCaptureFixture
+) -> None:
+    Session = doors.factory(settings={"app.tenant": REQUIRED}, settings_on_sqlite="ignore")
+    for options in ({"settings": {"app.tenant": 7}}, {"settings": SYSTEM, "name": "reindex"}):
+        async with doors.scope(Session, **options):
+            pass
+    without, with_it = map(fields, logged.records)
+    assert (with_it["scope"], with_it["system"]) == ("reindex", True)
+    assert "system" not in without
 
 
 async def test_a_retry_is_told_and_the_units_around_it(doors: Door, logged: pytest.LogCaptureFixture) -> None:

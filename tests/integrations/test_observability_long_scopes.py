@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from sessionkit import errors
+from sessionkit import SYSTEM, errors
 from sessionkit._observers import observers
 from sessionkit.factory import Session
 from sessionkit.integrations.long_scopes import Found, LongScopes
@@ -80,6 +80,16 @@ async def test_a_long_scope_is_named_while_it_is_open_and_when_it_has_ended(
     assert [(record.name, record.levelname) for record in caplog.records] == [("sessionkit.scope", "WARNING")] * 2
     assert [vars(record)["sessionkit_place"] for record in caplog.records] == [found.place] * 2
     assert caplog.records[0].getMessage() == str(found)
+
+
+async def test_a_long_scope_without_the_settings_of_its_factory_is_told_as_such(
+    doors: Door, watch: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for options in ({"settings": SYSTEM}, {}):
+        async with doors.scope(name="reindex", **options):
+            (found,) = watch.after(6)
+    assert not found.system
+    assert [getattr(record, "sessionkit_system", None) for record in caplog.records] == [True, True, None, None]
 
 
 @pytest.mark.doors("sqlite-sync")

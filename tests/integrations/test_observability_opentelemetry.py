@@ -19,7 +19,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 
-from sessionkit import Retry, errors, set_rollback_only
+from sessionkit import REQUIRED, SYSTEM, Retry, commits, errors, set_rollback_only
 from sessionkit.integrations import opentelemetry
 from sessionkit.integrations.wsgi import SessionKitMiddleware
 from tests.contract.lost import link
@@ -187,6 +187,19 @@ async def test_each_attempt_is_a_span_with_a_link_to_the_one_before(doors: Door,
     assert telemetry.points("sessionkit.scope.retries") == [({"sessionkit.scope.name": "add", "error.type": code}, 2)]
 
 
+async def test_scopes_without_the_settings_of_their_factory_are_told_as_such(doors: Door, telemetry: Telemetry) -> None:
+    Session = doors.factory(settings={"app.tenant": REQUIRED}, settings_on_sqlite="ignore")
+    async with doors.scope(Session, settings=SYSTEM, name="reindex"):
+        async with doors.scope(Session):
+            pass
+        async with doors.scope(Session, settings={"app.tenant": 7}, propagation="savepoint"):
+            pass
+    async with doors.scope(Session, settings={"app.tenant": 7}):
+        async with doors.scope(Session, settings=SYSTEM, name="inner", propagation="savepoint"):
+            pass
+    assert [attributes(span).get("system") for span in telemetry.spans()] == [True, True, None, None, True]
+
+
 async def test_a_mutex_and_locking_are_told_where_they_are(doors: Door, telemetry: Telemetry) -> None:
     async def unit(session: AsyncSession, runs: list[int]) -> None:
         runs.append(1)
@@ -200,6 +213,26 @@ async def test_a_mutex_and_locking_are_told_where_they_are(doors: Door, telemetr
     inner = {"mutex": "t2(s5:inner i1:7)", "locking": None}
     outer = {"mutex": "s5:outer", "locking": None}
     assert seen == [outer, inner, {**outer, "locking": True}, inner]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+async def test_a_replay_is_told_and_counts_as_committed(doors: Door, telemetry: Telemetry, joined: bool) -> None:
+    await doors.twin(commits.create_table, commits.async_create_table)(doors.engine)
+
+    async def unit(session: AsyncSession) -> int:
+        return 7
+
+    run = doors.decorate(unit, once="key")
+    for _ in range(2):
+        if joined:
+            async with doors.scope(name="outer"):
+                assert await run() == 7
+        else:
+            assert await run() == 7
+    spans = [span for span in telemetry.spans() if attributes(span)["scope.name"] != "outer"]
+    assert [attributes(span).get("replayed") for span in spans] == [None, True]
+    if not joined:
+        assert [attributes(span)["scope.outcome"] for span in spans] == ["committed", "committed"]
 
 
 @pytest.mark.doors("sqlite-sync", "sqlite-async")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.contract.tenants import create_notes
 from tests.integrations import kit
 
 if TYPE_CHECKING:
@@ -49,6 +50,26 @@ async def test_what_async_code_commits_is_seen_by_it_and_gone_after_the_test(doo
     )
     result.assert_outcomes(passed=57)
     assert await left(doors) == 0
+
+
+@pytest.mark.doors(backend="postgresql")
+@pytest.mark.own_database
+@pytest.mark.parametrize("mode", ["rollback", "template"])
+async def test_units_of_a_test_have_each_their_own_settings_and_role(
+    doors: Door, project: kit.Project, mode: str
+) -> None:
+    await create_notes(doors, "a", "b")
+    source = kit.read("settings").replace("MODE", mode)
+    if doors.colour == "async":
+        source = source.replace("ASYNC_", "async_").replace("async def test", "@pytest.mark.asyncio\nasync def test")
+    else:
+        source = source.replace("ASYNC_", "")
+        for word in ("async with", "async def", "await "):
+            source = source.replace(word, word.replace("async ", "").replace("await ", ""))
+    await project.alone()
+    result = project.run(test_settings=source)
+    result.assert_outcomes(passed=6)
+    assert await doors.rows("SELECT tenant FROM notes ORDER BY tenant") == [("a",), ("b",)]
 
 
 @pytest.mark.doors("sqlite-sync")
@@ -164,7 +185,7 @@ async def test_databases_in_memory_are_rolled_back_and_cannot_be_copied(project:
     result.assert_outcomes(passed=9, errors=2)
     result.stdout.fnmatch_lines(
         [
-            "*is no file that could be copied; use mode='rollback', or a database file*",
+            "*is not a file that can be copied; use mode='rollback', or a database file*",
             "*a connection was requested at *test_shop.py:105, but this database has only one*",
         ]
     )

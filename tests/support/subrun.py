@@ -43,6 +43,8 @@ def run_pytest(folder: Path, source: str, *arguments: str, **environment: str) -
         "tests.support.plugin",
         "-rA",
         "--color=no",
+        # Rewriting the asserts of every package takes longer than these tests; what is read says its own words.
+        "--assert=plain",
     ]
     # What the outer run was told is not for the inner one, nor is it one of the outer one's workers.
     inherited = {

@@ -15,7 +15,9 @@ from sessionkit import (
     INJECTED,
     READ_ONLY,
     REPORT,
+    REQUIRED,
     SERIALIZABLE,
+    SYSTEM,
     EffectiveIsolation,
     Isolation,
     Preset,
@@ -27,6 +29,7 @@ from sessionkit import (
     binding,
     bulk,
     bump_version,
+    commits,
     current_session,
     effective_isolation,
     etag,
@@ -364,8 +367,31 @@ def locked(session: orm.Session, scoped: scoped_session[orm.Session], Session: s
     assert_type(locks.take(session, select(Order), limit=3), list[Any])
     assert_type(locks.mutex_key(("a", 1)), int)
     Session.scope(mutex="a", mutex_wait=False)
+    Session.scope(settings={"app.tenant": 7, "app.lang": lambda: "en", "app.none": None, "app.flag": True}, role="app")
+    Session.scope(settings=SYSTEM, role=lambda: "app", name="all")
+    sessionmaker(settings={"app.tenant": REQUIRED}, role=REQUIRED, settings_on_sqlite="ignore")
     Session.scope(mutex=lambda order: ("a", order))
     sessionmaker(mutex=7, mutex_wait=1.5, warn_stale_locks=False)
+
+
+def once(session: orm.Session, scoped: scoped_session[orm.Session], Session: sessionmaker[orm.Session]) -> None:
+    @Session.scope(retry=5, once=lambda order: f"pay:{order}", fingerprint="", codec=(repr, int), once_ttl=60)
+    def pay(session: orm.Session, order: int) -> str:
+        return "paid"
+
+    assert_type(pay(7), str)
+    assert_type(Session.scope(once="key").run(lambda session: 7), int)
+    assert_type(commits.consumed(session, "m-1"), bool)
+    assert_type(commits.consumed(scoped, "m-1", ttl=60), bool)
+
+
+async def async_once(session: sa_asyncio.AsyncSession, Async: async_sessionmaker[sa_asyncio.AsyncSession]) -> None:
+    @Async.scope(once="key")
+    async def pay(session: sa_asyncio.AsyncSession, order: int) -> str:
+        return "paid"
+
+    assert_type(await pay(7), str)
+    assert_type(await commits.async_consumed(session, "m-1"), bool)
 
 
 async def async_locked(session: sa_asyncio.AsyncSession) -> None:
@@ -450,8 +476,18 @@ def web_frameworks(
     fastapi.add_middleware(SessionKitMiddleware, factory=async_maker)
     fastapi.add_middleware(SessionKitMiddleware, factory=[maker, async_maker], retry=sessionkit.Retry(3))
     install(fastapi, retry=3)
+    install(
+        fastapi, idempotency_header="Idempotency-Key", idempotency_caller=lambda request: request.headers.get("X-User")
+    )
+    SessionKit(
+        flask, maker, idempotency_header="Idempotency-Key", idempotency_caller=lambda request: request.remote_addr
+    )
     SessionDepends(async_maker, preset=SERIALIZABLE, retry=5)
     SessionDepends(maker, read_only=True)
+    SessionDepends(async_maker, settings={"app.tenant": lambda request: str(request)}, role=lambda request: "app")
+    SessionKit(flask, maker, settings={"app.tenant": lambda request: str(request)}, role="app")
+    ForWSGI(app, maker, settings=SYSTEM)
+    fastapi.add_middleware(SessionKitMiddleware, factory=maker, settings={"app.tenant": lambda scope: 7}, role="app")
 
 
 def migrations(engine: Engine, async_engine: AsyncEngine, factory: sessionmaker[sessionkit.Session]) -> None:

@@ -12,6 +12,7 @@ import sessionkit
 from sessionkit import (
     INJECTED,
     READ_ONLY,
+    REQUIRED,
     Isolation,
     Preset,
     VersionConflict,
@@ -29,6 +30,7 @@ from sessionkit import (
     update_versioned,
     version_of,
 )
+from sessionkit.errors import SettingRequired
 from sessionkit.integrations import opentelemetry
 from sessionkit.integrations.application_name import name_transactions
 from sessionkit.integrations.asgi import SessionKitMiddleware
@@ -74,6 +76,14 @@ def options(engine: Engine) -> None:
     Session = sessionmaker(engine)
     Session.scope(propagation="joyn")  # type: ignore[call-overload]
     Session.scope(mutex=1.5)  # type: ignore[call-overload]
+    Session.scope(once=7)  # type: ignore[call-overload]
+    Session.scope(once="key", codec=repr)  # type: ignore[call-overload]
+    Session.scope(settings={"app.tenant": REQUIRED})  # type: ignore[dict-item]
+    Session.scope(settings={"app.tenant": 1.5})  # type: ignore[dict-item]
+    Session.scope(settings={7: "a"})  # type: ignore[dict-item]
+    Session.scope(settings="app.tenant")  # type: ignore[call-overload]
+    Session.scope(role=7)  # type: ignore[call-overload]
+    SettingRequired("no tenant").setting = 7  # type: ignore[assignment]
     Session.scope(propogation="join")  # type: ignore[call-overload]
     Session.scope("SERIALIZABLE")  # type: ignore[call-overload]
     session_scope(Session, propagation="joyn")  # type: ignore[call-overload]

@@ -311,7 +311,7 @@ class ScopeConnection(Connection):
                 self._handle_dbapi_exception(error, None, None, None, None)
             except DBAPIError as wrapped:
                 if self.marker is not None and self.marker.refused:
-                    from ..commits import explain
+                    from .._markers import explain
 
                     explain(wrapped)
                 raise

@@ -35,7 +35,7 @@ logger = logging.getLogger("sessionkit")
 class Joined(Entry):
     """An entry into the transaction of a unit, or of a session that the caller passed in (then `unit` is None)."""
 
-    __slots__ = ("_by_hand", "_followed", "mutex", "request", "restriction", "savepoint", "unit")
+    __slots__ = ("_by_hand", "_followed", "_narrowing", "claim", "mutex", "request", "restriction", "savepoint", "unit")
 
     def __init__(self, scope: Any, handed: Any, owner: object, unit: Unit | None) -> None:
         Entry.__init__(self, scope, handed, owner)
@@ -45,17 +45,19 @@ class Joined(Entry):
         self.restriction: Restriction | None = None
         self._followed: list[Connection] = []
         self.mutex: str | None = None  # the text of the mutex that it has taken
+        self.claim: Any = None  # the key of `once` that it has claimed, or whose result it has found
+        self._narrowing: Any = None  # the settings that last as long as its savepoint
         self._by_hand: Any = None  # the feature for manual commits, if the unit itself refuses them
 
     @property
     def only_joins(self) -> bool:
         """Whether it has set nothing that must be ended with it."""
-        return self.savepoint is None and self.restriction is None and self._by_hand is None
+        return self.savepoint is None and self.restriction is None and self._by_hand is None and self.claim is None
 
     @property
     def begins(self) -> bool:
         """Whether joining does more than join."""
-        return self.takes_mutex or self.allows_commits
+        return self.takes_mutex or self.allows_commits or self.request.compares or self.request.once is not None
 
     @property
     def takes_mutex(self) -> bool:
@@ -73,19 +75,34 @@ class Joined(Entry):
 
     def begin(self, session: Session, step: Step) -> Joined:
         """Do what the step asks for. I/O, unless the step is only to join."""
-        if step in (Step.SAVEPOINT, Step.SAVEPOINT_READ_ONLY):
+        saves = step in (Step.SAVEPOINT, Step.SAVEPOINT_READ_ONLY)
+        narrowing: Any = None
+        if self.unit is not None and self.request.compares:
+            from .features.settings import settle
+
+            narrowing = settle(self.unit, self.request, saves)
+        if saves:
             self.savepoint = self._set_savepoint(session)
         try:
+            if narrowing is not None:
+                self._narrowing = narrowing
+                narrowing.begin(self.savepoint)
             if self.unit is not None and self.takes_mutex:
                 from .features.mutex import join_mutex
 
                 self.mutex = join_mutex(self.unit, self.request)
+            if self.unit is not None and self.request.once is not None:
+                from .features.once import join_once
+
+                self.claim = join_once(self.unit, self.request)
             if step in (Step.JOIN_READ_ONLY, Step.SAVEPOINT_READ_ONLY):
                 assert self.unit is not None
                 self.restriction = Restriction(self.unit)
         except BaseException:
             if self.savepoint is not None:
                 self.savepoint.rollback()
+            if self._narrowing is not None:
+                self._narrowing.end()
             raise
         if self.allows_commits:
             from .features.manual_commit import ManualCommit
@@ -129,6 +146,8 @@ class Joined(Entry):
         try:
             if self.restriction is not None:
                 self.restriction.finish(error)
+            if self.claim is not None and error is None and not self.rollback_only:
+                self.claim.store()
         except BaseException as failure:
             self._finish(session, failure)
             raise
@@ -148,6 +167,8 @@ class Joined(Entry):
             try:
                 self._finish_savepoint(session, self.savepoint, error)
             finally:
+                if self._narrowing is not None:
+                    self._narrowing.end()
                 for connection in self._followed:
                     unfollow(connection)
         elif self.unit is not None and (error is not None or self.rollback_only):
@@ -202,6 +223,8 @@ class Joined(Entry):
             why = "it was rolled back inside" if failure is None else swallowed(failure)
             raise UnexpectedRollback(f"a savepoint of {label} was rolled back: {why}") from failure
         savepoint.commit()
+        if self._narrowing is not None:
+            self._narrowing.put_back()
 
     def _undo(self, session: Session, savepoint: SessionTransaction, error: BaseException | None) -> None:
         try:
@@ -222,7 +245,9 @@ class Joined(Entry):
     def left(self) -> None:
         """Let go of everything: a copied context may hold this record for long."""
         self.state = State.LEFT
-        self.savepoint = self.restriction = self._by_hand = None
+        self.savepoint = self.restriction = self._by_hand = self._narrowing = None
+        if self.claim is not None:
+            self.claim.left()
         self._followed.clear()
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm.session import SessionTransactionOrigin, SessionTransactionS
 from sqlalchemy.util.concurrency import in_greenlet
 
 from .._binds import refuse_unbound
+from .._settings import NOTHING_IN_FORCE, refuse_lacking
 from ..context import OPEN, State, get_ident, get_running_loop, here
 from ..errors import ScopeError, UnexpectedRollback, describe
 from . import seams
@@ -271,6 +272,46 @@ def aware_class(kind: type[orm.Session]) -> type[orm.Session]:
     return aware
 
 
+# -- sessions of a factory that requires settings --------------------------------------------------------------------
+
+
+class _Demanding(ScopeAware):
+    """A session of a factory that requires settings: without a scope it sends nothing."""
+
+    _sessionkit_info: Any  # the FactoryInfo
+    _sessionkit_in_force: Any = None  # set where it works for a unit, and with the settings of that
+
+    @property
+    def refused(self) -> bool:
+        """Whether it works for no unit, while its factory still requires something."""
+        alone = self._sessionkit_unit is None and self._sessionkit_in_force is None
+        return alone and bool(self._sessionkit_info.defaults.settings.demands)
+
+    def _autobegin_t(self, begin: bool = False) -> orm.SessionTransaction:
+        transaction = super()._autobegin_t(begin)
+        if type(transaction) is orm.SessionTransaction and self.refused:
+            transaction.__class__ = _Unset
+        return transaction
+
+
+class _Unset(orm.SessionTransaction):
+    """The transaction of a session that no scope has given its settings."""
+
+    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
+        session = cast("_Demanding", self.session)
+        required = session._sessionkit_info.defaults.settings
+        refuse_lacking(required, NOTHING_IN_FORCE, "a session was used outside of a scope, and so without")
+        return super()._connection_for_bind(bind, execution_options)
+
+
+def demanding(kind: type[Any], info: Any) -> type[Any]:
+    """Return the class of the sessions of a factory that requires settings."""
+    if issubclass(kind, _Demanding) and kind._sessionkit_info is info:
+        return kind
+    body = {"__module__": kind.__module__, "_sessionkit_info": info}
+    return type(kind.__name__, (_Demanding, aware_class(kind)), body)
+
+
 # -- listeners for new sessions -------------------------------------------------------------------------------------
 
 _listeners: list[Callable[[orm.Session], None]] = []
@@ -314,6 +355,8 @@ def _overridden_bind(self: ScopeAware, *args: Any, **kwargs: Any) -> Engine | Co
     override = seams.override_of(bind)
     # If the caller only asks, nothing is sent, and in async code nothing can be.
     unit = self._sessionkit_unit
+    if isinstance(self, _Demanding) and self.refused:
+        return bind
     if override is None or (bind.dialect.is_async and not in_greenlet()) or (unit is not None and not unit.inside):
         return bind
     return override.connection_for(self)

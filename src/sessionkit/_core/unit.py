@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.util import await_only
 
 from .. import _dialects
+from .._settings import NOTHING_IN_FORCE
 from ..context import ENDING, Entry, State, describe, get_ident, get_running_loop, here
 from ..errors import ConcurrentUse, OptionError, Outcome, ScopeError, add_note, is_aftermath, set_first
 from ..isolation import NOTHING_ASKED, Isolation
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
 
     from .._plan import Request
+    from .._settings import InForce
     from ..isolation import Preset
     from ..retry import Run
     from .connection import ScopeConnection
@@ -162,9 +164,19 @@ class Unit(Entry):
             levels.append(Isolation(dialect.running_level(bind) if asked is None else dialect.given(str(asked))))
         return min(levels, key=lambda level: level.strength, default=asked or Isolation.READ_UNCOMMITTED)
 
+    @property
+    def in_force(self) -> InForce:
+        """The settings and the role that its transactions run with at this moment."""
+        return next((each.in_force for each in self.features if each.in_force is not None), NOTHING_IN_FORCE)
+
     def feature(self, kind: type[Any]) -> Any:
         """Return the unit's feature of this kind, or None."""
         return next((each for each in self.features if isinstance(each, kind)), None)
+
+    @property
+    def claim(self) -> Any:
+        """The key of ``once=`` that it has claimed, or whose result it has found; None if it has none."""
+        return next((feature.claim for feature in self.features if feature.claim is not None), None)
 
     # -- what it talks to -------------------------------------------------------------------------------------------
 
@@ -463,7 +475,10 @@ class _Opener:
 
     def connect(self) -> ScopeConnection:
         unit, engine = self._unit, self._engine
-        return connect(engine, unit.beginnings.get(engine) or unit.beginning_of(engine), unit)
+        beginning = unit.beginnings.get(engine) or unit.beginning_of(engine)
+        for feature in unit.features:
+            beginning = feature.begins(beginning)
+        return connect(engine, beginning, unit)
 
 
 def _enclosing(entry: Entry | None, owner: object) -> list[Unit]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ._bulk import ColumnFacts as ColumnFacts
     from ._bulk import Sieve as Sieve
     from ._bulk import Sifted as Sifted
+    from ._once import OnceKeys as OnceKeys
     from ._races import Gate as Gate
     from ._races import Move as Move
     from ._races import Raced as Raced

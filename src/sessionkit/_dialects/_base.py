@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
     from ._locks import Locks
+    from ._once import OnceKeys
     from ._races import Raced
     from ._replication import Replication
+    from ._settings import Settings
     from ._template import Template
     from ._two_phase import TwoPhase
     from ._with_commit import WithCommit
@@ -242,7 +244,11 @@ class Dialect:
         bound_commit: prepares for a COMMIT that will be cut after a number of seconds, if there is anything to prepare.
         two_phase: how several of its databases commit as one; None if they cannot.
         locks: how to lock rows and take a mutex; None: not supported yet.
+        once: how to claim a key that belongs to one unit; None: not supported yet.
         replication: how its replicas report how far they have come; None: not supported yet.
+        settings: how to set a transaction to values that end with it; None: it cannot, or not supported yet.
+        row_security: its tables can have policies that decide which rows a transaction sees.
+        settings_ignorable: a factory may ask to ignore settings there, for tests.
         now: asks for the server's time, an aware datetime with microseconds; None: not supported yet.
         later: SQL for a timestamp after the one in ``{column}``, or the server's time if that is later; None as above.
         new_uuid: SQL for a random UUID, as SQLAlchemy's type `Uuid` stores it; None as above.
@@ -280,7 +286,11 @@ class Dialect:
     bulk: Bulk = field(default_factory=Bulk)
     two_phase: TwoPhase | None = None
     locks: Locks | None = None
+    once: OnceKeys | None = None
     replication: Replication | None = None
+    settings: Settings | None = None
+    row_security: bool = False
+    settings_ignorable: bool = False
     now: Callable[[Connection], datetime] | None = None
     later: str | None = None
     new_uuid: str | None = None

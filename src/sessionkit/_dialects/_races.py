@@ -239,26 +239,27 @@ _PLACES = re.compile(rf"'(?:[^']|'')*'|%\((?P<name>\w+)\)s{_CAST}|\$(?P<number>\
 
 def filled_in(statement: str, values: Any) -> str:
     """Return a statement with its values in it, for people."""
-    text = " ".join(statement.split())
-    if not values:
-        return text
-    if isinstance(values, list) and values and isinstance(values[0], dict | tuple | list):
-        return f"{text}  {len(values)} times"
-    given: Any = values
-    following = iter(given if isinstance(given, tuple | list) else ())
+    counted = 0
 
     def value(found: re.Match[str]) -> str:
+        nonlocal counted
         try:
             if found["name"] is not None:
-                return short(given[found["name"]])
+                return short(values[found["name"]])
             if found["number"] is not None:
-                return short(given[int(found["number"]) - 1])
+                return short(values[int(found["number"]) - 1])
             if found["next"] is not None:
-                return short(next(following))
-        except (LookupError, StopIteration, TypeError):
+                counted += 1
+                return short(values[counted - 1])
+        except (LookupError, TypeError):
             pass
         return found[0]
 
+    text = " ".join(statement.split())
+    if not values:
+        return text
+    if isinstance(values, list) and isinstance(values[0], dict | tuple | list):
+        return f"{text}  {len(values)} times"
     return _PLACES.sub(value, text)
 
 

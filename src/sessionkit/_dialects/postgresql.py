@@ -22,12 +22,14 @@ from ._base import Asked, Beginning, Dialect, all_of, undo_at_checkin
 from ._bulk_postgresql import BULK
 from ._connect import connect_within
 from ._locks_postgresql import LOCKS
+from ._once_postgresql import ONCE
 from ._replication_postgresql import REPLICATION
+from ._settings_postgresql import send, settings
 from ._two_phase_postgresql import TWO_PHASE
 from ._with_commit import with_commit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from sqlalchemy import Executable
@@ -157,22 +159,26 @@ class _Wanted(NamedTuple):
     isolation: str | None
     read_only: bool | None
     deferrable: bool | None
-    settings: Executable | None
+    timeouts: dict[str, str]
+    set_timeouts: Executable | None
+
+
+_NOTHING = _Wanted(None, None, None, {}, None)
 
 
 def _wanted(asked: Asked) -> _Wanted | None:
     level = None if asked.isolation is None else DIALECT.given(str(asked.isolation))
-    wanted = _Wanted(level, asked.read_only, asked.deferrable, _set_config(asked))
-    return None if wanted == (None, None, None, None) else wanted
-
-
-def _set_config(asked: Asked) -> Executable | None:
-    """Return one statement for all timeouts. It is made once: building and compiling it costs more than sending it."""
-    values = {
+    timeouts = {
         setting: f"{max(1, round(seconds * 1000))}ms"
         for option, setting in _SETTINGS.items()
         if (seconds := getattr(asked, option)) is not None
     }
+    wanted = _Wanted(level, asked.read_only, asked.deferrable, timeouts, _set_config(timeouts))
+    return None if wanted == _NOTHING else wanted
+
+
+def _set_config(values: dict[str, str]) -> Executable | None:
+    """Return one statement for all timeouts, made once: to build and to compile it would cost more than to send it."""
     if not values:
         return None
     calls = ", ".join(f"set_config('{setting}', :{setting}, true)" for setting in values)
@@ -181,7 +187,7 @@ def _set_config(asked: Asked) -> Executable | None:
 
 # Before the user's listeners: what a listener sends to the database when a transaction begins should already run under the
 # preset.
-def _begin(wanted: _Wanted, connection: Connection) -> None:
+def _begin(wanted: _Wanted, connection: Connection, *, values: Mapping[str, str | None] | None = None) -> None:
     if wanted[:3] != (None, None, None):
         driver = _DRIVERS.get(connection.dialect.driver)
         pooled = connection.connection
@@ -192,8 +198,10 @@ def _begin(wanted: _Wanted, connection: Connection) -> None:
             unsaid = driver.unsaid(pooled.driver_connection, wanted)
             if unsaid:
                 connection.execute(_set_transaction(unsaid))
-    if wanted.settings is not None:
-        connection.execute(wanted.settings)
+    if values:
+        send(connection, {**wanted.timeouts, **values})
+    elif wanted.set_timeouts is not None:
+        connection.execute(wanted.set_timeouts)
 
 
 def _tell_driver(driver: _Driver, wanted: _Wanted, connection: Connection) -> None:
@@ -351,7 +359,10 @@ DIALECT = Dialect(
     bulk=BULK,
     two_phase=TWO_PHASE,
     locks=LOCKS,
+    once=ONCE,
     replication=REPLICATION,
+    settings=settings(partial(_begin, _NOTHING)),
+    row_security=True,
     now=_now,
     later="greatest(clock_timestamp(), {column} + interval '1 microsecond')",
     new_uuid="gen_random_uuid()",

@@ -40,6 +40,7 @@ from ._base import (
 )
 from ._bulk_sqlite import BULK
 from ._locks import Locks
+from ._once_sqlite import ONCE
 from ._sqlite_config import Config, autocommit_of, config_of, configs, refuse_older, set_up
 from ._sqlite_cut import connect, gap, interrupted
 
@@ -421,9 +422,11 @@ DIALECT = Dialect(
     connect=connect,
     bound_commit=_bound_commit,
     bulk=BULK,
+    once=ONCE,
     # One writer at a time: its BEGIN IMMEDIATE locks every row, and is the mutex.
     locks=Locks(refused=_not_locked, begins=True, beginning=_beginning_with_mutex),
     conflict=_conflict,
+    settings_ignorable=True,
     now=_now,
     later=_LATER,
     new_uuid="lower(hex(randomblob(16)))",

@@ -96,6 +96,14 @@ def _add_doctor(commands: Any) -> None:
         help="the directory of alembic.ini or env.py: check that the database is at the newest migration",
     )
     doctor.add_argument(
+        "--factory",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="a sessionmaker of the application: does it give the settings that row-level security reads, and is its role "
+        "bound by it? May be said several times",
+    )
+    doctor.add_argument(
         "--live",
         action="store_true",
         help="also show which sessions wait for which at this moment, as a tree (PostgreSQL)",
@@ -157,6 +165,7 @@ def _doctor(options: argparse.Namespace) -> int:
         readers=options.reader,
         metadata=options.metadata,
         alembic=options.alembic,
+        factories=options.factory,
         live=options.live,
         limits=Limits(options.older_than, options.max_lag, options.timeout),
         as_a_document=options.json,

@@ -10,9 +10,12 @@
     │   ├── CommitTokenError        the value is not a commit token, or belongs to another cluster (ValueError)
     │   └── NoReader                no reader could serve a read-only scope
     ├── OptionError                 an option has a value that cannot be honoured here
+    │   ├── SettingRequired         a scope or session lacks a setting that its factory requires
     │   └── UnknownOptionError      there is no option of that name
     ├── LockError                   this kind of lock is not available here
     │   └── NotLocked               another transaction holds it (also whatever SQLAlchemy would have raised)
+    ├── OnceMismatch                a key of once= came with other arguments
+    ├── OnceResult                  a result that cannot be stored for the next caller (TypeError)
     ├── BulkError                   a row of a bulk call was refused (also whatever SQLAlchemy would have raised)
     ├── VersionError                a versioning function was used in a way that is not allowed
     │   └── MalformedETag           a header is not a valid If-Match (ValueError)
@@ -57,6 +60,7 @@ from ._marks import Outcome, outcome_of
 from ._marks import first_of as first_of
 from ._marks import set_first as set_first
 from ._marks import set_outcome as set_outcome
+from ._once import OnceMismatch, OnceResult
 from ._runtime import (
     CommitOutcomeUnknown,
     CommitTokenError,
@@ -73,6 +77,7 @@ from ._usage import (
     NoCurrentSession,
     OptionError,
     ScopeError,
+    SettingRequired,
     StaleRead,
     SyncAsyncMismatch,
     UnknownOptionError,
@@ -94,11 +99,14 @@ __all__ = [
     "NoCurrentSession",
     "NoReader",
     "NotLocked",
+    "OnceMismatch",
+    "OnceResult",
     "OptionError",
     "Outcome",
     "PartialCommit",
     "ScopeError",
     "SessionKitError",
+    "SettingRequired",
     "StaleRead",
     "SyncAsyncMismatch",
     "UnexpectedRollback",

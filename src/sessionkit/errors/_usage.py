@@ -52,6 +52,18 @@ class UnknownOptionError(OptionError):
         self.asked = asked
 
 
+class SettingRequired(OptionError):
+    """A transaction was to begin without a setting, or a role, that its factory requires.
+
+    Attributes:
+        setting: the name of the first one that is missing; ``"role"`` for a role.
+    """
+
+    def __init__(self, message: str, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
 class VersionError(SessionKitError):
     """A versioning function was used in a way that is not allowed: on a class without versions, say."""
 

@@ -18,10 +18,10 @@ from weakref import WeakKeyDictionary
 
 from .._spi import Entry, factory_key, here, pause, to_completion, top
 from ..scope import AsyncScope
-from ._web import RequestUnit, Turn, triple
+from ._web import RequestUnit, Turn, claiming, triple
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
     from .._spi import Options
 
@@ -64,7 +64,7 @@ class AsyncTurn(Turn):
     """A turn of a request that a task serves, with sync and async sessions."""
 
     def __init__(self, request: RequestUnit, connection: Connection) -> None:
-        super().__init__(request)
+        super().__init__(request, lambda: connection)
         self.connection = connection
         self._plain: dict[object, Entry] = {}
         self._places: asyncio.Semaphore | None = None  # the semaphore that this turn has acquired
@@ -85,7 +85,13 @@ class AsyncTurn(Turn):
         if not isinstance(scope, AsyncScope):
             await self._take_a_place()
         run = self.request.run()
-        session = await scope._begin(run) if isinstance(scope, AsyncScope) else scope._begin(run)
+        with claiming(scope):
+            if isinstance(scope, AsyncScope):
+                session = await scope._begin(run)
+            elif scope._request.once is not None:
+                session = await scope._begin_through(_entered_in_thread, run)
+            else:
+                session = scope._begin(run)
         self.opened(scope, session)
         entry = self._lend(isinstance(scope, AsyncScope))
         if not options:
@@ -148,6 +154,17 @@ class AsyncTurn(Turn):
         if inspect.isawaitable(result):
             await result
         await asyncio.sleep(pause(seconds))
+
+
+async def _entered_in_thread(entering: Callable[..., bool], unit: Any, what: Callable[[], None]) -> bool:
+    """Call in a thread what waits for the database as a unit is entered; if the task is cancelled, end the unit."""
+    loop = asyncio.get_running_loop()
+    entered, cancelled = await to_completion(loop.run_in_executor(_threads(), copy_context().run, entering, unit, what))
+    if cancelled is not None:
+        if entered:
+            await to_completion(loop.run_in_executor(_threads(), copy_context().run, unit.finish, cancelled))
+        raise cancelled
+    return entered
 
 
 async def _leave(scope: Any, error: BaseException | None) -> None:

@@ -73,19 +73,35 @@ def run_of(entry: Entry) -> Run | None:
 
 
 def marks_of(entry: Entry) -> dict[str, bool | str]:
-    """Return marks that only some entries have: ``locking``, its SELECTs lock rows; ``mutex``, the text of its mutex."""
+    """Return marks that only some entries have.
+
+    ``locking``: its SELECTs lock rows. ``mutex``: the text of its mutex. ``system``: it runs without its factory's settings.
+    ``replayed``: its body did not run, because its key of ``once=`` had a result.
+    """
     run = run_of(entry)
     marks: dict[str, bool | str] = {} if run is None or not run.lock else {"locking": True}
-    if isinstance(entry, Joined):
-        mutex = entry.mutex
-    else:
-        mutex = next((feature.mutex for feature in entry.unit.features if feature.mutex is not None), None)
+    unit: Any = entry.unit
+    if unit is not None and unit.in_force.system:
+        marks["system"] = True
+    claim = entry.claim if isinstance(entry, Joined) else unit.claim
+    if claim is not None and claim.replayed:
+        marks["replayed"] = True
+    features: Any = () if unit is None else unit.features
+    held = (feature.mutex for feature in features if feature.mutex is not None)
+    mutex = entry.mutex if isinstance(entry, Joined) else next(held, None)
     return marks if mutex is None else {**marks, "mutex": mutex}
 
 
 def outcome_of(entry: Entry) -> str | None:
-    """Return how the entry's transaction ended; None if the entry began none."""
-    return entry.unit.outcome if entry.opened and entry.unit is not None else None
+    """Return how the entry's transaction ended; None if the entry began none.
+
+    A transaction that only read the result of a key may end by COMMIT or ROLLBACK: the work behind it is committed.
+    """
+    if not entry.opened or entry.unit is None:
+        return None
+    outcome: str = entry.unit.outcome
+    claim = entry.unit.claim
+    return "committed" if claim is not None and claim.replayed else outcome
 
 
 def error_type(error: BaseException) -> str:

@@ -9,35 +9,52 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from .._spi import (
     Attempts,
     Options,
     Run,
     as_retry,
+    check_once,
     connections,
     observers,
     pause,
     sync_session_of,
+    takes_one,
     tell_retried,
+    top,
     unit_of,
 )
 from .._spi import Request as ScopeOptions
-from ..errors import HookError, MalformedETag, OptionError, SyncAsyncMismatch, classify, first_of, outcome_of
+from ..errors import (
+    HookError,
+    MalformedETag,
+    NotLocked,
+    OnceMismatch,
+    OptionError,
+    ScopeError,
+    SyncAsyncMismatch,
+    classify,
+    first_of,
+    outcome_of,
+)
 from ..hooks import set_rollback_only
 from ..retry import Attempt, Retry
 from ..scope import AsyncScope, session_scope
+from ._idempotency import IN_FLIGHT, OTHER_REQUEST, Answer, Idempotency, KeyRefused
 from ._observed import RequestName
 
 if TYPE_CHECKING:
     from sqlalchemy import orm
     from sqlalchemy.ext import asyncio as sa_asyncio
 
-    from .._spi import ManualCommit
+    from .._spi import ManualCommit, Once, Role, Settings
     from ..scope import Scope
+    from ._idempotency import Stored
 
     SyncFactory = orm.sessionmaker[Any] | orm.scoped_session[Any]
     AsyncFactory = sa_asyncio.async_sessionmaker[Any] | sa_asyncio.async_scoped_session[Any]
@@ -68,24 +85,13 @@ def on_error_status(status: int) -> bool:
 # -- answers to clients ------------------------------------------------------------------------------------------
 
 
-class Answer(NamedTuple):
-    """A response to an error that the application did not handle."""
-
-    status: int
-    reason: str
-    text: str
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Return the headers for the status."""
-        return {"Retry-After": str(RETRY_AFTER)} if self.status == 503 else {}
-
-
 _CHANGED = "Somebody else has changed this in the meantime. Read it again, then repeat your change."
 CONFLICT = Answer(409, "Conflict", _CHANGED)
 PRECONDITION_FAILED = Answer(412, "Precondition Failed", _CHANGED)
 MALFORMED = Answer(400, "Bad Request", 'If-Match must hold * or entity tags in double quotes, such as "3".')
-TRY_AGAIN = Answer(503, "Service Unavailable", "This cannot be done at the moment, and nothing was saved. Try again.")
+TRY_AGAIN = Answer(
+    503, "Service Unavailable", "This cannot be done at the moment, and nothing was saved. Try again.", RETRY_AFTER
+)
 
 
 def answer_to(error: BaseException, if_match: bool) -> Answer | None:
@@ -97,6 +103,8 @@ def answer_to(error: BaseException, if_match: bool) -> Answer | None:
     """
     if isinstance(error, MalformedETag):
         return MALFORMED
+    if isinstance(error, KeyRefused):
+        return error.answer
     if _is_stale(error):
         return PRECONDITION_FAILED if if_match else CONFLICT
     if not classify(first_of(error)).retryable:
@@ -122,6 +130,7 @@ class Rules:
     retry: Retry | None
     retry_methods: frozenset[str]
     options: Options = field(default_factory=Options)  # scope options that differ from the factory's
+    idempotency: Idempotency | None = None
 
 
 def rules(
@@ -132,16 +141,20 @@ def rules(
     retry_methods: Iterable[str],
     manual_commit: ManualCommit | None,
     no_rollback_for: NoRollbackFor | None,
+    settings: Settings | None = None,
+    role: Role = None,
     *,
     asynchronous: bool,
+    idempotency: Idempotency | None = None,
 ) -> Rules:
     """Check the options of an integration.
 
     Args:
         where: the name of what the user called, for messages.
         factories: the factories whose scopes surround each request.
-        rollback_on, retry, retry_methods, manual_commit, no_rollback_for: as the user passed them.
+        rollback_on, retry, retry_methods, manual_commit, no_rollback_for, settings, role: as the user passed them.
         asynchronous: whether the framework supports async factories.
+        idempotency: how requests with a key are served.
 
     Raises:
         ScopeError: a factory is not a session factory.
@@ -153,7 +166,11 @@ def rules(
         options["manual_commit"] = manual_commit
     if no_rollback_for is not None:
         options["no_rollback_for"] = no_rollback_for
-    ScopeOptions().but(options, where)
+    if settings is not None:
+        options["settings"] = settings
+    if role is not None:
+        options["role"] = role
+    ScopeOptions().but(of_request(options, lambda: None), where)
     for factory in factories:
         if isinstance(session_scope(factory), AsyncScope) and not asynchronous:
             raise SyncAsyncMismatch(f"{where} got the async factory {factory!r}, but WSGI is sync; pass a sessionmaker")
@@ -176,7 +193,37 @@ def rules(
             f"retry= was given to {where} with {len(factories)} factories, which commit one after the other, and a "
             "commit cannot be run again; use one factory with binds=, or retry inside the request"
         )
-    return Rules(tuple(factories), rollback_on, policy, methods, options)
+    if idempotency is not None:
+        if len(factories) > 1:
+            raise OptionError(
+                f"idempotency_header= was given to {where} with {len(factories)} factories; they commit one after the other, and "
+                "the response is stored in one of them: have one factory with binds= and twophase=True"
+            )
+        for factory in factories:
+            check_once(session_scope(factory, **options)._request, f"the scopes of {where}")
+    return Rules(tuple(factories), rollback_on, policy, methods, options, idempotency)
+
+
+def of_request(options: Options, seen: Callable[[], object]) -> Options:
+    """Return options of a scope, with its request bound to the functions that take it.
+
+    Args:
+        options: the options of a scope.
+        seen: returns the request as the framework shows it; called only if a function takes it.
+    """
+    given: dict[str, Any] = dict(options)
+    if isinstance(settings := given.get("settings"), Mapping):
+        given["settings"] = {name: _with_request(value, seen) for name, value in settings.items()}
+    if "role" in given:
+        given["role"] = _with_request(given["role"], seen)
+    made: Any = given
+    return made  # type: ignore[no-any-return]
+
+
+def _with_request(value: Any, seen: Callable[[], object]) -> Any:
+    if not callable(value) or inspect.iscoroutinefunction(value) or not takes_one(value):
+        return value  # an async function is refused later
+    return lambda: value(seen())
 
 
 # -- one request, which may take several turns ----------------------------------------------------------------------
@@ -190,6 +237,8 @@ class RequestUnit:
         self.name = RequestName(method, path)
         self.if_match = if_match  # a conflict then means that the client's precondition failed
         self.replayable = True
+        self.method = method
+        self.key: Once | None = None  # under which its response is stored
         self._attempts: Attempts | None = None
         self._attempt: Attempt | None = None
         self._asked = False  # whether an endpoint asked for retries, which overrides the application's setting
@@ -253,24 +302,57 @@ class RequestUnit:
 class Turn:
     """One run of a request: its scopes, which end in reverse order, and the error that keeps them from committing."""
 
-    def __init__(self, request: RequestUnit) -> None:
+    def __init__(self, request: RequestUnit, seen: Callable[[], object] = lambda: None) -> None:
         self.request = request
+        self.not_entered: Exception | None = (
+            None  # it kept a scope from opening, and waits for the framework to handle it
+        )
+        self._seen = seen  # returns the request as the framework shows it
         self.over = False  # its scopes have ended
         self.error: BaseException | None = None  # an exception raised in it, even if it was handled
         self.failure: BaseException | None = None  # the error that kept it from committing
         self._open: list[tuple[Any, Any]] = []
         self._lasting: list[Any] = []  # if there are several scopes: those whose COMMIT has an effect
         self._committed: list[Any] = []  # those of them that have committed
+        self.claim: Any = None  # of the request's key
+
+    @property
+    def replayed(self) -> bool:
+        """Whether the response is stored already."""
+        return self.claim is not None and self.claim.replayed
+
+    def holds_back(self, status: int) -> bool:
+        """Tell whether a response with this status will be stored when the scopes end."""
+        if self.claim is None or self.replayed or self.over or self.error is not None:
+            return False
+        return not self.request.rules.rollback_on(status)
+
+    def keep(self, response: Stored) -> None:
+        """Have the response stored with the request's work."""
+        self.claim.keep(response)
 
     def scope_of(self, factory: Any, options: Options) -> Scope[Any] | AsyncScope[Any]:
         """Return a new scope: each turn has its own, which can be left in any thread."""
-        given: Options = {"name": self.request.name, **options, "propagation": "new", "retry": None}
+        given: Options = {"name": self.request.name, **of_request(options, self._seen)}
+        given |= {"propagation": "new", "retry": None}
         made: Scope[Any] | AsyncScope[Any] = session_scope(factory, **given)
+        key = self.request.key
+        if key is not None and not made._request.preset.read_only:
+            if self.claim is not None:
+                raise ScopeError(
+                    f"{self.request.name} has an idempotency key, and asked for a second session that writes: the two would "
+                    "not be committed as one with its response; use one session, or one factory with binds= and twophase=True"
+                )
+            check_once(made._request, f"the scope of {self.request.name}")
+            made._request = replace(made._request, once=key)
         return made
 
     def opened(self, scope: Any, session: Any) -> None:
         """Note a scope that this turn must end."""
         self._open.append((scope, session))
+        if scope._request.once is not None:
+            entry: Any = top()
+            self.claim = entry.claim
 
     def failed(self, error: BaseException) -> None:
         """Note an exception. Even if it is handled, the work before it must not be committed."""
@@ -340,6 +422,19 @@ def _may_change(session: Any) -> bool:
     return bool(used) and not unit.read_only
 
 
+@contextmanager
+def claiming(scope: Any) -> Iterator[None]:
+    """Turn the errors of entering a scope with a key into answers to its client."""
+    try:
+        yield
+    except OnceMismatch as error:
+        raise KeyRefused(OTHER_REQUEST) from error
+    except NotLocked as error:
+        if scope._request.once is None:
+            raise
+        raise KeyRefused(IN_FLIGHT) from error
+
+
 def triple(error: BaseException | None) -> tuple[Any, Any, Any]:
     """Return the arguments of ``__exit__``."""
     return (None, None, None) if error is None else (type(error), error, error.__traceback__)
@@ -352,7 +447,9 @@ class SyncTurn(Turn):
         """Open a scope of each factory, the first one innermost. Does no I/O."""
         for factory in self.request.rules.factories[::-1]:
             scope: Any = self.scope_of(factory, self.request.rules.options)
-            self.opened(scope, scope._begin(self.request.run()))
+            with claiming(scope):
+                session = scope._begin(self.request.run())
+            self.opened(scope, session)
 
     def end(self, status: int | None) -> None:
         """End the scopes before a response with `status` leaves. None means that there will be no response.

@@ -14,12 +14,27 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ScopeError
 from ..retry import Retry
 from ._async_turn import AsyncTurn
-from ._web import IDEMPOTENT, LONGEST_BODY, Answer, RequestUnit, RollbackOn, Rules, on_error_status, rules
+from ._idempotency import (
+    LONGEST_KEPT,
+    METHODS,
+    STREAM,
+    TOO_LARGE,
+    WAIT,
+    Answer,
+    KeyRefused,
+    Replayed,
+    Stored,
+    idempotency_of,
+    length_of,
+    stored,
+)
+from ._web import IDEMPOTENT, LONGEST_BODY, RequestUnit, RollbackOn, Rules, on_error_status, rules
 
 if TYPE_CHECKING:
-    from .._spi import ManualCommit
+    from .._spi import ManualCommit, Role, Settings
     from ._web import AsyncFactory, NoRollbackFor, SyncFactory
 
 __all__ = ["SessionKitMiddleware"]
@@ -65,6 +80,19 @@ class SessionKitMiddleware:
             `session_scope`; default: the factory's setting.
         no_rollback_for: an exception class, or a tuple of them, that does not prevent the commit, as in `session_scope`;
             default: the factory's setting. The middleware does not see an exception that was handled inside.
+        settings, role: the settings and the role of a request's transactions, as in `session_scope`, put over the factory's.
+            A function that takes one argument gets the ASGI scope of the request, a dict.
+        idempotency_header: the name of a header, such as ``"Idempotency-Key"``. A request with it is served once: its response
+            is stored in the request's transaction, and a client that repeats the request gets it again. Status, body, and
+            most headers are stored, but not those of the connection and the session, such as Set-Cookie. Another request
+            with the same key gets a 422. One that is still being served after `idempotency_wait` gets a 409 with
+            Retry-After. What rolls back is not stored, and streams are refused. Needs the table of `commits.create_table`.
+        idempotency_methods: the methods whose requests are stored; default: POST.
+        idempotency_wait: the longest wait for a request with the same key, in seconds.
+        idempotency_ttl: how long responses are kept, in seconds; default: 7 days.
+        idempotency_caller: required with `idempotency_header`: a function of the connection scope that says who sends it. It
+            returns a string, so that no client reads the response to another client's request, or None for a request that is
+            served without its key.
 
     Raises:
         ScopeError, OptionError: an argument has the wrong type or value.
@@ -83,6 +111,13 @@ class SessionKitMiddleware:
         retry_methods: Iterable[str] = IDEMPOTENT,
         manual_commit: ManualCommit | None = None,
         no_rollback_for: NoRollbackFor | None = None,
+        settings: Settings | None = None,
+        role: Role = None,
+        idempotency_header: str | None = None,
+        idempotency_methods: Iterable[str] = METHODS,
+        idempotency_wait: float = WAIT,
+        idempotency_ttl: float | None = None,
+        idempotency_caller: Callable[[Connection], str | None] | None = None,
     ) -> None:
         factories: Sequence[Any] = factory if isinstance(factory, Sequence) else [factory]
         self.app = app
@@ -94,7 +129,17 @@ class SessionKitMiddleware:
             retry_methods,
             manual_commit,
             no_rollback_for,
+            settings,
+            role,
             asynchronous=True,
+            idempotency=idempotency_of(
+                "SessionKitMiddleware",
+                idempotency_header,
+                idempotency_methods,
+                idempotency_wait,
+                idempotency_ttl,
+                idempotency_caller,
+            ),
         )
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
@@ -153,6 +198,29 @@ class _Body:
                 self.let_go()
         return message
 
+    async def whole(self) -> bytes:
+        """Read the body to its end, and return it; the application gets it all the same.
+
+        Raises:
+            KeyRefused: it is too long.
+            Replayed: the client is gone, so there is nothing to serve.
+        """
+        parts: list[bytes] = []
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise Replayed
+            self._kept.append(message)
+            part = message.get("body", b"")
+            parts.append(part)
+            self._size += len(part)
+            if self._size > LONGEST_BODY:
+                self._request.replayable = False
+            if self._size > LONGEST_KEPT:
+                raise KeyRefused(TOO_LARGE)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
     def rewind(self) -> None:
         """Start again from the first message."""
         self._replayed = 0
@@ -171,7 +239,10 @@ class Exchange:
         self.body = body
         self._send = send
         self._started = False  # the start of a response has been passed on
+        self._entered = False  # the application was called
         self._again = False  # the response is dropped, because the request runs again
+        self._held: Message | None = None  # the start of a response that will be stored
+        self._parts: list[bytes] = []
         # In a Starlette-like application, the handlers that turn an error into a response.
         self._app = turn.connection.get("app")
 
@@ -181,22 +252,54 @@ class Exchange:
         outer = connection.get(EXCHANGE)
         connection[EXCHANGE] = self
         try:
-            for factory in turn.request.rules.factories[::-1]:
-                await turn.enter(factory, {}, turn.request.rules.options)
-            await app(connection, self.body.receive, self.send)
+            await self._serve(app)
         except BaseException as error:  # noqa: BLE001 - _failed raises it, unless it answers it
             return await self._failed(error)
         finally:
             connection[EXCHANGE] = outer
         if self._started or self._again:
             return not self._again
+        if turn.replayed:
+            return await self._failed(Replayed())
         if isinstance(turn.failure, Exception):  # the application noticed it, but sent no response
             return await self._failed(turn.failure)
         await turn.give_up(None)  # there was no response
         return True
 
+    async def _serve(self, app: App) -> None:
+        turn = self.turn
+        await self._take_key()
+        for factory in turn.request.rules.factories[::-1]:
+            await turn.enter(factory, {}, turn.request.rules.options)
+        if turn.replayed:
+            raise Replayed
+        self._entered = True
+        await app(turn.connection, self.body.receive, self.send)
+
+    async def _take_key(self) -> None:
+        """Find out under which key the response is stored, if the request has one."""
+        request, connection = self.turn.request, self.turn.connection
+        given = request.rules.idempotency
+        if given is None or request.key is not None or request.method not in given.methods:
+            return
+        header = given.header.lower().encode()
+        values = [value.decode("latin-1") for name, value in connection["headers"] if bytes(name).lower() == header]
+        key = given.key_of(values, lambda: connection)
+        if key is not None:
+            path = f"{connection.get('root_path', '')}{connection['path']}"
+            target = f"{path}?{connection.get('query_string', b'').decode('latin-1')}"
+            request.key = given.once(key, request.method, target, await self.body.whole())
+
     async def send(self, message: Message) -> None:
         """Pass on a message of the application; end the turn before the start of a response."""
+        if self.turn.replayed:
+            return  # the stored response is sent when the application has come to its end
+        if self._held is None and message["type"] == "http.response.start" and self.turn.holds_back(message["status"]):
+            self._held = message
+            return
+        if self._held is not None and not self.turn.over:
+            await self._hold(self._held, message)
+            return
         starts = message["type"] == "http.response.start"
         if starts and not self.turn.over:
             await self._end(message["status"])
@@ -206,6 +309,40 @@ class Exchange:
             self._started = True
             self.body.let_go()
         await self._send(message)
+
+    async def _hold(self, start: Message, message: Message) -> None:
+        """Hold a response back until it is whole, store it with the request's work, then pass it on."""
+        more = message.get("more_body", False)
+        headers = [
+            (bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in start.get("headers", ())
+        ]
+        whole = not more or "content-length" in {name.lower() for name, _ in headers}
+        if message["type"] != "http.response.body" or not whole:
+            raise ScopeError(STREAM)
+        self._parts.append(message.get("body", b""))
+        if more:
+            return
+        body = b"".join(self._parts)
+        if self.turn.holds_back(start["status"]):
+            self.turn.keep(stored(start["status"], headers, body))
+        await self._end(start["status"])
+        if not self._again:
+            self._started = True
+            self.body.let_go()
+            await self._send(start)
+            await self._send({"type": "http.response.body", "body": body})
+
+    async def _replay(self) -> None:
+        """Send the stored response."""
+        turn = self.turn
+        turn.error = None  # the application was left on purpose
+        response: Stored = turn.claim.answer()
+        await turn.end(response.status)
+        self._started = True
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+        headers += [(name.encode(), value.encode()) for name, value in length_of(response)]
+        await self._send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": response.body})
 
     async def _end(self, status: int) -> None:
         turn = self.turn
@@ -220,9 +357,19 @@ class Exchange:
     async def _failed(self, error: BaseException) -> bool:
         """Decide what to do with a request whose application raised an error."""
         turn = self.turn
+        if isinstance(error, Exception) and turn.replayed and not turn.over:
+            try:
+                await self._replay()
+            except Exception as lost:
+                if self._started:
+                    raise
+                return await self._failed(lost)
+            return True
         if not isinstance(error, Exception) or self._started:
             await turn.give_up(error)
             raise error
+        if isinstance(error, Replayed):  # the client is gone
+            return True
         if self._again:
             return False
         failure = turn.failure if isinstance(turn.failure, Exception) else None
@@ -231,7 +378,7 @@ class Exchange:
             if turn.again(error):
                 return False
         self.body.let_go()
-        await self._answer(failure or error, failure is not None)
+        await self._answer(failure or error, failure is not None or not self._entered)
         return True
 
     async def _answer(self, error: BaseException, unknown: bool) -> None:
@@ -239,7 +386,8 @@ class Exchange:
 
         Args:
             error: the error that the request failed with.
-            unknown: the application could not handle it, because its own response had begun.
+            unknown: the application could not handle it, because its own response had begun, or it was not
+                called yet.
         """
         connection, by_the_app = self.turn.connection, _ErrorHandlers.of(self._app)
         if unknown and by_the_app is not None and await by_the_app(error, connection, self.body.receive, self.send):

@@ -19,11 +19,11 @@ An endpoint that asks for it is inside the session's scope, so ``current_session
 
 import inspect
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import fastapi
-from fastapi import Depends, FastAPI, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.requests import HTTPConnection
 
 from .._spi import as_retry
@@ -31,7 +31,8 @@ from ..errors import OptionError, ScopeError
 from ..retry import Retry
 from ..scope import session_scope
 from ._async_turn import AsyncTurn
-from ._web import CONFLICT, IDEMPOTENT, PRECONDITION_FAILED, TRY_AGAIN, RollbackOn, Rules, on_error_status
+from ._idempotency import METHODS, WAIT, Replayed
+from ._web import CONFLICT, IDEMPOTENT, PRECONDITION_FAILED, TRY_AGAIN, RollbackOn, Rules, of_request, on_error_status
 from .asgi import EXCHANGE, Exchange, SessionKitMiddleware, request_of
 
 if TYPE_CHECKING:
@@ -70,8 +71,9 @@ def SessionDepends(factory: "SyncFactory | AsyncFactory", **options: "Unpack[Opt
     Args:
         factory: an ``async_sessionmaker`` or ``sessionmaker``, or a scoped session.
         options: the options of `session_scope` except `propagation`, such as ``read_only=True``, ``isolation="SERIALIZABLE"``
-            or ``manual_commit="savepoint"``. With `retry`, requests to endpoints that use this session may run again,
-            whatever their method and the settings of `install`; it needs `install`.
+            or ``manual_commit="savepoint"``. A function of `settings` or `role` that takes one argument gets the request, a
+            Starlette ``HTTPConnection`` with headers, cookies and path parameters. With `retry`, requests to endpoints that
+            use this session may run again, whatever their method and the settings of `install`; it needs `install`.
 
     Raises:
         ScopeError: `factory` is not a session factory. At a request: the connection is a websocket, or this release of
@@ -86,7 +88,7 @@ def SessionDepends(factory: "SyncFactory | AsyncFactory", **options: "Unpack[Opt
             "propagation= was given to SessionDepends, but a request's session always has its own transaction; leave "
             "it out"
         )
-    session_scope(factory, **options)  # checks them now
+    session_scope(factory, **of_request(options, lambda: None))  # checks them now
     dependency = _RequestSession(factory, options)
     # Passed by keyword, because older releases neither have nor type this parameter.
     scoped: dict[str, Any] = {"scope": "function"} if _FUNCTION_SCOPE else {}
@@ -101,7 +103,7 @@ class _RequestSession:
         self._options = options
         retry = options.get("retry")
         self._retry = None if retry is None else as_retry(retry, "SessionDepends")
-        self._identity = (factory, frozenset(options.items()))
+        self._identity = (factory, frozenset((name, _hashable(value)) for name, value in options.items()))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _RequestSession) and other._identity == self._identity
@@ -120,8 +122,11 @@ class _RequestSession:
         turn = self._own_turn(connection) if exchange is None else exchange.turn
         if self._retry is not None:
             turn.request.ask(self._retry)
+        session = await turn.enter(self._factory, of_request(self._options, lambda: connection))
+        if turn.replayed:
+            raise Replayed
         try:
-            yield await turn.enter(self._factory, self._options)
+            yield session
         except BaseException as error:
             turn.failed(error)
             if exchange is None:
@@ -144,6 +149,10 @@ class _RequestSession:
         return AsyncTurn(request_of(_ALONE, connection.scope), connection.scope)
 
 
+def _hashable(value: Any) -> Any:
+    return frozenset(value.items()) if isinstance(value, Mapping) else value
+
+
 _ALONE = Rules((), on_error_status, None, IDEMPOTENT)
 
 
@@ -153,6 +162,11 @@ def install(
     rollback_on: RollbackOn = on_error_status,
     retry: Retry | int | None = None,
     retry_methods: Iterable[str] = IDEMPOTENT,
+    idempotency_header: str | None = None,
+    idempotency_methods: Iterable[str] = METHODS,
+    idempotency_wait: float = WAIT,
+    idempotency_ttl: float | None = None,
+    idempotency_caller: Callable[[Request], str | None] | None = None,
 ) -> None:
     """Commit the sessions of `SessionDepends` when a response begins, and answer conflicts with a suitable status.
 
@@ -168,12 +182,31 @@ def install(
         retry: run a request again after errors where this can help: a `Retry`, or a number of attempts. The endpoint and its
             dependencies run again. Default: None.
         retry_methods: the methods of requests that may run again; default: the idempotent ones.
+        idempotency_header: the name of a header, such as ``"Idempotency-Key"``. A request with it is served once: its response
+            is stored in the request's transaction, and a client that repeats the request gets it again. Status, body, and
+            most headers are stored, but not those of the connection and the session, such as Set-Cookie. Another request
+            with the same key gets a 422. One that is still being served after `idempotency_wait` gets a 409 with
+            Retry-After. What rolls back is not stored, and streams are refused. Needs the table of `commits.create_table`.
+            It covers endpoints that ask for a session that writes.
+        idempotency_methods: the methods whose requests are stored; default: POST.
+        idempotency_wait: the longest wait for a request with the same key, in seconds.
+        idempotency_ttl: how long responses are kept, in seconds; default: 7 days.
+        idempotency_caller: required with `idempotency_header`: a function of the request that says who sends it. It
+            returns a string, so that no client reads the response to another client's request, or None for a request that is
+            served without its key.
 
     Raises:
         OptionError: an argument has the wrong type or value.
         RuntimeError: raised by Starlette: the application has already served a request.
     """
     options: dict[str, Any] = {"rollback_on": rollback_on, "retry": retry, "retry_methods": retry_methods}
+    options |= {
+        "idempotency_header": idempotency_header,
+        "idempotency_methods": idempotency_methods,
+        "idempotency_wait": idempotency_wait,
+        "idempotency_ttl": idempotency_ttl,
+        "idempotency_caller": _of_request(idempotency_caller),
+    }
     SessionKitMiddleware(
         app, [], **options
     )  # Starlette creates the middleware at the first request; this checks the options now
@@ -188,6 +221,13 @@ def install(
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _of_request(caller: Any) -> Any:
+    """Return a function of a connection scope in which FastAPI's request is."""
+    if not callable(caller) or inspect.iscoroutinefunction(caller):
+        return caller  # refused there
+    return lambda scope: caller(Request(scope))
 
 
 def _describe(schema: dict[str, Any]) -> None:

@@ -16,20 +16,29 @@ scoped session of the factory share one session and one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, current_app, got_request_exception, has_app_context, request
 from sqlalchemy import orm
-from werkzeug.exceptions import BadRequest, Conflict, HTTPException, PreconditionFailed, ServiceUnavailable
+from werkzeug.exceptions import (
+    BadRequest,
+    Conflict,
+    HTTPException,
+    LengthRequired,
+    PreconditionFailed,
+    RequestEntityTooLarge,
+    ServiceUnavailable,
+    UnprocessableEntity,
+)
 
 from ..context import current_session
 from ..errors import OptionError, ScopeError
 from ..retry import Retry
+from ._idempotency import IN_FLIGHT, METHODS, STREAM, WAIT, Answer, idempotency_of, stored
 from ._web import (
     IDEMPOTENT,
     RETRY_AFTER,
-    Answer,
     RequestUnit,
     RollbackOn,
     Rules,
@@ -37,15 +46,16 @@ from ._web import (
     on_error_status,
     rules,
 )
-from .wsgi import Replay, request_of
+from .wsgi import Replay, request_of, take_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from flask import Request as FlaskRequest
     from flask import Response
 
-    from .._spi import ManualCommit
+    from .._spi import ManualCommit, Role, Settings
+    from ._idempotency import Stored
     from ._web import NoRollbackFor, SyncFactory
 
 __all__ = ["SessionKit"]
@@ -78,6 +88,20 @@ class SessionKit:
             `session_scope`; default: the factory's setting.
         no_rollback_for: an exception class, or a tuple of them, that does not prevent the commit, as in `session_scope`;
             default: the factory's setting.
+        settings, role: the settings and the role of a request's transactions, as in `session_scope`, put over the factory's.
+            A function that takes one argument gets a Flask request whose URL is matched (``request.view_args``) and whose
+            body cannot be read. The application's error handlers answer what it raises.
+        idempotency_header: the name of a header, such as ``"Idempotency-Key"``. A request with it is served once: its response
+            is stored in the request's transaction, and a client that repeats the request gets it again. Status, body, and
+            most headers are stored, but not those of the connection and the session, such as Set-Cookie. Another request
+            with the same key gets a 422. One that is still being served after `idempotency_wait` gets a 409 with
+            Retry-After. What rolls back is not stored, and streams are refused. Needs the table of `commits.create_table`.
+        idempotency_methods: the methods whose requests are stored; default: POST.
+        idempotency_wait: the longest wait for a request with the same key, in seconds.
+        idempotency_ttl: how long responses are kept, in seconds; default: 7 days.
+        idempotency_caller: required with `idempotency_header`: a function of Flask's request that says who sends it. It
+            returns a string, so that no client reads the response to another client's request, or None for a request that is
+            served without its key.
 
     Raises:
         ScopeError, SyncAsyncMismatch, OptionError: an argument has the wrong type or value.
@@ -96,6 +120,13 @@ class SessionKit:
         retry_methods: Iterable[str] = IDEMPOTENT,
         manual_commit: ManualCommit | None = None,
         no_rollback_for: NoRollbackFor | None = None,
+        settings: Settings | None = None,
+        role: Role = None,
+        idempotency_header: str | None = None,
+        idempotency_methods: Iterable[str] = METHODS,
+        idempotency_wait: float = WAIT,
+        idempotency_ttl: float | None = None,
+        idempotency_caller: Callable[[FlaskRequest], str | None] | None = None,
     ) -> None:
         self._options: dict[str, Any] = {
             "rollback_on": rollback_on,
@@ -103,6 +134,16 @@ class SessionKit:
             "retry_methods": retry_methods,
             "manual_commit": manual_commit,
             "no_rollback_for": no_rollback_for,
+            "settings": settings,
+            "role": role,
+            "idempotency": idempotency_of(
+                "SessionKit",
+                idempotency_header,
+                idempotency_methods,
+                idempotency_wait,
+                idempotency_ttl,
+                idempotency_caller,
+            ),
         }
         self._named = None if factory is None else _named(factory)
         self._rules([] if self._named is None else list(self._named.values()))
@@ -177,9 +218,9 @@ class _Again(BaseException):
 class _Serving:
     """The hooks around and inside one application.
 
-    Flask has no hook that runs after all ``after_request`` functions but inside the error handling. So this overrides two of
-    Flask's methods that are meant to be overridden: ``process_response`` and ``handle_user_exception``. They take any
-    arguments, because newer releases also pass the context.
+    Flask has no hook that runs after all ``after_request`` functions but inside the error handling. So this overrides methods
+    of Flask that are meant to be overridden: ``process_response`` and ``handle_user_exception``, and ``preprocess_request``,
+    to raise what kept a scope from opening. They take any arguments, because newer releases also pass the context.
     """
 
     def __init__(self, app: Flask, named: dict[str, Any], given: Rules) -> None:
@@ -189,8 +230,12 @@ class _Serving:
         self._wsgi_app: WSGIApplication = app.wsgi_app
         self._process_response: Callable[..., Response] = app.process_response
         self._handle_user_exception: Callable[..., Any] = app.handle_user_exception
+        self._preprocess_request: Callable[..., Any] = app.preprocess_request
+        app.preprocess_request = self.preprocess_request  # type: ignore[method-assign]
         app.wsgi_app = self.wsgi_app  # type: ignore[method-assign]
         app.process_response = self.process_response  # type: ignore[method-assign, assignment]
+        if given.idempotency is not None:
+            app.preprocess_request = self.preprocess_request  # type: ignore[method-assign]
         app.handle_user_exception = self.handle_user_exception  # type: ignore[method-assign, assignment]
 
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -199,9 +244,9 @@ class _Serving:
         replay = Replay(environ) if asked.retried else None
         asked.replayable = replay is None or replay.possible
         while True:
-            turn = environ[_TURN] = SyncTurn(asked)
+            turn = environ[_TURN] = SyncTurn(asked, lambda: _seen(self._app, environ))
             try:
-                turn.enter()
+                self._enter(turn, environ)
                 body = self._wsgi_app(environ, start_response)
                 turn.give_up(None)  # Flask did not finish the request: something in front of it has answered
             except _Again:
@@ -215,13 +260,37 @@ class _Serving:
             turn.pause()
             replay.rewind()
 
+    def _enter(self, turn: SyncTurn, environ: WSGIEnvironment) -> None:
+        """Open the scopes; an error waits until Flask can handle it."""
+        try:
+            if turn.request.key is None:
+                take_key(turn.request, environ, lambda: _seen(self._app, environ))
+            turn.enter()
+        except Exception as error:  # noqa: BLE001 - the error handlers decide
+            turn.failed(error)
+            turn.not_entered = error
+
+    def preprocess_request(self, *args: Any) -> Any:
+        """Raise what kept the scopes from being opened, answer with a stored response, or go on."""
+        turn = _turn()
+        if turn.not_entered is not None:
+            raise turn.not_entered
+        if turn.replayed and not turn.over:
+            response: Stored = turn.claim.answer()
+            return self._app.response_class(response.body, response.status, list(response.headers))
+        return self._preprocess_request(*args)
+
     def process_response(self, *args: Any) -> Response:
         """Run the after_request functions, then end the scopes."""
         *context, response = args
         turn = _turn()
+        # As it is before them: they run for a replay as well.
+        kept = _stored(response) if turn.holds_back(response.status_code) else None
         response = self._process_response(*context, response)
         if turn.over:
             return response
+        if kept is not None and turn.holds_back(response.status_code):
+            turn.keep(kept)
         try:
             turn.end(response.status_code)
         except Exception as error:  # noqa: BLE001 - the error handlers decide
@@ -253,6 +322,24 @@ class _Serving:
         _turn().failed(exception)
 
 
+def _stored(response: Response) -> Stored:
+    if response.is_streamed or response.direct_passthrough:
+        raise ScopeError(STREAM)
+    return stored(response.status_code, list(response.headers), response.get_data())
+
+
+def _seen(app: Any, environ: WSGIEnvironment) -> FlaskRequest:
+    """Return the request that Flask is going to make, with its URL matched, and without its body, which can be read once."""
+    seen: FlaskRequest = app.request_class(environ, populate_request=False, shallow=True)
+    try:
+        adapter = app.create_url_adapter(seen)
+        if adapter is not None:
+            seen.url_rule, seen.view_args = adapter.match(return_rule=True)
+    except HTTPException as error:
+        seen.routing_exception = error
+    return seen
+
+
 def _turn() -> SyncTurn:
     # A request context that the application does not serve, such as that of test_request_context(), has no turn.
     turn: SyncTurn | None = request.environ.get(_TURN)
@@ -266,5 +353,23 @@ _NO_TURN.over = True
 def _http_exception(answer: Answer) -> HTTPException:
     if answer.status == 503:
         return ServiceUnavailable(answer.text, retry_after=RETRY_AFTER)
-    kinds: dict[int, type[HTTPException]] = {400: BadRequest, 409: Conflict, 412: PreconditionFailed}
-    return kinds[answer.status](answer.text)
+    if answer is IN_FLIGHT:
+        return _InFlight(answer.text)
+    return _KINDS[answer.status](answer.text)
+
+
+class _InFlight(Conflict):
+    """A conflict that asks the client to come again."""
+
+    def get_headers(self, *args: Any, **kwargs: Any) -> list[tuple[str, str]]:
+        return [*super().get_headers(*args, **kwargs), *IN_FLIGHT.headers.items()]
+
+
+_KINDS: dict[int, type[HTTPException]] = {
+    400: BadRequest,
+    409: Conflict,
+    411: LengthRequired,
+    412: PreconditionFailed,
+    413: RequestEntityTooLarge,
+    422: UnprocessableEntity,
+}

@@ -121,6 +121,8 @@ class _Record:
         }
         fields |= {f"sessionkit_{what}": value for what, value in marks_of(self._entry).items()}
         told = outcome if outcome != "unknown" else "ended with an unknown outcome"
+        if fields.get("sessionkit_replayed"):
+            told = "was replayed"
         why = "" if kind is None else f" because of {kind}"
         logger.log(level, "%s %s after %.3f s%s", _called(name), told, seconds, why, extra=fields)
 

@@ -62,7 +62,9 @@ class Found:
         owner: the thread or task that opened it.
         seconds: how long it was open.
         locking: whether its SELECTs lock their rows, because of `Retry.lock_on_retry`.
+        system: whether it runs without the settings of its factory, by ``settings=SYSTEM``.
         mutex: the text of its mutex, in the form of `locks.mutex_key`; None without one.
+        replayed: whether its body did not run, because its key of ``once=`` had a result.
     """
 
     event: Literal["open", "ended", "lost"]
@@ -72,7 +74,9 @@ class Found:
     owner: str
     seconds: float
     locking: bool = False
+    system: bool = False
     mutex: str | None = None
+    replayed: bool = False
 
     def __str__(self) -> str:
         name = "" if self.name is None else f" {self.name!r}"

@@ -95,6 +95,8 @@ class Conductor:
         Raises:
             GivenUp: it is not waited for any more.
         """
+        if unit.given_up and move.effect.ends and move.statement != "COMMIT":
+            return  # so that its sessions can close
         if asynchronous:
             loop = asyncio.get_running_loop()
             future = loop.create_future()

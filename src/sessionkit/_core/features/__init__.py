@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..._settings import NO_SETTINGS
+
 if TYPE_CHECKING:
     from .base import Feature as Feature
     from .readers import Readers
@@ -25,6 +27,10 @@ def features_of(unit: Unit) -> tuple[Feature, ...]:
 
 def _add_features(found: list[Feature], unit: Unit) -> None:
     request, run, session = unit.request, unit.run, unit.session
+    if request.settings is not NO_SETTINGS:
+        from .settings import TransactionSettings
+
+        found.append(TransactionSettings(unit))
     if request.schemas is not None:
         from .schemas import TranslatedSchemas
 
@@ -58,7 +64,11 @@ def _add_features(found: list[Feature], unit: Unit) -> None:
         refuse_inside_two_phases(unit)
         if session.twophase:
             found.append(TwoPhaseCommit(unit))
-    if request.verify_commit:
+    if request.once is not None:
+        from .once import Once
+
+        found.append(Once(unit))
+    elif request.verify_commit:
         from .marker import VerifiedByApplication, VerifiedByMarker
 
         found.append(VerifiedByMarker(unit) if request.verify_commit is True else VerifiedByApplication(unit))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
+    from ..._settings import InForce
     from ...context import State
 
 Unit = Any  # unit.Unit, which builds on this file
@@ -20,6 +21,8 @@ class Feature:
         key: the key of the unit's commit marker, for `CommitOutcomeUnknown`.
         asks: whether `entering` sends something.
         mutex: the text of the mutex that the unit asked for.
+        claim: the key of ``once=`` that the unit has claimed, or whose result it has found.
+        in_force: the settings and role of the unit's transactions, for the feature that sets them.
         two_phases: whether the unit's databases commit as one.
     """
 
@@ -27,6 +30,8 @@ class Feature:
     key: str | None = None
     asks = False
     mutex: str | None = None
+    claim: Any = None
+    in_force: InForce | None = None
     two_phases = False
 
     def __init__(self, unit: Unit) -> None:
@@ -45,6 +50,10 @@ class Feature:
         """Return what the unit connects to if its session is bound to `bind`."""
         return bind
 
+    def begins(self, beginning: Any) -> Any:
+        """Return how a connection's transaction begins that would begin as `beginning`, a ``_dialects.Beginning``."""
+        return beginning
+
     def connected(self, connection: Connection) -> None:
         """Note a connection of the unit whose transaction has begun."""
 
@@ -58,6 +67,9 @@ class Feature:
     def by_hand(self, method: str) -> bool:
         """Do what a manual commit(), rollback() or close() means here; return whether it means anything."""
         return False
+
+    def claimed(self) -> None:
+        """Take note that the unit has claimed its key, which stays whatever its body undoes."""
 
     def finishing(self) -> None:
         """Do the last work of the body, which ended without an error."""

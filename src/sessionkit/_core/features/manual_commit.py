@@ -80,6 +80,10 @@ class ManualCommit(Feature):
         self._begin()
         return True
 
+    def claimed(self) -> None:
+        self._current().keep()
+        self._begin()
+
     def finishing(self) -> None:
         current = self._current()
         # If something failed in it and was swallowed, leave it open for the last check to find.

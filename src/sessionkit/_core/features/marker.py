@@ -12,8 +12,9 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.util import await_only
 
-from ... import _dialects, commits
+from ... import _dialects, _markers
 from ..._schemas import translate
+from ..._settings import NO_SETTINGS
 from ...errors import OptionError, ScopeError, SessionKitError, describe
 from ...isolation import Preset
 from .. import seams
@@ -61,12 +62,12 @@ class VerifiedByMarker(_Verified):
         engine = self.unit.session.bind
         try:
             with engine.connect() as connection:
-                found = commits.is_there(connection)
+                found = _markers.is_there(connection)
         except Exception:  # noqa: BLE001 - of any class: asyncpg's are not wrapped while it connects
             return  # the body's first statement fails in the same way, and can be retried
         if not found:
             raise OptionError(
-                f"verify_commit=True was asked for, but {engine!r} has no table {commits.TABLE_NAME} for the commit "
+                f"verify_commit=True was asked for, but {engine!r} has no table {_markers.TABLE_NAME} for the commit "
                 "markers; create it with sessionkit.commits.create_table(engine), or in a migration"
             )
         self.unit.info.with_markers.add(engine)
@@ -75,7 +76,7 @@ class VerifiedByMarker(_Verified):
         if not self._concerns(held):
             return
         connection: Any = held[0]
-        unit, key = self.unit, commits.new_key()
+        unit, key = self.unit, _markers.new_key()
         self.key = key
         engine, asynchronous = connection.engine, unit.asynchronous
 
@@ -95,7 +96,7 @@ class VerifiedByMarker(_Verified):
             and is_committed(unit.transaction, connection)
         ):
             connection.marker = _dialects.of(connection).with_commit(connection)
-        commits.mark(connection, key, {} if connection.marker is None else {WITH_COMMIT: True})
+        _markers.mark(connection, key, {} if connection.marker is None else {WITH_COMMIT: True})
 
 
 class VerifiedByApplication(_Verified):
@@ -105,12 +106,16 @@ class VerifiedByApplication(_Verified):
         if self._concerns(held):
             self.unit.question = self._ask
 
-    def _ask(self, seconds: float) -> commits.Verdict | None:
+    def _ask(self, seconds: float) -> _markers.Verdict | None:
         unit = self.unit
         session = unit.factory()
         sync_session: Session = session.sync_session if unit.asynchronous else session
         if unit.request.schemas is not None:
             translate(sync_session, unit.request.schemas)
+        if unit.request.settings is not NO_SETTINGS:
+            from .settings import set_on
+
+            set_on(sync_session, unit.in_force)
 
         def held() -> list[Connection]:
             transaction = sync_session.get_transaction()
@@ -130,7 +135,7 @@ class VerifiedByApplication(_Verified):
         return None if answer is None else "committed" if answer else "rolled back"
 
 
-def claim(engine: Engine, key: str, seconds: float, asynchronous: bool) -> commits.Verdict:
+def claim(engine: Engine, key: str, seconds: float, asynchronous: bool) -> _markers.Verdict:
     """Find out on a new connection how the unit with the marker `key` ended, and make sure that this stays so.
 
     Raises:
@@ -139,14 +144,14 @@ def claim(engine: Engine, key: str, seconds: float, asynchronous: bool) -> commi
     override = seams.override_of(engine)
     if override is not None:
         # The test undoes this claim with the rest; on a connection of its own it would wait for the test, and stay.
-        return commits.claim(override.side_connection(), key)
+        return _markers.claim(override.side_connection(), key)
     beginning = _dialects.of(engine).beginning(engine, Preset(lock_timeout=seconds))
     with (
         connect(engine, beginning) as connection,
         Watchdog(seconds + 0.5, lambda: [connection], asynchronous),  # in case the server does not keep its time limit
     ):
         transaction = connection.begin()
-        outcome = commits.claim(connection, key)
+        outcome = _markers.claim(connection, key)
         if outcome == "rolled back":  # "committed" was only read: another COMMIT is not needed, and could be lost too
             transaction.commit()
         return outcome

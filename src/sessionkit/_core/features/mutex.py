@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ... import _dialects
 from ..._arguments import ask
+from ..._binds import primary_of
 from ..._mutex import mutex_key, mutex_text
 from ...errors import NotLocked, OptionError, ScopeError, classify
 from ...isolation import Isolation
@@ -46,12 +47,12 @@ class Mutex(Feature):
             self._refuse_waiting_for_oneself()
 
     def _refuse_waiting_for_oneself(self) -> None:
-        database = _primary(self.unit.session)
+        database = primary_of(self.unit.session)
         for enclosing in self.unit.enclosing:
             feature: Mutex | None = enclosing.feature(Mutex)
             if feature is None or not feature.holds(self.mutex):
                 continue
-            theirs = _primary(enclosing.session)
+            theirs = primary_of(enclosing.session)
             if database is None or theirs is None or database.engine.url == theirs.engine.url:
                 raise ScopeError(
                     f"the mutex {self.mutex} was asked for by {self.unit} in a transaction of its own, inside {enclosing}, "
@@ -79,7 +80,7 @@ class Mutex(Feature):
 
     def _take(self, value: Any, wait: float | None, *, joined: bool) -> None:
         unit, text = self.unit, mutex_text(value)
-        bind = _primary(unit.session) or unit.session.get_bind()
+        bind = primary_of(unit.session) or unit.session.get_bind()
         entry = _dialects.of(bind)
         locks = entry.locks
         if locks is None:
@@ -88,9 +89,9 @@ class Mutex(Feature):
             )
         if unit.level is Isolation.REPEATABLE_READ:
             raise OptionError(_snapshot(text, unit))
-        wait = _bounded(wait, unit.preset.lock_timeout if locks.begins else None)
+        wait = bounded(wait, unit.preset.lock_timeout if locks.begins else None)
         if locks.begins:
-            _begin_with_it(unit, bind, locks, wait)
+            begin_with_it(unit, bind, locks, wait)
         try:
             connection: Connection = unit.session.connection(bind_arguments={"bind": bind})
         except DBAPIError as error:
@@ -143,16 +144,7 @@ def _value_of(request: Any) -> Any:
     return ask(request.mutex, {}, "mutex") if callable(request.mutex) else request.mutex
 
 
-def _primary(session: Any) -> Any:
-    """Return where a session's mutex is held: its bind, or its first engine; None if that is not known."""
-    if session.bind is not None:
-        return session.bind
-    # The mapping of binds= is public in SQLAlchemy 2.1 and later.
-    binds: dict[Any, Any] = getattr(session, "binds", None) or getattr(session, "_Session__binds", {})
-    return next((bind for bind in binds.values() if isinstance(bind, Engine)), None)
-
-
-def _bounded(wait: float | None, lock_timeout: float | None) -> float | None:
+def bounded(wait: float | None, lock_timeout: float | None) -> float | None:
     """Return the wait, bounded by the unit's deadline, and by its lock_timeout if the database does not apply that."""
     ends = _dialects.deadline.get()
     # A little less than is left: the error should say who holds the mutex, not that the connection was cut.
@@ -160,7 +152,7 @@ def _bounded(wait: float | None, lock_timeout: float | None) -> float | None:
     return min((each for each in (wait, lock_timeout, left) if each is not None), default=None)
 
 
-def _begin_with_it(unit: Any, bind: Any, locks: Any, wait: float | None) -> None:
+def begin_with_it(unit: Any, bind: Any, locks: Any, wait: float | None) -> None:
     if not isinstance(bind, Engine) or any(held.engine is bind for held in connections(unit.transaction)):
         return
     if unit.preset.read_only:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from ... import _dialects, commits
+from ... import _dialects, _markers
 from ...context import State
 from ...errors import OptionError, ScopeError, is_lost
 from .. import seams
@@ -158,7 +158,11 @@ class TwoPhaseCommit(Feature):
         unit = self.unit
         if not self.two_phases or len(held) < 2 or unit.preset.read_only:
             return False
-        self.key = commits.new_key()
+        if unit.in_force.role is not None:
+            from .settings import drop_roles
+
+            drop_roles(unit, held)
+        self.key = _markers.new_key()
         decision = self._decision = TwoPhaseDecision(unit.transaction, self.key, unit.asynchronous)
         if unit.request.verify_commit:
             unit.question = decision.find_out
@@ -218,7 +222,7 @@ class TwoPhaseDecision:
         coordinator = self._participants[0]
         tried: list[_Participant] = []
         try:
-            commits.mark(coordinator.connection, coordinator.gid.key)
+            _markers.mark(coordinator.connection, coordinator.gid.key)
             for participant in reversed(self._participants):
                 tried.append(participant)
                 connection = participant.connection
@@ -275,7 +279,7 @@ class TwoPhaseDecision:
             if not two_phase.gone(error):  # if it is gone, recovery was faster, and it follows the same decision
                 logger.warning("%s is left prepared; recover_prepared() ends it", participant.gid, exc_info=True)
 
-    def find_out(self, seconds: float) -> commits.Verdict:
+    def find_out(self, seconds: float) -> _markers.Verdict:
         """Commit the coordinator again after its answer was lost, end the others in the same way, and return how."""
         outcome = end_coordinator(self._engines[0], self._participants[0].gid, True, seconds, self._asynchronous)
         self.outcome = outcome
@@ -303,7 +307,7 @@ def end_prepared(engine: Engine, gid: Gid, commit: bool) -> bool:
         return True
 
 
-def end_coordinator(engine: Engine, gid: Gid, commit: bool, seconds: float, asynchronous: bool) -> commits.Verdict:
+def end_coordinator(engine: Engine, gid: Gid, commit: bool, seconds: float, asynchronous: bool) -> _markers.Verdict:
     """Commit or roll back a coordinator's prepared transaction, unless it has already ended; return how it ended.
 
     Raises:

@@ -10,7 +10,8 @@
 ``_pool``          checks: the pool, and poolers between it and the server
 ``_replication``   checks: replicas
 ``_sqlite``        checks: a SQLite file and its engine
-``_tables``        checks: commit markers, models and migrations
+``_row_security``  checks: row-level security
+``_tables``        checks: commit markers, keys, models and migrations
 ``_examine``       the table of the checks, and how they run
 ``_report``        text and JSON
 =================  ====================================================================================
@@ -25,6 +26,7 @@ from ._examine import LIVE, Case, examine
 from ._finding import Finding, verdict
 from ._patient import Limits, Unusable, named, patient_of
 from ._report import as_json, show
+from ._row_security import tenancy_of
 from ._tables import config_of, models_of
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def run(
     readers: Sequence[str] = (),
     metadata: str | None = None,
     alembic: str | None = None,
+    factories: Sequence[str] = (),
     live: bool = False,
     limits: Limits | None = None,
     as_a_document: bool = False,
@@ -51,6 +54,7 @@ def run(
         readers: replicas of it, in the same way.
         metadata: the declarative base, as ``module:name``.
         alembic: the directory of the migrations.
+        factories: the factories of the application, each as ``module:name``.
         live: whether to show which sessions wait for which at this moment.
         limits: the limits from which to report a problem.
         as_a_document: whether to print JSON.
@@ -70,6 +74,7 @@ def run(
             None if metadata is None else models_of(metadata, named(metadata, "--metadata")),
             None if alembic is None else config_of(alembic),
             live,
+            [tenancy_of(each, named(each, "--factory")) for each in factories],
         )
     except Unusable as error:
         print(f"sessionkit: {error}", file=sys.stderr)

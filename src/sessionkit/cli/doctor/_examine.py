@@ -19,7 +19,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from sessionkit.errors import classify
 
-from . import _general, _pool, _postgresql, _replication, _sqlite, _tables
+from . import _general, _pool, _postgresql, _replication, _row_security, _sqlite, _tables
 from ._finding import Finding, fail, warn
 from ._words import error_line
 
@@ -52,6 +52,7 @@ class Check(NamedTuple):
 _DRIVER = Check("server.driver", _general.driver)
 _BULK = Check("server.bulk", _general.row_counts)
 _MARKERS = Check("commits.table", _tables.markers)
+_KEYS = Check("commits.once_table", _tables.keys)
 
 CHECKS: dict[str, tuple[Check, ...]] = {
     "postgresql": (
@@ -69,6 +70,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         Check("pool.pooler", _pool.pooler, _pool.SILENT_POOLER),
         Check("replication.replicas", _replication.replicas),
         _MARKERS,
+        _KEYS,
     ),
     "sqlite": (
         Check("server.version", _sqlite.version),
@@ -79,6 +81,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         Check("engine", _sqlite.engine),
         Check("isolation.presets", _general.presets(_sqlite.modes, locks=True)),
         _MARKERS,
+        _KEYS,
     ),
 }
 LIVE = {"postgresql": Check("sessions.waits", _postgresql.waits)}
@@ -90,6 +93,7 @@ OTHERS = (
     _BULK,
     Check("isolation.presets", _general.presets(None)),
     _MARKERS,
+    _KEYS,
 )
 
 
@@ -116,6 +120,7 @@ class Case:
         models: the application's classes, if named.
         migrations: Alembic's configuration, if named.
         live: whether to show which sessions wait for which at this moment.
+        factories: the settings and role of the application's factories, if named.
     """
 
     patient: Patient
@@ -123,10 +128,13 @@ class Case:
     models: _tables.Models | None = None
     migrations: Any = None
     live: bool = False
+    factories: list[_row_security.Tenancy] = field(default_factory=list)
 
     def checks(self) -> list[Check]:
         """Return the checks of the database."""
         checks = list(CHECKS.get(self.patient.engine.dialect.name, OTHERS))
+        if self.patient.entry.row_security:
+            checks.append(Check("rls.tables", partial(_row_security.row_security, factories=self.factories)))
         if self.live:
             checks.append(LIVE[self.patient.engine.dialect.name])
         if self.models is not None:

@@ -1,4 +1,4 @@
-"""The tables: commit markers, versioned models, and migrations."""
+"""The tables: commit markers, keys of once=, versioned models, and migrations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ._patient import Patient
 
-__all__ = ["Models", "config_of", "markers", "migrations", "models", "models_of"]
+__all__ = ["Models", "config_of", "keys", "markers", "migrations", "models", "models_of"]
 
 OLD_MARKER = 7 * 86_400.0
 """A marker is useless after a day; a week means that the pruning job does not run."""
@@ -50,6 +50,32 @@ def markers(connection: Connection, patient: Patient) -> Iterator[Finding]:
     said = f"{table.name} holds {rows:,} markers, the oldest from {age(max(0.0, old))} ago"
     if old >= OLD_MARKER or rows >= MANY_MARKERS:
         yield warn(check, f"{said}: it is never pruned", f"sessionkit.commits.prune({patient.advice_name}), every day")
+    else:
+        yield ok(check, said)
+
+
+OLD_KEY = 86_400.0
+"""A key that is over its time for a day, in seconds: the job that prunes does not run."""
+
+
+def keys(connection: Connection, patient: Patient) -> Iterator[Finding]:
+    """Look at the table of the keys of once= and consumed()."""
+    check, table = "commits.once_table", commits.once_table()
+    if not inspect(connection).has_table(table.name):
+        yield ok(check, f"{table.name} is not there (only once= and commits.consumed() need it)")
+        return
+    oldest, now = connection.execute(select(func.min(table.c.expires_at), func.current_timestamp())).one()
+    if oldest is None:
+        yield ok(check, f"{table.name} is there, and empty")
+        return
+    rows = connection.execute(select(func.count()).select_from(table)).scalar_one()
+    over = (_moment(now) - _moment(oldest)).total_seconds()
+    prune = f"sessionkit.commits.prune({patient.advice_name}), every day"
+    said = f"{table.name} holds {rows:,} keys"
+    if over >= OLD_KEY:
+        yield warn(check, f"{said}, one of them over its time since {age(over)}: no job prunes it", prune)
+    elif rows >= MANY_MARKERS:
+        yield warn(check, said, f"a shorter once_ttl=, and {prune}")
     else:
         yield ok(check, said)
 

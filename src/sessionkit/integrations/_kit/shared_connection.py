@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 from sqlalchemy.util import greenlet_spawn
 
-from ..._spi import ScopeConnection, _dialects, connect, describe, here, seams, sleep
+from ..._spi import ScopeConnection, _dialects, connect, describe, here, seams, set_at_begin, sleep
 from ...errors import ScopeError
 from ...isolation import Preset
 from .._place import place
@@ -56,6 +56,8 @@ class _User:
         unit: Any = session.__dict__.get("_sessionkit_unit")
         self.enclosing = [] if unit is None else [outer.session for outer in unit.enclosing]
         self.read_only = unit is not None and bool(unit.preset.read_only)
+        self.settings: dict[str, str | None] = {} if unit is None else set_at_begin(unit)
+        self.before: Any = None  # what the connection was set to instead
 
 
 class SharedConnection:
@@ -196,8 +198,30 @@ class SharedConnection:
             return
         nested = connection.get_nested_transaction()
         user.savepoint = None if nested is None else nested._savepoint
+        self._set(user, connection)
         if user.read_only:
             _dialects.of(connection).restrict(connection)
+
+    def _set(self, user: _User, connection: Connection) -> None:
+        """Set the connection to what the unit asked for, and undo what others have set: a new transaction would not have it."""
+        entry = _dialects.of(connection).settings
+        others = {name: None for other in self._users if other is not user for name in other.settings}
+        settings = sorted({**others, **user.settings}.items(), key=lambda item: item[0] == "role")  # which comes last
+        if entry is not None and settings:
+            user.settings = dict(settings)
+            user.before = entry.change(connection, user.settings)
+
+    def _put_back(self, user: _User) -> None:
+        # The rollback of its savepoint has put them back already.
+        if (
+            user.before is not None
+            and user.committed
+            and self._connection is not None
+            and not self._connection.invalidated
+        ):
+            entry = _dialects.of(self._connection).settings
+            assert entry is not None
+            entry.put_back(self._connection, user.before)
 
     def _after_commit(self, session: Session) -> None:
         user = self._user(session)
@@ -210,6 +234,7 @@ class SharedConnection:
             return
         if user.read_only and self._connection is not None and not self._connection.invalidated:
             _dialects.of(self._connection).lift(self._connection)
+        self._put_back(user)
         if not user.committed and user.loses is not None:
             self._problems.append(
                 f"{_opened(user)} was rolled back, and in rollback mode this also undoes {user.loses}, which would "

@@ -6,7 +6,9 @@
 ``operations``     ``op.add_version_column`` and the other operations
 ``_steps``         how they work, one table entry per dialect; ``_backfill``: PostgreSQL's batches;
                    ``_sqlite``: in place, by ``_sqlite_text``
+``_once``          ``op.create_once_table()``
 ``_batch``         inside ``op.batch_alter_table()``: the order; ``_sqlite_copies``: what a copy would lose
+``_row_security``  ``op.enable_row_security``: a policy from a template, and the way back
 ``autogenerate``   from a model that became versioned to the operation; ``_history``: earlier migrations
 ``env``            `run_migrations`: from the command to the databases
 ``_binds``         which databases to migrate, in which order
@@ -24,15 +26,27 @@ import alembic
 
 from . import plugin as _plugin
 from ._errors import Blocker, MigrationBlocked, MigrationError, NotUpToDate
+from ._row_security import DisableRowSecurityOp, EnableRowSecurityOp
 from .checks import assert_up_to_date, async_assert_up_to_date
 from .env import run_migrations
-from .operations import AddVersionColumnOp, AdoptVersionColumnOp, DropVersionColumnOp, ReleaseVersionColumnOp
+from .operations import (
+    AddVersionColumnOp,
+    AdoptVersionColumnOp,
+    CreateOnceTableOp,
+    DropOnceTableOp,
+    DropVersionColumnOp,
+    ReleaseVersionColumnOp,
+)
 
 __all__ = [
     "AddVersionColumnOp",
     "AdoptVersionColumnOp",
     "Blocker",
+    "CreateOnceTableOp",
+    "DisableRowSecurityOp",
+    "DropOnceTableOp",
     "DropVersionColumnOp",
+    "EnableRowSecurityOp",
     "MigrationBlocked",
     "MigrationError",
     "NotUpToDate",

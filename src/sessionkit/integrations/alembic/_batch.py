@@ -80,7 +80,7 @@ def whole(operations: Operations) -> None:
         try:
             type(batch).flush(batch)
         except BaseException:
-            with suppress(DBAPIError):  # after an error such as a full disk SQLite has rolled everything back by itself
+            with suppress(DBAPIError):  # after an error such as a full disk SQLite has already rolled everything back
                 connection.exec_driver_sql(f"ROLLBACK TO {_BATCH}")
                 connection.exec_driver_sql(f"RELEASE {_BATCH}")
             if begun is not None:

@@ -1,13 +1,21 @@
-"""Registers the operations on version columns with Alembic: ``_ops`` defines them, ``_steps`` implements them."""
+"""Registers the operations with Alembic: ``_ops`` and ``_steps`` have those on version columns, ``_once`` the table of keys."""
 
 from __future__ import annotations
 
 from alembic.operations import BatchOperations, Operations
 
-from . import _steps
+from . import _once, _steps
+from ._once import CreateOnceTableOp, DropOnceTableOp
 from ._ops import AddVersionColumnOp, AdoptVersionColumnOp, DropVersionColumnOp, ReleaseVersionColumnOp
 
-__all__ = ["AddVersionColumnOp", "AdoptVersionColumnOp", "DropVersionColumnOp", "ReleaseVersionColumnOp"]
+__all__ = [
+    "AddVersionColumnOp",
+    "AdoptVersionColumnOp",
+    "CreateOnceTableOp",
+    "DropOnceTableOp",
+    "DropVersionColumnOp",
+    "ReleaseVersionColumnOp",
+]
 
 
 def register() -> None:
@@ -19,6 +27,7 @@ def register() -> None:
     Operations.implementation_for(DropVersionColumnOp)(_drop)
     Operations.implementation_for(AdoptVersionColumnOp)(_adopt)
     Operations.implementation_for(ReleaseVersionColumnOp)(_release)
+    _once.register()
 
 
 def _add(operations: Operations, operation: AddVersionColumnOp) -> None:

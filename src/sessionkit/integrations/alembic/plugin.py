@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import autogenerate
+from . import _row_security, autogenerate
 from .operations import register
 
 if TYPE_CHECKING:
@@ -29,15 +29,26 @@ def setup(plugin: Plugin) -> None:
     from alembic.util import DispatchPriority
 
     _done.append(plugin.name)
-    register()
-    autogenerate.register()
+    _register()
     plugin.add_autogenerate_comparator(_compare, "schema", "sessionkit", priority=DispatchPriority.LAST)
+
+
+def _register() -> None:
+    register()
+    _row_security.register()
+    autogenerate.register()
+    _row_security.register_rendering()
+
+
+def _compared(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: Any) -> None:
+    autogenerate.use_version_operations(context, upgrade_ops, schemas)
+    _row_security.compare(context, upgrade_ops)
 
 
 def _compare(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: Any) -> PriorityDispatchResult:
     from alembic.util import PriorityDispatchResult
 
-    autogenerate.use_version_operations(context, upgrade_ops, schemas)
+    _compared(context, upgrade_ops, schemas)
     return PriorityDispatchResult.CONTINUE
 
 
@@ -51,9 +62,8 @@ def set_up_once() -> None:
         from alembic.autogenerate import comparators
 
         _done.append(NAME)
-        register()
-        autogenerate.register()
-        # This runs after Alembic's own plugins, which are registered already.
-        comparators.dispatch_for("schema")(autogenerate.use_version_operations)
+        _register()
+        # It comes after Alembic's own, which are there already.
+        comparators.dispatch_for("schema")(_compared)
     else:
         Plugin.setup_plugin_from_module(sys.modules[__name__], NAME)
