@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select
 
-from sessionkit import bulk, locks, sqlite
+from sessionkit import bulk, commits, locks, sqlite
+from sessionkit.bulk import async_get_or_create, get_or_create
 from sessionkit.errors import VersionConflict
 from tests.contract.versioned import Base, Doc
-from tests.support.models import Account, Item
+from tests.support.models import Account, Item, User
 from tests.support.racing import race
 
 if TYPE_CHECKING:
@@ -157,3 +158,41 @@ async def test_an_inner_scope_never_commits_the_outer_one(doors: Door) -> None:
         found = await race(doors, outer(call), count)
         assert {each.outcomes[1].value for each in found.schedules} == {0, 3}
         found.assert_serial()
+
+
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+async def test_a_unit_with_a_key_happens_once_and_both_callers_get_its_answer(doors: Door, isolation: str) -> None:
+    commits.create_table(doors.database.observer)
+    ran: list[int] = []
+
+    async def pay(session: Any) -> int:
+        session.add(Account(owner="ann", balance=5))
+        await session.flush()
+        ran.append(1)
+        return len(ran)
+
+    once = unit(doors, doors.Session, pay, once="pay:7", isolation=isolation, retry=5)
+    found = await race(doors, once, once)
+    assert found.explored > 1
+    for each in found.schedules:
+        assert len(each.state["accounts"]) == 1
+        assert each.outcomes[0].error is each.outcomes[1].error is None
+        assert each.outcomes[0].value == each.outcomes[1].value
+
+
+async def test_get_or_create_gives_both_the_same_row(doors: Door, factory: Any) -> None:
+    async def work(session: Any) -> tuple[str, bool]:
+        got = doors.twin(get_or_create, async_get_or_create)
+        user, created = await got(session, User, {"name": "red"}, defaults={"email": "x"})
+        return user.name, created
+
+    either = unit(doors, factory, work)
+    found = await race(doors, either, either, factories=[factory])
+    assert found.complete
+    found.assert_serial()
+    for each in found.schedules:
+        assert len(each.state["users"]) == 1
+        # On SQLite a deferred transaction that has read before it writes is refused, as each such one is.
+        assert all(outcome.error is None or outcome.refused for outcome in each.outcomes)
+    if doors.backend == "postgresql":
+        assert not any(outcome.error for each in found.schedules for outcome in each.outcomes)
