@@ -101,7 +101,7 @@ class _Table:
         key: the columns of its primary key.
         unique: the other columns of which two rows cannot have the same.
         points_to, parents: tables that its foreign keys point to, by number and by name.
-        children: those that follow it where a row goes or changes its key.
+        children: those that may follow it where a row goes or changes its key, by cascades too.
         special: it has triggers, rules or policies, which may do anything.
     """
 
@@ -216,7 +216,8 @@ class RacedPostgresql(Raced):
             if child in self.tables and parent in self.tables:
                 self.tables[child].points_to.add(parent)
                 self.tables[child].parents.append(self.tables[parent].name)
-                self.tables[parent].children.append(self.tables[child].name)
+        for oid, table in self.tables.items():
+            table.children = [self.tables[below].name for below in self._pointing_to({oid}) - {oid}]
         for oid, primary, columns in self.ask(_UNIQUE)[1]:
             if oid in self.tables:
                 if primary:
@@ -292,8 +293,7 @@ class RacedPostgresql(Raced):
 
     def _as_owner(self, changed: set[int]) -> list[str] | None:
         """Return what brings tables back, and those that point to them; None where they point in a circle."""
-        while more := {oid for oid, table in self.tables.items() if table.points_to & changed} - changed:
-            changed = changed | more
+        changed = self._pointing_to(changed)
         order: list[int] = []
         left = set(changed)
         while left:
@@ -311,6 +311,12 @@ class RacedPostgresql(Raced):
             *map(self._fill, order),
             *(f"ALTER TABLE {self._quoted(oid)} ENABLE TRIGGER USER;" for oid in special),
         ]
+
+    def _pointing_to(self, tables: set[int]) -> set[int]:
+        """Return these tables, those that point to them, and so on."""
+        while more := {oid for oid, table in self.tables.items() if table.points_to & tables} - tables:
+            tables = tables | more
+        return tables
 
     def _pointed_to(self, oid: int) -> bool:
         return any(oid in table.points_to for table in self.tables.values())
@@ -486,6 +492,8 @@ class _Watch:
         reads: set[Item] = set()
         if any("advisory" in name for name in names):
             locks.add((_ADVISORY, None, "w"))
+        if names & {"nextval", "setval"}:
+            locks.add((_SEQUENCES, None, "w"))
         writing = _WRITES.search(_LOCKING.sub(" ", bare)) is not None
         targets = {
             match[1].strip('"').replace('""', '"') if match[1].startswith('"') else match[1].lower()
@@ -556,7 +564,7 @@ class _Watch:
 
 
 _KEY = "sessionkit_races"
-_ADVISORY = "<advisory>"
+_ADVISORY, _SEQUENCES = "<advisory>", "<sequences>"
 _PSYCOPG2 = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "READ COMMITTED"}
 
 
