@@ -51,6 +51,9 @@ def races(
     for a lock of another unit, the database says so, and the others go on until the lock is free. Waits between attempts
     are skipped. Orders that differ only in independent steps are run once.
 
+    A statement is one step, so what happens inside one is not taken apart. Time does not pass: no ``lock_timeout`` expires
+    because another unit is stopped. A thread that a unit starts without its context is not stopped.
+
     It works on a copy of the database (in template mode: on the test's copy), and restores it before each schedule. It
     sends what the units send, and on PostgreSQL ``SELECT ... FROM pg_locks`` on a connection of its own.
 
