@@ -76,3 +76,8 @@ def seconds_of(wait: object, given: str) -> float | None:
     if not isinstance(wait, int | float) or not 0 <= wait < float("inf"):
         raise OptionError(f"{given}; it is True, False, or a number of seconds, 0 or more")
     return float(wait)
+
+
+def shown(seconds: float) -> str:
+    """Return a wait as a message says it: in seconds, with two digits behind the point at most."""
+    return f"{max(0.01, round(seconds, 2)):f}".rstrip("0").rstrip(".") + " s"

@@ -26,6 +26,7 @@ from . import _dialects
 from ._core.session import unit_of
 from ._lockable import alone, certain, tables_of
 from ._mutex import mutex_key, seconds_of
+from ._mutex import shown as seconds_shown
 from ._stale_reads import LOCKING
 from .context import current_of, sync_session_of
 from .errors import Holder, LockError, NotLocked, OptionError, SyncAsyncMismatch, classify
@@ -57,6 +58,9 @@ _MODES: dict[str, dict[str, bool]] = {
 """The arguments of `Select.with_for_update` for each mode."""
 
 _EXCLUSIVE = ("update", "no_key_update")
+
+_NAMED = 10
+"""The number of missing rows that a message names."""
 
 _MOST = 30_000
 """The number of parameters that a statement may have on every driver."""
@@ -94,7 +98,7 @@ def lock(session: AnySession, entity: type[T], key: Any, *, mode: Mode = "update
     locking.prepare([identity])
     found = locking.run(lambda: locking.read([identity]), [identity], several=False)
     if not found:
-        raise NoResultFound(f"{locking.name} {_shown(identity)} was asked for, but there is no such row")
+        raise NoResultFound(locking.missing([identity]))
     return cast("T", found[0])
 
 
@@ -111,13 +115,14 @@ def lock_all(
         keys: each as in ``Session.get``. A key given twice is returned twice. Without keys, nothing is sent.
 
     Raises:
-        NotLocked, LockError, OptionError: as for `lock`.
-        NoResultFound: some rows do not exist. It names all of them, and the call leaves no row locked.
+        NotLocked, LockError, OptionError: as for `lock`; `keys` is no list of keys, but a string, say.
+        NoResultFound: some rows do not exist. It names the first ten of them and counts the others, and the call leaves no
+            row locked.
 
     SQL: ``SAVEPOINT``, ``SELECT ... ORDER BY accounts.id FOR UPDATE OF accounts``, ``RELEASE SAVEPOINT``.
     """
     locking = _Locking(session, entity, "lock_all()", mode, wait)
-    given = [locking.identity(key) for key in keys]
+    given = [locking.identity(key) for key in locking.listed(keys)]
     if not given:
         return []
     identities = list(dict.fromkeys(given))
@@ -125,9 +130,8 @@ def lock_all(
 
     def all_of_them() -> dict[Key, Any]:
         found = locking.by_key(identities, locking.read(identities))
-        missing = [_shown(identity) for identity in identities if identity not in found]
-        if missing:
-            raise NoResultFound(f"{locking.name} {', '.join(missing)} were asked for, but there are no such rows")
+        if missing := [identity for identity in identities if identity not in found]:
+            raise NoResultFound(locking.missing(missing))
         return found
 
     found = locking.run(all_of_them, identities, several=len(identities) > 1)
@@ -210,7 +214,7 @@ class _Locking:
         """Return a primary key in the form that the identity map uses."""
         mapper = self.mapper
         if isinstance(key, Mapping):
-            names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+            names = self._key_names()
             if missing := [name for name in names if name not in key]:
                 raise InvalidRequestError(
                     f"{self.where} was given the key {key!r}, in which {', '.join(missing)} is missing; the primary key of "
@@ -222,10 +226,36 @@ class _Locking:
         values = tuple(key) if isinstance(key, tuple | list) else (key,)
         if len(values) != len(mapper.primary_key):
             raise InvalidRequestError(
-                f"{self.where} was given the key {key!r}; the primary key of {self.name} has "
-                f"{len(mapper.primary_key)} column(s): {', '.join(map(str, mapper.primary_key))}"
+                f"{self.where} was given the key {key!r}; the primary key of {self.name} is "
+                f"{', '.join(self._key_names())}, so a key is {self._key_form()}"
             )
         return values
+
+    def listed(self, keys: Any) -> Iterable[Any]:
+        """Return the keys that a caller gave, if they are a collection of keys.
+
+        Raises:
+            OptionError: they are one key, or nothing of the kind.
+        """
+        if isinstance(keys, str | bytes | Mapping) or not isinstance(keys, Iterable):
+            raise OptionError(
+                f"{self.where} was given keys={keys!r}, which is no list of keys; give it one, even for one row, or call "
+                f"{self.where.replace('lock_all', 'lock')}"
+            )
+        return keys
+
+    def missing(self, identities: Sequence[Key]) -> str:
+        """Return the message for rows that do not exist."""
+        named = ", ".join(map(_shown, identities[:_NAMED]))
+        more = f" and {len(identities) - _NAMED} more" if len(identities) > _NAMED else ""
+        verb, ending = ("was", "is no such row") if len(identities) == 1 else ("were", "are no such rows")
+        return f"{self.name} {named}{more} {verb} asked for, but there {ending}"
+
+    def _key_names(self) -> list[str]:
+        return [self.mapper.get_property_by_column(column).key for column in self.mapper.primary_key]
+
+    def _key_form(self) -> str:
+        return "one value" if len(self.mapper.primary_key) == 1 else f"a tuple of {len(self.mapper.primary_key)} values"
 
     def changed(self) -> list[Any]:
         """Return the objects of the class, or of its base classes, that have changes or are marked for deletion."""
@@ -266,6 +296,11 @@ class _Locking:
         if why := self.locks.refused(connection):
             raise LockError(f"{self.where} was called on {connection.engine!r}, but {why}")
         if not self._made_of_tables():
+            if self.aliased is not None:
+                raise LockError(
+                    f"{self.where} was given a query of an alias of {self.name} that stands for a subquery or for several "
+                    f"tables, whose rows cannot be locked; select {self.name}, or an alias of one table"
+                )
             raise LockError(
                 f"{self.where} was asked for {self.name}, whose mapping is neither a table nor an inner join of tables, so "
                 "its rows cannot be locked; lock the class that has the table"
@@ -308,8 +343,18 @@ class _Locking:
             if (self.wait is not None or several) and identities:
                 table: Any = self._tables()[0]
                 holders = self.locks.holders(self.connection(), table, [self._has_key(identities)])
-            message = f"{self._asked(identities)} could not be locked{_within(self.wait)}{_held_by(holders)}"
+            message = f"{self._asked(identities)} could not be locked{self._within()}{_held_by(holders)}"
             raise NotLocked.of(error, message, holders) from error
+
+    def _within(self) -> str:
+        """Return how long the call has waited, for a message: a scope's lock_timeout applies if it is shorter."""
+        unit = unit_of(self.session)
+        limit = None if unit is None else unit.preset.lock_timeout
+        if self.wait is None or (limit is not None and limit < self.wait):
+            return (
+                " within lock_timeout" if limit is None else f" within {seconds_shown(limit)}, the scope's lock_timeout"
+            )
+        return " without a wait" if self.wait == 0 else f" within {seconds_shown(self.wait)}"
 
     def _asked(self, identities: Sequence[Key]) -> str:
         if not identities:
@@ -436,6 +481,8 @@ def _entity_of(statement: object) -> Any:
             raise LockError(
                 f"take() was given a query with {word}, which it cannot lock; leave it out{_INSTEAD.get(word, '')}"
             )
+    if "yield_per" in statement._execution_options:
+        raise LockError("take() was given a query with yield_per, but it reads all its rows at once; leave it out")
     return entity
 
 
@@ -459,10 +506,6 @@ def _identity_of(obj: object) -> Key:
 
 def _shown(identity: Key) -> str:
     return repr(identity[0] if len(identity) == 1 else tuple(identity))
-
-
-def _within(wait: float | None) -> str:
-    return " within lock_timeout" if wait is None else " without a wait" if wait == 0 else f" within {wait:g} s"
 
 
 def _held_by(holders: Sequence[Holder]) -> str:

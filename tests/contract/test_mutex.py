@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -115,14 +116,16 @@ async def test_the_wait_is_bounded_by_the_lock_timeout_and_by_the_timeout_of_ret
 
     async def short() -> None:
         with pytest.raises(errors.NotLocked) as caught:
-            async with doors.scope(mutex=BILLING, lock_timeout=0.03):
+            async with doors.scope(mutex=BILLING, mutex_wait=30, lock_timeout=0.03):
                 pass
         assert len(caught.value.holders) == 1
+        assert " within 0.03 s: " in str(caught.value)
 
     async def deadline() -> None:
         with pytest.raises(errors.NotLocked) as caught:
             await doors.decorate(nothing, mutex=BILLING, retry=Retry(timeout=2))()
         assert len(caught.value.holders) == 1
+        assert re.search(r" within \d\.\d{1,2} s: ", str(caught.value))
 
     async with doors.scope(mutex=BILLING):
         await doors.together(short)

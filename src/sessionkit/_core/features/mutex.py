@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from ... import _dialects
 from ..._arguments import ask
 from ..._binds import primary_of
-from ..._mutex import mutex_key, mutex_text
+from ..._mutex import mutex_key, mutex_text, shown
 from ...errors import NotLocked, OptionError, ScopeError, classify
 from ...isolation import Isolation
 from ..savepoints import connections
@@ -173,6 +173,7 @@ def _snapshot(text: str, unit: Any) -> str:
 
 
 def _not_had(text: str, unit: Any, wait: float | None, holders: Any) -> str:
-    within = "" if wait is None else " without a wait" if wait == 0 else f" within {wait:g} s"
+    wait = min((each for each in (wait, unit.preset.lock_timeout) if each is not None), default=None)
+    within = "" if wait is None else " without a wait" if wait == 0 else f" within {shown(wait)}"
     held = f"it is held by {', '.join(map(str, holders))}" if holders else "somebody else holds it"
     return f"{unit} could not take the mutex {text}{within}: {held}"

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ... import _claims, _dialects
 from ..._binds import primary_of
+from ..._mutex import shown
 from ..._once import BeginAgain, dumped, loaded
 from ...context import State
 from ...errors import NotLocked, OnceMismatch, ScopeError, SessionKitError, classify, describe
@@ -278,7 +279,7 @@ class Once(Feature):
 
 
 def _not_had(error: DBAPIError, unit: Any, name: _claims.Name, wait: float | None) -> NotLocked:
-    within = "in time" if wait is None else f"within {wait:g} s"
+    within = "in time" if wait is None else f"within {shown(wait)}"
     message = f"{unit} waited for another unit with the key {name.key!r} of once=, which has not ended {within}"
     return NotLocked.of(error, message)
 
