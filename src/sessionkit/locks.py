@@ -298,7 +298,7 @@ class _Locking:
         if not self._made_of_tables():
             if self.aliased is not None:
                 raise LockError(
-                    f"{self.where} was given a query of an alias of {self.name} that stands for a subquery or for several "
+                    f"{self.where} was given a query of an alias of {self.name} that means a subquery or for several "
                     f"tables, whose rows cannot be locked; select {self.name}, or an alias of one table"
                 )
             raise LockError(

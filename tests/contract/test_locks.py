@@ -277,7 +277,7 @@ NOT_TAKEN: dict[str, Any] = {
     "GROUP BY": select(Account).group_by(Account.id),
     "FOR UPDATE": select(Account).with_for_update(),
     "nullable": select(Address).select_from(outerjoin(User, Address)),
-    "an alias of Account that stands for": select(aliased(Account, select(Account).subquery())),
+    "an alias of Account that means": select(aliased(Account, select(Account).subquery())),
     "yield_per": select(Account).execution_options(yield_per=10),
 }
 
@@ -682,7 +682,7 @@ async def test_the_server_locks_the_tables_in_the_order_of_the_statement(doors: 
 async def test_an_alias_of_several_tables_is_named_as_the_reason(doors: Door) -> None:
     async with doors.scope() as session:
         for entity in (with_polymorphic(Person, "*"), aliased(Manager)):
-            with pytest.raises(errors.LockError, match="an alias of (Person|Manager) that stands for"):
+            with pytest.raises(errors.LockError, match="an alias of (Person|Manager) that means"):
                 await take_of(doors)(session, select(entity))
 
 
