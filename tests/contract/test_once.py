@@ -13,6 +13,7 @@ from sessionkit import Retry, commits, errors, on_commit, set_rollback_only
 from sessionkit import sqlite as sqlite_
 from tests.contract.lost import create_markers, somebody_waits_for_a_lock
 from tests.contract.once import Payments, keys, paid
+from tests.contract.tenants import ROLE, TENANT, Note, create_notes
 from tests.support.models import Account, User
 
 if TYPE_CHECKING:
@@ -783,3 +784,25 @@ async def test_a_session_bound_to_a_connection_has_its_key_in_that_transaction(d
         assert await pay(7) == first
         await transaction.rollback()
     assert (await keys(doors), unit.runs) == ([], [7])
+
+
+@POSTGRESQL
+async def test_a_unit_with_a_role_and_settings_claims_its_key_as_that_role(doors: Door) -> None:
+    await create_markers(doors)
+    await create_notes(doors)
+    ran: list[int] = []
+
+    async def body(session: AsyncSession) -> str:
+        ran.append(1)
+        session.add(Note(tenant="a", body="one"))
+        return str(await session.scalar(text("SELECT current_user")))
+
+    run = doors.decorate(body, once="key", role=ROLE, settings={TENANT: "a"})
+    with pytest.raises(DBAPIError) as caught:
+        await run()
+    assert errors.classify(caught.value).code == "42501"
+    assert ran == []
+    await doors.write(f"GRANT SELECT, INSERT, UPDATE ON sessionkit_once TO {ROLE}")
+    await doors.write(f"GRANT USAGE ON SEQUENCE notes_id_seq TO {ROLE}")
+    assert [await run(), await run()] == [ROLE, ROLE]
+    assert (ran, await keys(doors)) == ([1], [("key", "U")])

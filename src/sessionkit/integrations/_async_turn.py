@@ -21,7 +21,7 @@ from ..scope import AsyncScope
 from ._web import RequestUnit, Turn, claiming, triple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, MutableMapping
 
     from .._spi import Options
 
@@ -158,22 +158,24 @@ class AsyncTurn(Turn):
 
 async def _entered_in_thread(entering: Callable[..., bool], unit: Any, what: Callable[[], None]) -> bool:
     """Call in a thread what waits for the database as a unit is entered; if the task is cancelled, end the unit."""
-    loop = asyncio.get_running_loop()
-    entered, cancelled = await to_completion(loop.run_in_executor(_threads(), copy_context().run, entering, unit, what))
+    entered: bool
+    entered, cancelled = await to_completion(_in_thread(functools.partial(entering, unit, what)))
     if cancelled is not None:
         if entered:
-            await to_completion(loop.run_in_executor(_threads(), copy_context().run, unit.finish, cancelled))
+            await to_completion(_in_thread(functools.partial(unit.finish, cancelled)))
         raise cancelled
     return entered
+
+
+def _in_thread(work: Callable[[], Any]) -> Awaitable[Any]:
+    return asyncio.get_running_loop().run_in_executor(_threads(), functools.partial(copy_context().run, work))
 
 
 async def _leave(scope: Any, error: BaseException | None) -> None:
     if isinstance(scope, AsyncScope):
         await scope.__aexit__(*triple(error))
         return
-    loop = asyncio.get_running_loop()
-    leaving = functools.partial(copy_context().run, scope.__exit__, *triple(error))
-    _, cancelled = await to_completion(loop.run_in_executor(_threads(), leaving))
+    _, cancelled = await to_completion(_in_thread(functools.partial(scope.__exit__, *triple(error))))
     if cancelled is not None:
         raise cancelled
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from .._spi import REQUEST, WEEK, Once, check_ttl
 from ..errors import OptionError
@@ -172,7 +172,9 @@ def idempotency_of(
     if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < float("inf"):
         raise OptionError(f"idempotency_wait={wait!r} was given to {where}; it is a number of seconds, 0 or more")
     seconds = WEEK if ttl is None else check_ttl(ttl, f"idempotency_ttl={ttl!r} was given to {where}")
-    return Idempotency(header, frozenset(method.upper() for method in methods), float(wait), seconds, caller)
+    return Idempotency(
+        header, frozenset(method.upper() for method in methods), float(wait), seconds, cast("Caller", caller)
+    )
 
 
 METHODS = ("POST",)

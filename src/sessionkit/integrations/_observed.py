@@ -83,7 +83,7 @@ def marks_of(entry: Entry) -> dict[str, bool | str]:
     unit: Any = entry.unit
     if unit is not None and unit.in_force.system:
         marks["system"] = True
-    claim = entry.claim if isinstance(entry, Joined) else unit.claim
+    claim: Any = entry.claim if isinstance(entry, Joined) else entry.unit.claim
     if claim is not None and claim.replayed:
         marks["replayed"] = True
     features: Any = () if unit is None else unit.features

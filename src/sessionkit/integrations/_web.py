@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -423,7 +423,7 @@ def _may_change(session: Any) -> bool:
 
 
 @contextmanager
-def claiming(scope: Any) -> Iterator[None]:
+def claiming(scope: Any) -> Generator[None]:
     """Turn the errors of entering a scope with a key into answers to its client."""
     try:
         yield
