@@ -27,7 +27,9 @@ ROOMS = {
     "tests/contract/test_first_error.py tests/contract/test_hooks*.py tests/contract/test_joining.py "
     "tests/contract/test_commit_outcome.py tests/contract/test_ended_underneath.py tests/contract/test_binds.py "
     "tests/contract/test_end_inside_scope.py tests/contract/test_two_phase.py tests/contract/test_verify_commit.py "
-    "tests/contract/test_no_rollback_for.py tests/contract/test_read_only.py tests/contract/test_failure_matrix.py",
+    "tests/contract/test_no_rollback_for.py tests/contract/test_read_only.py tests/contract/test_failure_matrix.py "
+    "tests/contract/test_ownership.py tests/contract/test_manual_commit.py tests/contract/test_lock_on_retry.py "
+    "tests/contract/test_deadline.py",
     "version": "tests/unit/test_version_*.py tests/contract/test_version_*.py",
     "bulk": "tests/unit/test_bulk_parts.py tests/contract/test_bulk_writes.py tests/contract/test_bulk_limits.py "
     "tests/contract/test_bulk_bad_rows.py tests/contract/test_bulk_reads.py tests/contract/test_bulk_and_real_tables.py "

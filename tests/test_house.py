@@ -89,11 +89,14 @@ ROOMS: dict[str, str] = {
     "bulk": "_core.connection _dialects _mutex _bridge errors version",
     "binding": "_core.features _factory_info _markers context errors",
     "sqlite": "_dialects errors",
+    # for tests: where an engine's connections are led instead
+    "_database_copy": "_dialects context errors",
+    # the one door for what stands on the public rooms, and what comes in by it; nothing else may import these
+    "_spi": "_claims _database_copy _once _core.connection _core.features _core.hooks _core.joined _core.savepoints _core.seams _core.session _core.unit _dialects "
+    "_factory_info _observers _plan _settings _bridge _waiting context isolation retry",
+    "testing": "_spi errors",
     # the front hall: names only, each imported at its first use, so it may know every public room
     "__init__": "*",
-    # the one door for what stands on the public rooms, and what comes in by it; nothing else may import these
-    "_spi": "_claims _once _core.connection _core.features _core.hooks _core.joined _core.savepoints _core.seams _core.session _core.unit _dialects "
-    "_factory_info _observers _plan _settings _bridge _waiting context isolation retry",
     "integrations": "* _spi",
     "cli": "* _spi",
     "__main__": "cli",

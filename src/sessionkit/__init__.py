@@ -49,6 +49,7 @@ __all__ = [
     "sessionmaker",
     "set_rollback_only",
     "sqlite",
+    "testing",
     "update_versioned",
     "version_of",
 ]
@@ -56,7 +57,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import bulk, commits, errors, locks, sqlite
+    from . import bulk, commits, errors, locks, sqlite, testing
     from .async_factory import AsyncSession, async_scoped_session, async_sessionmaker
     from .context import current_session
     from .errors import SessionKitError, VersionConflict
@@ -125,7 +126,7 @@ else:
     }
     _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
     # `import sessionkit` is enough to reach these.
-    _MODULES = {"binding", "bulk", "commits", "locks", "sqlite", *_NAMES} - {"async_factory"}
+    _MODULES = {"binding", "bulk", "commits", "locks", "sqlite", "testing", *_NAMES} - {"async_factory"}
 
     def __getattr__(name):
         from importlib import import_module

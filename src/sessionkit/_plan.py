@@ -417,7 +417,7 @@ def plan_passed(running: Running | None, request: Request) -> Step:
             "have begun otherwise; leave the session out, or pass one from a scope with this map"
         )
     given = request.given_settings
-    if given.values or given.role is not None:
+    if given.values or given.role is not None or given.system:
         raise OptionError(
             "settings= or role= was asked for, but a session was passed in that belongs to no scope, and its transaction may "
             "have begun otherwise; leave the session out, or pass that of a scope with them"

@@ -13,6 +13,7 @@ from ._core.joined import Joined
 from ._core.savepoints import connections
 from ._core.session import ScopeAware, answer_by_overrides, aware_class, tell_made, unit_of
 from ._core.unit import Unit, bound_engines
+from ._database_copy import DatabaseCopy, copies, engines_of
 from ._dialects import Position, is_autocommit, root_of
 from ._factory_info import FactoryInfo
 from ._observers import Observation, Observer, observers, tell_retried
@@ -30,6 +31,7 @@ __all__ = [
     "REQUEST",
     "WEEK",
     "Attempts",
+    "DatabaseCopy",
     "Entry",
     "FactoryInfo",
     "Hook",
@@ -59,9 +61,11 @@ __all__ = [
     "check_ttl",
     "connect",
     "connections",
+    "copies",
     "current_of",
     "describe",
     "engine_that_begins",
+    "engines_of",
     "factory_key",
     "here",
     "is_autocommit",

@@ -357,3 +357,25 @@ async def test_what_fails_after_the_release_on_a_connection_of_the_callers_has_c
         await transaction.commit()
     assert told == ["committed"]
     assert await names(doors) == ["outer", "ann"]
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["plain", "after a savepoint of its own"])
+async def test_of_a_release_without_an_answer_the_outcome_is_unknown(doors: Door, inner: bool) -> None:
+    def cut(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("RELEASE"):
+            raise LookupError
+
+    async with doors.connect() as connection:
+        transaction = await connection.begin()
+        await connection.execute(insert(User).values(name="outer"))
+        factory = doors.factory(doors.raw(connection), join_transaction_mode="create_savepoint")
+        with pytest.raises(errors.CommitOutcomeUnknown) as caught:
+            async with doors.scope(factory) as session:
+                if inner:
+                    async with session.begin_nested():
+                        session.add(User(name="ann"))
+                session.add(User(name="bob"))
+                event.listen(doors.sync_engine, "before_cursor_execute", cut)
+        event.remove(doors.sync_engine, "before_cursor_execute", cut)
+        assert isinstance(caught.value.__cause__, LookupError)
+        await transaction.rollback()

@@ -20,6 +20,7 @@ from sessionkit import (
 from tests.contract.settings import (
     driver_attributes,
 )
+from tests.contract.tenants import ROLE, create_roles
 from tests.support.models import User
 from tests.support.wire import Counted, counting
 
@@ -71,6 +72,24 @@ async def test_all_timeouts_together_add_one_statement_and_one_round_trip(doors:
         assert settings.startswith("SELECT set_config(")
         assert settings.count("set_config(") == sum(name.endswith("timeout") for name in options)
         assert round_trips == 4
+
+
+@on_postgresql
+async def test_settings_and_a_role_go_in_the_statement_of_the_timeouts(doors: Door, counted: Counted) -> None:
+    """None more with timeouts, one without them, and none for a scope that asks for nothing."""
+    await create_roles(doors)
+    settings = {"settings": {"app.tenant": 7, "app.lang": lambda: "it's"}, "role": ROLE}
+    for options, calls in (
+        ({"lock_timeout": 4, "statement_timeout": 5}, 2),
+        ({"lock_timeout": 4, "statement_timeout": 5, **settings}, 5),
+        ({"preset": REPORT, "lock_timeout": 4, **settings}, 4),
+        (settings, 3),
+    ):
+        (begin, set_, mine, commit), round_trips = await counted.scope(**options)
+        assert (begin[:5], mine, commit) == ("BEGIN", "SELECT 1 AS mine", "COMMIT")
+        assert set_.count("set_config(") == calls
+        assert round_trips == 4
+    assert await counted.scope(settings={"app.tenant": None}, role=None) == await counted.scope()
 
 
 @on_postgresql

@@ -399,7 +399,7 @@ async def test_a_session_that_no_scope_owns_is_no_way_around(doors: Door) -> Non
     Session = await ignoring(doors, settings={TENANT: REQUIRED})
     plain = doors.plain_factory()
 
-    async def body(*, session: Any) -> None:
+    async def body(session: Any) -> None:
         raise AssertionError("entered")
 
     decorated = doors.decorate(body, Session, form="keyword")
@@ -412,14 +412,27 @@ async def test_a_session_that_no_scope_owns_is_no_way_around(doors: Door) -> Non
 
 
 async def test_options_of_a_function_are_refused_for_a_session_that_no_scope_owns(doors: Door) -> None:
-    async def body(*, session: Any) -> None:
+    async def body(session: Any) -> None:
         raise AssertionError("entered")
 
-    for options in ({"settings": {TENANT: "a"}}, {"role": "r"}):
+    for options in ({"settings": {TENANT: "a"}}, {"role": "r"}, {"settings": SYSTEM}):
         decorated = doors.decorate(body, await ignoring(doors), form="keyword", **options)
         async with doors.session() as session:
             with pytest.raises(OptionError, match="passed in"):
                 await decorated(session=session)
+
+
+async def test_options_of_a_function_are_compared_with_the_scope_whose_session_was_passed_in(doors: Door) -> None:
+    async def body(session: Any) -> str:
+        return "done"
+
+    Session = await ignoring(doors, settings={TENANT: REQUIRED})
+    async with doors.scope(Session, settings={TENANT: "a"}) as session:
+        for options in ({}, {"settings": {TENANT: "a"}}):
+            assert await doors.decorate(body, Session, form="keyword", **options)(session=session) == "done"
+        for options in ({"settings": {TENANT: "b"}}, {"role": "r"}, {"settings": SYSTEM}):
+            with pytest.raises(OptionError, match="already runs"):
+                await doors.decorate(body, Session, form="keyword", **options)(session=session)
 
 
 # -- the way out ----------------------------------------------------------------------------------------------------

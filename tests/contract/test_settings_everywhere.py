@@ -224,6 +224,18 @@ async def test_a_get_bind_of_the_users_own_is_followed(doors: Door) -> None:
             await session.execute(ONE)
 
 
+async def test_a_factory_of_sqlalchemys_own_is_served_as_well(doors: Door) -> None:
+    await create_roles(doors)
+    plain = doors.plain_factory()
+    async with doors.scope(plain, settings={TENANT: "a"}, role=ROLE) as session:
+        assert (await setting(session), await current_user(session)) == ("a", ROLE)
+        async with doors.scope(plain, settings={TENANT: "b"}, propagation="savepoint"):
+            assert await setting(session) == "b"
+        assert await setting(session) == "a"
+    async with doors.session(plain) as session:
+        assert await setting(session) in (None, "")
+
+
 async def test_listeners_of_the_begin_are_under_them(doors: Door) -> None:
     seen = []
 
@@ -264,3 +276,23 @@ async def test_nothing_is_kept_of_a_unit_that_had_them(doors: Door, fails: bool)
         assert [ref() for ref in kept if ref() is not None] == []
     finally:
         gc.enable()
+
+
+async def test_a_unit_that_is_done_once_claims_its_key_with_the_role_and_replays_under_it(doors: Door) -> None:
+    await create_roles(doors)
+    await create_markers(doors)
+    for table in ("users", "sessionkit_once"):
+        await doors.write(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {ROLE}")
+    await doors.write(f"GRANT USAGE ON SEQUENCE users_id_seq TO {ROLE}")
+    Session = doors.factory(settings={TENANT: REQUIRED}, role=ROLE)
+
+    async def body(session: Any, name: str) -> str | None:
+        session.add(User(name=name))
+        return await setting(session)
+
+    add = doors.decorate(body, Session, settings={TENANT: "a"}, once=lambda name: f"add:{name}")
+    assert [await add("ann"), await add("ann")] == ["a", "a"]
+    assert await doors.rows("SELECT name FROM users") == [("ann",)]
+    without = doors.decorate(body, Session, once=lambda name: f"add:{name}")
+    with pytest.raises(SettingRequired):
+        await without("ann")

@@ -189,7 +189,8 @@ def of_module(source: str) -> Iterator[Passage]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             text = token.string.lstrip("# ")
-            if comment and token.start[0] == last + 1:
+            alone = not token.line[: token.start[1]].strip()  # a remark behind code is not continued
+            if comment and alone and token.start[0] == last + 1:
                 comment.append(text)
             else:
                 if comment:

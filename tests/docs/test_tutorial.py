@@ -16,7 +16,10 @@ from tests.docs.pages import ROOT, TUTORIAL, blocks
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.support.doors import Door
+
 SHOP = ROOT / "examples" / "tutorial"
+BANK = ROOT / "examples" / "races"
 
 
 def shown(file: str) -> list[str]:
@@ -61,3 +64,34 @@ def test_the_tests_of_the_shop_pass(tmp_path: Path) -> None:
         command, cwd=shop, env={**inherited, **alone}, capture_output=True, text=True, timeout=100, check=False
     )
     assert "\n5 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_bank_is_what_its_page_has_built() -> None:
+    assert pieces((BANK / "accounts.py").read_text()) == pieces("\n".join(shown("accounts.py")))
+    for file, title in [
+        ("conftest.py", "conftest.py of the bank"),
+        ("test_wrong.py", "test_wrong.py"),
+        ("test_right.py", "test_right.py"),
+    ]:
+        assert [(BANK / file).read_text().strip()] == [source.strip() for source in shown(title)]
+
+
+@pytest.mark.doors("postgresql-sync")
+@pytest.mark.own_database
+def test_the_tests_of_the_bank_end_as_its_page_says(doors: Door, tmp_path: Path) -> None:
+    bank = shutil.copytree(BANK, tmp_path / "bank")
+    source = (bank / "accounts.py").read_text()
+    url = doors.database.url(doors.driver).render_as_string(hide_password=False)
+    (bank / "accounts.py").write_text(source.replace("postgresql+psycopg:///bank", url))
+    doors.engine.dispose()
+    doors.database.observer.dispose()
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "sessionkit.integrations.pytest_plugin"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        command, cwd=bank, env={**inherited, **alone}, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert "\n1 failed, 4 passed" in done.stdout, done.stdout + done.stderr
+    printed = " ".join(line.removeprefix("E").strip() for line in done.stdout.splitlines())
+    (page,) = [block for block in blocks(TUTORIAL / "07-two-at-once.md") if "replay with" in block.source]
+    assert " ".join(page.source.split()) in " ".join(printed.split())

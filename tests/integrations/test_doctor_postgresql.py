@@ -256,7 +256,7 @@ def everything(doors: Door) -> list[Any]:
             connection.exec_driver_sql(f'SELECT xmin::text, t::text FROM "{table}" AS t ORDER BY 2').all()
             for table in sorted(tables.scalars())
         ]
-    return [doors.database._fingerprint(), rows]  # type: ignore[attr-defined]
+    return [doors.database._look(), rows]  # type: ignore[attr-defined]
 
 
 def test_nothing_is_changed_and_nothing_stays_behind(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from httpx import ASGITransport, AsyncClient
+from sqlalchemy.ext.asyncio import create_async_engine
 
+from sessionkit.testing import races
 from tests.integrations.servers import ask, uvicorn_serving, waitress_serving
+from tests.support.racing import alone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,3 +158,45 @@ async def test_of_two_tabs_that_edit_a_product_the_second_is_told(doors: Door, s
     browser.click("#form button")
     browser.wait_for_text("#message", "Saved")
     assert await doors.rows("SELECT cents FROM products") == [(1500,)]
+
+
+def application_and_factory(doors: Door, module: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """Return the application of an example, and the engine that its units go through."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    shop = importlib.import_module(module)
+    url = doors.database.url({"sqlite": "aiosqlite", "postgresql": "asyncpg"}[doors.backend])
+    if module == "flask_shop":
+        app = shop.create_app(doors.database.url(doors.driver).render_as_string(hide_password=False))
+        return app, app.extensions["sessionkit"].named["default"]
+    made: list[Any] = []
+    monkeypatch.setattr(shop, "create_async_engine", lambda url: made.append(create_async_engine(url)) or made[0])
+    return shop.create_app(url.render_as_string(hide_password=False)), made[0]
+
+
+@pytest.mark.own_database
+@pytest.mark.parametrize("module", ["flask_shop", "fastapi_shop"])
+async def test_in_every_order_of_two_edits_one_client_learns_of_the_other(
+    doors: Door, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, factory = application_and_factory(doors, module, monkeypatch)
+
+    def flask_edit(cents: int) -> int:
+        client = app.test_client()
+        body = {"name": "Teapot", "cents": cents}
+        return int(client.put("/products/1", json=body, headers={"If-Match": '"1"'}).status_code)
+
+    async def fastapi_edit(cents: int) -> int:
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://shop") as client:
+            body = {"name": "Teapot", "cents": cents}
+            return (await client.put("/products/1", json=body, headers={"If-Match": '"1"'})).status_code
+
+    edit: Any = flask_edit if module == "flask_shop" else fastapi_edit
+    await alone(doors)
+    try:
+        found = races(lambda: edit(1700), lambda: edit(1500), factories=[factory])
+    finally:
+        for name in ("shop", module):
+            sys.modules.pop(name, None)
+    assert found.complete
+    found.assert_serial()
+    assert {tuple(sorted(each.value for each in schedule.outcomes)) for schedule in found.schedules} == {(200, 412)}

@@ -185,7 +185,7 @@ async def test_databases_in_memory_are_rolled_back_and_cannot_be_copied(project:
     result.assert_outcomes(passed=9, errors=2)
     result.stdout.fnmatch_lines(
         [
-            "*is no file that could be copied; use mode='rollback', or a database file*",
+            "*is not a file that can be copied; use mode='rollback', or a database file*",
             "*a connection was requested at *test_shop.py:105, but this database has only one*",
         ]
     )

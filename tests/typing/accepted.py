@@ -43,6 +43,7 @@ from sessionkit import (
     sessionmaker,
     set_rollback_only,
     sqlite,
+    testing,
     update_versioned,
     version_of,
 )
@@ -59,11 +60,13 @@ from sessionkit.integrations.pytest_plugin import (
     FailCommitWith,
     IsolatedTest,
     LoseConnectionDuringCommit,
+    RunRaces,
     StatementCount,
     Statements,
 )
 from sessionkit.integrations.sqlcommenter import comment_statements
 from sessionkit.integrations.wsgi import SessionKitMiddleware as ForWSGI
+from sessionkit.testing import Races, Schedule
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -543,3 +546,25 @@ async def tests_of_an_application(
     assert_type(sessionkit_isolation.mode, str)
     sessionkit_isolation.start_over()
     await sessionkit_isolation.async_start_over()
+
+
+def tests_of_units_at_the_same_time(races: RunRaces, engine: Engine, maker: sessionmaker[sessionkit.Session]) -> None:
+    async def unit() -> int:
+        return 1
+
+    found = races(unit, lambda: 2, setup=print, check=lambda schedule: True, ignore=[Order.id], seed="12")
+    assert_type(found, Races)
+    assert_type(found.failures, tuple[Schedule, ...])
+    assert_type(found.explored, int)
+    assert_type(found.complete, bool)
+    assert_type(found.failures[0].order, tuple[int, ...])
+    assert_type(found.failures[0].outcomes[0].error, BaseException | None)
+    assert_type(found.failures[0].steps[0].statement, str)
+    assert_type(found.assert_serial(), None)
+    found.assert_none()
+    found.svg("found.svg")
+    assert_type(
+        testing.races(unit, unit, factories=[engine, maker], state=unit, max_schedules=10, max_seconds=1.5, seed=7),
+        Races,
+    )
+    sessionkit.testing.races(unit, unit, factories=[engine])

@@ -38,7 +38,7 @@ from sessionkit.integrations.fastapi import SessionDepends, install
 from sessionkit.integrations.flask import SessionKit
 from sessionkit.integrations.logging import log_scopes
 from sessionkit.integrations.long_scopes import LongScopes
-from sessionkit.integrations.pytest_plugin import AssertStatements, CaptureOnCommit, FailCommitWith
+from sessionkit.integrations.pytest_plugin import AssertStatements, CaptureOnCommit, FailCommitWith, RunRaces
 from sessionkit.integrations.sqlcommenter import comment_statements
 from sessionkit.integrations.wsgi import SessionKitMiddleware as ForWSGI
 
@@ -306,3 +306,10 @@ def tests_of_an_application(
     assert_statements("2")  # type: ignore[arg-type]
     fail_commit_with(40001)  # type: ignore[arg-type]
     fail_commit_with("40001", 2)  # type: ignore[call-arg]
+
+
+def tests_of_units_at_the_same_time(races: RunRaces, engine: Engine) -> None:
+    races(print, factories=[engine])  # type: ignore[call-arg]
+    races(3, print)  # type: ignore[arg-type]
+    races(print, print, max_schedules="1")  # type: ignore[arg-type]
+    races(print, print).assert_serial(True)  # type: ignore[call-arg]

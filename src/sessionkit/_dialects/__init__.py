@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ._bulk import Sieve as Sieve
     from ._bulk import Sifted as Sifted
     from ._once import OnceKeys as OnceKeys
+    from ._races import Gate as Gate
+    from ._races import Move as Move
+    from ._races import Raced as Raced
+    from ._races import Rows as Rows
     from ._two_phase import TwoPhase as TwoPhase
 
 __all__ = [

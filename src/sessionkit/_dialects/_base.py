@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ._locks import Locks
     from ._once import OnceKeys
+    from ._races import Raced
     from ._replication import Replication
     from ._settings import Settings
     from ._template import Template
@@ -253,6 +254,7 @@ class Dialect:
         new_uuid: SQL for a random UUID, as SQLAlchemy's type `Uuid` stores it; None as above.
         xmin: a system column of this name says which transaction wrote a row.
         template: how to copy its databases, for tests; None: not supported yet.
+        raced: loads what runs units against each other in its databases, for tests; None: not supported yet.
         in_transaction: returns whether the driver's connection is in a transaction, if that is known; for tests.
         has_written: asks the server whether the connection's transaction has written; for tests; None: not supported yet.
         check_deferred: makes the database check what it would check at COMMIT, without changing anything; for tests.
@@ -294,6 +296,7 @@ class Dialect:
     new_uuid: str | None = None
     xmin: bool = False
     template: Template | None = None
+    raced: Callable[[], type[Raced]] | None = None
     in_transaction: Callable[[Connection], bool] = _believed
     has_written: Callable[[Connection], bool] | None = None
     check_deferred: Callable[[Connection], None] = _checked_at_once

@@ -227,12 +227,18 @@ def unpackable(connection: Connection) -> str | None:
     return None if str(encoding).upper() in {"UTF8", "UTF-8"} else f"the client's encoding is {encoding}, not UTF-8"
 
 
+watching: list[Callable[[Connection, str], None]] = []
+"""Called before COPY, of which SQLAlchemy's events know nothing. For tests."""
+
+
 def copy_in(
     connection: Connection, table: Table | str, names: Sequence[Column[Any] | str], data: Iterable[bytes]
 ) -> int:
     """Send binary COPY data; return the number of rows it made."""
     send = _SENDERS[connection.dialect.driver]
     driver = connection.connection
+    for watch in watching:
+        watch(connection, _statement(connection, table, names))
     try:
         return send(connection, table, names, data)
     except Exception as error:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Executable
     from sqlalchemy.engine import Connection, Engine
 
+    from ._races import Raced
+
 # Hermitage, postgresql.md; tests/concurrency/test_anomalies.py proves each cell.
 _ANOMALIES = {
     "READ COMMITTED": all_of("PMP", "P4", "G-single", "G2-item", "G2"),
@@ -327,6 +329,12 @@ def _driver_in_transaction(driver_connection: Any) -> bool:
     return hasattr(driver_connection, "info") and _libpq_begun(driver_connection)
 
 
+def _raced() -> type[Raced]:
+    from ._races_postgresql import RacedPostgresql
+
+    return RacedPostgresql
+
+
 DIALECT = Dialect(
     "postgresql",
     # PostgreSQL manual 13.2: READ UNCOMMITTED behaves like READ COMMITTED.
@@ -360,6 +368,7 @@ DIALECT = Dialect(
     new_uuid="gen_random_uuid()",
     xmin=True,
     template=_template.POSTGRESQL,
+    raced=_raced,
     in_transaction=_in_transaction,
     has_written=_has_written,
     check_deferred=_check_deferred,

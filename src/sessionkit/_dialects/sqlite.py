@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Engine
 
+    from ._races import Raced
+
 __all__ = ["DIALECT", "Config", "config_of", "configure"]
 
 _WANTED = "wanted"
@@ -395,6 +397,12 @@ def _lives_in_memory(engine: Engine) -> bool:
     return not engine.dialect.is_async and engine.url.database in {None, "", ":memory:"}
 
 
+def _raced() -> type[Raced]:
+    from ._races_sqlite import RacedSqlite
+
+    return RacedSqlite
+
+
 DIALECT = Dialect(
     "sqlite",
     # One writer at a time, readers on a snapshot: everything is serializable, once there is a real BEGIN.
@@ -423,6 +431,7 @@ DIALECT = Dialect(
     later=_LATER,
     new_uuid="lower(hex(randomblob(16)))",
     template=_template.SQLITE,
+    raced=_raced,
     in_transaction=lambda connection: bool(getattr(connection.connection.driver_connection, "in_transaction", True)),
     check_deferred=_check_deferred,
     with_code=_with_code,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import NoSuchTableError
-from sqlalchemy.orm import mapperlib
+from sqlalchemy.orm import Mapper, mapperlib
 
 from .. import _sqlstate
 from ._usage import OptionError, SyncAsyncMismatch
@@ -17,8 +17,6 @@ from ._usage import OptionError, SyncAsyncMismatch
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import FrameType
-
-    from sqlalchemy.orm import Mapper
 
     Named = sa.Constraint | sa.Index
 
@@ -358,7 +356,7 @@ def _written(frame: FrameType) -> Mapper[Any] | None:
     records = names.get("records")
     mappers = {record[3] for record in records} if isinstance(records, list) else set()
     found = mappers.pop() if len(mappers) == 1 else names.get("mapper")
-    return found if isinstance(found, sa.orm.Mapper) else None
+    return found if isinstance(found, Mapper) else None
 
 
 def _entity(table: sa.Table, flushed: Mapper[Any] | None, mappers: list[Mapper[Any]]) -> type | None:

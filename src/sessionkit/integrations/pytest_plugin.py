@@ -13,9 +13,10 @@ one of them, `sessionkit_factories`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -23,6 +24,7 @@ from ..errors import OptionError
 from ._kit.statements import Statements
 
 if TYPE_CHECKING:
+    from ..testing import Races
     from ._kit.isolation import KitIsolation
 
 __all__ = [
@@ -31,12 +33,14 @@ __all__ = [
     "FailCommitWith",
     "IsolatedTest",
     "LoseConnectionDuringCommit",
+    "RunRaces",
     "StatementCount",
     "Statements",
     "assert_statements",
     "capture_on_commit",
     "fail_commit_with",
     "lose_connection_during_commit",
+    "races",
     "retry_without_waiting",
     "sessionkit_factories",
     "sessionkit_isolation",
@@ -107,6 +111,25 @@ class LoseConnectionDuringCommit(Protocol):
 
     def __call__(self, *, committed: bool = False) -> None:
         """Lose the answer to the next COMMIT."""
+        ...
+
+
+class RunRaces(Protocol):
+    """The fixture `races`."""
+
+    def __call__(
+        self,
+        *units: Callable[[], Any],
+        setup: Callable[[], Any] | None = None,
+        check: Callable[..., Any] | None = None,
+        state: Callable[[], Any] | None = None,
+        ignore: Sequence[Any] = (),
+        max_schedules: int = 1000,
+        max_seconds: float = 60.0,
+        step_timeout: float = 10.0,
+        seed: int | str = 0,
+    ) -> Races:
+        """Run units against each other in every order of their statements: see `sessionkit.testing.races`."""
         ...
 
 
@@ -248,6 +271,18 @@ def lose_connection_during_commit(sessionkit_isolation: KitIsolation) -> LoseCon
     finds out with ``verify_commit``.
     """
     return sessionkit_isolation.lose_connection_during_commit
+
+
+@pytest.fixture
+def races(sessionkit_factories: Iterable[object]) -> RunRaces:
+    """Run units of work against each other, in every order of their statements, on the real database.
+
+    It is `sessionkit.testing.races` with the factories of `sessionkit_factories`. A test that is isolated needs
+    ``mode="template"``: in rollback mode all units share one connection.
+    """
+    from ..testing import races
+
+    return partial(races, factories=sessionkit_factories)
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
 
-from ..._spi import FactoryInfo, _dialects, answer_by_overrides, factory_key, pop, seams, top
+from ..._spi import FactoryInfo, _dialects, answer_by_overrides, engines_of, factory_key, pop, seams, top
 from ...errors import OptionError
 from .._place import place
 from .event_loops import EventLoops
@@ -22,6 +21,8 @@ from .statements import Statements, collect
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
     from contextlib import AbstractContextManager
+
+    from sqlalchemy.engine import Engine
 
 __all__ = ["KitIsolation"]
 
@@ -235,26 +236,3 @@ class KitIsolation:
             yield sent
         if len(sent) != expected:
             raise AssertionError(f"{expected} statements were expected, but {len(sent)} were sent:\n{sent}")
-
-
-def engines_of(factories: Iterable[object]) -> list[Engine]:
-    """Return the engines that factories are bound to, each once; a derived engine counts as the one it was derived from.
-
-    Raises:
-        OptionError: an item is neither a factory nor an engine.
-    """
-    found: dict[Engine, None] = {}
-    for given in factories:
-        factory: Any = factory_key(given)
-        arguments: dict[str, Any] = getattr(factory, "kw", {})
-        binds = [arguments.get("bind"), *(arguments.get("binds") or {}).values()]
-        engines = [each for each in map(_engine, [factory, *binds]) if each is not None]
-        if not engines and not hasattr(factory, "class_"):
-            raise OptionError(f"sessionkit_factories returned {given!r}, which is neither a factory nor an engine")
-        found.update(dict.fromkeys(map(_dialects.root_of, engines)))
-    return list(found)
-
-
-def _engine(bind: Any) -> Engine | None:
-    engine = getattr(bind, "sync_engine", bind)
-    return engine if isinstance(engine, Engine) else None
