@@ -426,7 +426,8 @@ async def test_at_autocommit_it_is_refused(doors: Door) -> None:
 async def test_a_key_that_the_database_stores_in_another_form_is_refused_and_deletes_nothing(doors: Door) -> None:
     """Its row would be inserted and deleted by every sync, and with it whatever refers to it."""
     sync = doors.twin(bulk.sync, bulk.async_sync)
-    if doors.backend == "postgresql":
+    # asyncpg has the server round the value before it looks: SQLAlchemy casts each parameter there.
+    if doors.backend == "postgresql" and doors.driver != "asyncpg":
         rows = [{"rate": Decimal("2.50"), "name": "two"}, {"rate": Decimal("1.005"), "name": "one"}]
         async with doors.scope() as session:
             with pytest.raises(errors.BulkError, match="stores it in another form") as caught:
