@@ -291,8 +291,8 @@ def _missing(missing: list[str], what: str) -> str:
     give = ([f"settings={{{example}}}"] if settings else []) + (["role=..."] if "role" in missing else [])
     return (
         f"{what} {' and '.join(names)}, which its factory requires; give it to the scope, as "
-        f"Session.scope({', '.join(give)}), or to the web integration; what is to run without it says "
-        "settings=SYSTEM and has a name"
+        f"Session.scope({', '.join(give)}), or to the web integration; work that spans all tenants opens its scope "
+        "with settings=SYSTEM and name="
     )
 
 
