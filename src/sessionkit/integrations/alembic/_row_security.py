@@ -5,10 +5,12 @@ The policy compares a column with a setting of the transaction, as ``settings=``
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from alembic.operations import MigrateOperation, Operations
-from sqlalchemy import String, text
+from sqlalchemy import Enum, Float, Numeric, String, text
+from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.types import TypeEngine
 
 from ..._spi import _dialects
@@ -122,7 +124,8 @@ class EnableRowSecurityOp(RowSecurityOp):
             column_name: the column that tells whose a row is.
             setting: the setting of the transaction, such as ``"app.tenant"``.
             type_: the type of the column, of SQLAlchemy's or as SQL; default: read from the database. A migration that
-                is written out as SQL (``--sql``) needs it.
+                is written out as SQL (``--sql``) needs it; for a column of a domain, write the type below the domain.
+                Its length or precision is left out, since a cast to it would make another tenant of a value.
             using: an SQL condition of your own, instead of column and setting.
             policy: what the policy is called.
             to: the role, or roles, that it goes for; default: all.
@@ -262,32 +265,81 @@ def _template(operations: Operations, operation: EnableRowSecurityOp, dialect: A
     return f"{column} = CAST({setting} AS {_type(operations, operation, dialect)})"
 
 
-# Not by reflection, which leaves out what SQLAlchemy has no type for.
-_TYPE = text(
-    """
-    SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
-    WHERE a.attrelid = to_regclass(:name) AND a.attname = :column AND a.attnum > 0 AND NOT a.attisdropped
-    """
+# Not by reflection, which leaves out what SQLAlchemy has no type for. The modifier -1 and not NULL: with NULL, character and
+# bit are read back as character(1) and bit(1).
+_TYPE = """
+    WITH RECURSIVE base AS (
+        {first}
+        UNION ALL
+        SELECT t.typbasetype FROM base JOIN pg_type t ON t.oid = base.type WHERE t.typtype = 'd'
+    )
+    SELECT CASE WHEN t.oid IN (CAST('"char"' AS regtype), CAST('name' AS regtype)) THEN 'text' ELSE format_type(t.oid, -1) END
+    FROM base JOIN pg_type t ON t.oid = base.type WHERE t.typtype <> 'd'
+"""
+_OF_A_COLUMN = text(
+    _TYPE.format(
+        first="SELECT a.atttypid AS type FROM pg_attribute a WHERE a.attrelid = to_regclass(:name) AND a.attname = :column "
+        "AND a.attnum > 0 AND NOT a.attisdropped"
+    )
 )
+_OF_A_NAME = text(_TYPE.format(first="SELECT CAST(to_regtype(:name) AS oid) AS type"))
 
 
 def _type(operations: Operations, operation: EnableRowSecurityOp, dialect: Any) -> str:
-    type_ = operation.type_
-    if isinstance(type_, str):
-        return type_
-    if type_ is not None:
-        made: str = dialect.type_compiler_instance.process(type_() if isinstance(type_, type) else type_)
-        return made
-    if operations.get_context().as_sql:
+    """Return the type that the setting is cast to: without a length or precision, which would cut off or round its value.
+
+    With them the setting of one tenant could become that of another: "acme-ltd-evil" as varchar(8) is "acme-ltd".
+    """
+    offline = operations.get_context().as_sql
+    if operation.type_ is not None:
+        written = _written(operation.type_, dialect)
+        found = None if offline else operations.get_bind().execute(_OF_A_NAME, {"name": written}).scalar()
+        return _without_modifiers(written) if found is None else str(found)
+    if offline:
         raise MigrationError(
             f"op.{operation.word}({operation.table_name!r}) is written out as SQL, where no database tells the type of "
             f"{operation.column_name!r}; write type_=, such as type_=sa.Integer()"
         )
-    found = {"name": operation.table(dialect), "column": operation.column_name}
-    told = operations.get_bind().execute(_TYPE, found).scalar()
+    column = {"name": operation.table(dialect), "column": operation.column_name}
+    told = operations.get_bind().execute(_OF_A_COLUMN, column).scalar()
     if told is None:
         raise MigrationError(f"there is no column {operation.column_name!r} in a table {operation.table(dialect)}")
     return str(told)
+
+
+def _written(type_: Any, dialect: Any) -> str:
+    if isinstance(type_, str):
+        return type_
+    found: Any = type_() if isinstance(type_, type) else type_
+    while isinstance(found, DOMAIN):
+        found = found.data_type
+    made: str = dialect.type_compiler_instance.process(found)
+    return made
+
+
+_PARTS = re.compile(r'"(?:[^"]|"")*"|\(\s*-?\d[^()]*\)|[^"(]+|\(')
+_FLOAT = re.compile(r"\s*float\s*\(", re.IGNORECASE)
+_CUTS = (
+    (
+        re.compile(r"(?:(?:national\s+)?character|(?:national\s+)?char|nchar|bpchar)(?!\s+varying)\b", re.IGNORECASE),
+        "bpchar",
+    ),
+    (re.compile(r"bit(?!\s+varying)\b", re.IGNORECASE), '"bit"'),
+    (re.compile(r"interval\b[a-z ]*", re.IGNORECASE), "interval"),
+    (re.compile(r'"char"|name\b', re.IGNORECASE), "text"),
+)
+
+
+def _without_modifiers(written: str) -> str:
+    """Return a type as SQL without its length or precision, where no database can be asked."""
+    if _FLOAT.match(written):  # its precision says which type it is
+        return written
+    kept = "".join(part for part in _PARTS.findall(written) if not re.match(r"\(\s*-?\d", part))
+    plain = " ".join(kept.split())
+    for cut, whole in _CUTS:
+        if found := cut.match(plain):
+            return whole + plain[found.end() :]
+    return plain
 
 
 # -- autogenerate ---------------------------------------------------------------------------------------------------
@@ -350,11 +402,20 @@ def compare(context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
             )
         column, setting = options.pop("column_name"), options.pop("setting")
         if options["type_"] is None and column in table.c:
-            options["type_"] = table.c[column].type
+            options["type_"] = _whole(table.c[column].type)
         op = EnableRowSecurityOp(table.name, column, setting, **options)
         there = context.connection.execute(_POLICIES, {"name": op.table(context.dialect)}).scalars().all()
         if op.policy not in there:
             upgrade_ops.ops.append(op)
+
+
+def _whole(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return a type without its length or precision, as the policy casts to it."""
+    if isinstance(type_, String) and not isinstance(type_, Enum):
+        return type_.adapt(type(type_), length=None)
+    if isinstance(type_, Numeric) and not isinstance(type_, Float):
+        return type_.adapt(type(type_), precision=None, scale=None)
+    return type_
 
 
 _ARGUMENTS = ("type_", "using", "policy", "to", "force", "schema")
