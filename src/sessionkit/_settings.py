@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, Final, Literal
@@ -162,12 +162,13 @@ class SettingsAsked:
             _check_role(given, where)
         return replace(self, role=given, role_required=self.role_required and not defaults)
 
-    def in_force(self, unit: object, name: str | None) -> InForce:
+    def in_force(self, unit: object, name: str | None, *, role_required: bool = False) -> InForce:
         """Ask the functions, and return what a transaction is to run with.
 
         Args:
             unit: what a message calls the scope.
             name: what the scope is called.
+            role_required: whether a role is demanded elsewhere, so that a function that returns "" gives none.
 
         Raises:
             SettingRequired: the factory demands something that is missing.
@@ -178,7 +179,7 @@ class SettingsAsked:
                 f"settings=SYSTEM was asked for by {unit}, which has no name; give it name=, so that logs and traces show "
                 "what runs without the settings of its factory"
             )
-        found = InForce(self._texts(str(unit)), self._role(str(unit)), self.system)
+        found = InForce(self._texts(str(unit)), self._role(str(unit), self.role_required or role_required), self.system)
         if self.demands:
             refuse_lacking(self, found, f"{unit} was opened without")
         return found
@@ -192,12 +193,12 @@ class SettingsAsked:
                 texts[name] = text
         return texts
 
-    def _role(self, where: str) -> str | None:
+    def _role(self, where: str, required: bool) -> str | None:
         if not callable(self.role):
             role: str | None = self.role
             return role
         asked = _called(self.role, "role=", where)
-        if asked == "" and self.role_required:
+        if asked == "" and required:
             return None  # what is demanded is not given
         _check_role(asked, where)
         return None if asked is None else str.__str__(asked)
@@ -252,7 +253,11 @@ def refuse_other(asked: SettingsAsked, given: frozenset[str], running: InForce, 
 
 
 def narrowed(
-    asked: SettingsAsked, given: frozenset[str], running: InForce, name: str | None, demanded: SettingsAsked
+    asked: SettingsAsked,
+    given: frozenset[str],
+    running: InForce,
+    name: str | None,
+    demanded: Sequence[SettingsAsked],
 ) -> tuple[InForce, dict[str, str | None]]:
     """Return what a savepoint scope runs with, and what the database has to change for that; None: back to the default.
 
@@ -261,18 +266,28 @@ def narrowed(
         given: the names of the options that were written on it.
         running: what the transaction runs with.
         name: what the scope is called.
-        demanded: what the factory demands.
+        demanded: what the factories of the transaction and of the scope demand.
+
+    Raises:
+        SettingRequired: it would run without something that is demanded.
     """
-    wanted = asked.in_force("a savepoint scope", name)
+    wanted = asked.in_force("a savepoint scope", name, role_required=any(each.role_required for each in demanded))
     values = {} if wanted.system else {**running.values, **wanted.values}
     role = wanted.role if "role" in given else running.role
-    # Out of a unit without settings something narrower than it was made, if it has all that its factory demands.
-    incomplete = running.system and bool(InForce(values, role).lacks(demanded))
+    found = InForce(values, role)
+    system = wanted.system
+    if not system:
+        # A scope that gives settings inside a SYSTEM one leaves it, so it needs all; one that changes the role stays in it.
+        if running.system and not asked.values:
+            system = any(found.lacks(each) for each in demanded)
+        else:
+            for each in demanded:
+                refuse_lacking(each, found, "a savepoint scope was opened without")
     changes: dict[str, str | None] = {setting: values.get(setting) for setting in {**running.values, **values}}
     changed = {setting: text for setting, text in changes.items() if text != running.values.get(setting)}
     if role != running.role:
         changed["role"] = role
-    return InForce(values, role, wanted.system or incomplete), changed
+    return InForce(values, role, system), changed
 
 
 _WAY_OUT = "ask for it on the outermost scope, or for propagation='new'"

@@ -568,6 +568,67 @@ async def test_a_connection_that_a_savepoint_scope_uses_by_another_name_is_set_t
         assert await setting(connection) == "a"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"role": None},
+        {"role": lambda: None},
+        {"role": lambda: ""},
+        {"settings": {TENANT: ""}},
+        {"settings": {TENANT: lambda: ""}},
+        {"settings": {TENANT: "b"}, "role": None},
+    ],
+)
+async def test_a_savepoint_scope_drops_nothing_that_is_required(doors: Door, given: dict[str, Any]) -> None:
+    await create_roles(doors)
+    Session = await ignoring(doors, settings={TENANT: REQUIRED}, role=REQUIRED)
+    async with doors.scope(Session, settings={TENANT: "a"}, role=lambda: ROLE) as session:
+        with pytest.raises(SettingRequired) as caught:
+            async with doors.scope(Session, propagation="savepoint", **given):
+                raise AssertionError("entered")
+        assert caught.value.setting == ("role" if "role" in given else TENANT)
+        await session.execute(ONE)
+        async with doors.scope(Session, settings={TENANT: None}, propagation="savepoint"):
+            pass  # that of the outer one goes on
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"settings": {TENANT: "a"}}, "role"),
+        ({"settings": {TENANT: "a"}, "role": None}, "role"),
+        ({"settings": {TENANT: ""}, "role": ROLE}, TENANT),
+        ({"settings": {TENANT: lambda: None}, "role": ROLE}, TENANT),
+        ({"settings": {"app.lang": "en"}, "role": ROLE}, TENANT),
+    ],
+)
+async def test_a_savepoint_scope_that_leaves_system_needs_all_that_is_required(
+    doors: Door, given: dict[str, Any], missing: str
+) -> None:
+    Session = await ignoring(doors, settings={TENANT: REQUIRED}, role=REQUIRED)
+    async with doors.scope(Session, settings=SYSTEM, name="outer"):
+        with pytest.raises(SettingRequired) as caught:
+            async with doors.scope(Session, propagation="savepoint", **given):
+                raise AssertionError("entered")
+        assert caught.value.setting == missing
+
+
+@postgresql
+async def test_a_savepoint_scope_may_take_a_role_and_stay_in_system(doors: Door) -> None:
+    await create_roles(doors)
+    Session = doors.factory(settings={TENANT: REQUIRED}, role=REQUIRED)
+    async with doors.scope(Session, settings=SYSTEM, name="outer") as session:
+        async with doors.scope(Session, role=ROLE, propagation="savepoint"):
+            assert await current_user(session) == ROLE
+            async with doors.scope(Session, settings=SYSTEM, name="inner"):
+                pass
+        async with doors.scope(Session, settings={TENANT: "a"}, role=ROLE, propagation="savepoint"):
+            assert (await setting(session), await current_user(session)) == ("a", ROLE)
+            with pytest.raises(SettingRequired):
+                async with doors.scope(Session, role=None, propagation="savepoint"):
+                    raise AssertionError("entered")
+
+
 @postgresql
 async def test_a_savepoint_scope_in_system_and_system_in_a_savepoint_scope(doors: Door) -> None:
     Session = doors.factory(settings={TENANT: REQUIRED})

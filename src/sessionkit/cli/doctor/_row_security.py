@@ -167,7 +167,7 @@ def _policies(policies: list[Any]) -> Iterator[Finding]:
         yield fail(
             check,
             f"cast a setting to a type with a length or precision, so that one tenant may pass for another: {a_few(cutting)}",
-            "cast to the type without it, such as varchar for varchar(8), or have op.enable_row_security() write the policy again",
+            "cast to the type without it, such as varchar for varchar(8); op.enable_row_security() writes such a policy",
         )
     if policies and not bare and not open_ and not cutting:
         yield ok(check, f"{len(policies)}, none of which takes an empty setting for a value")
