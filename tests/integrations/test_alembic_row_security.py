@@ -212,6 +212,8 @@ def test_the_operations_undo_each_other() -> None:
 
 
 def test_what_it_cannot_do_is_said_before_anything_is_done(engine: sa.Engine, tmp_path: Path) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE here (tenant_id integer)"))
     with operations(engine) as op:
         for arguments, options in (
             (("notes",), {}),
@@ -220,6 +222,12 @@ def test_what_it_cannot_do_is_said_before_anything_is_done(engine: sa.Engine, tm
             (("notes", "tenant_id", "app.tenant"), {"using": "true"}),
             (("notes", "tenant_id", "app.tenant"), {"policy": ""}),
             (("no_such_table", "tenant_id", "app.tenant"), {}),
+            (("no_such_table",), {"using": "true"}),
+            (("here",), {"using": " "}),
+            (("here", "tenant_id", "tenant"), {}),
+            (("here", "tenant_id", "app.tenant"), {"to": []}),
+            (("here", "tenant_id", "app.tenant"), {"to": ""}),
+            (("here", "tenant_id", "app.tenant"), {"to": [1]}),
         ):
             with pytest.raises(MigrationError):
                 op.enable_row_security(*arguments, **options)
@@ -268,6 +276,26 @@ async def test_autogenerate_writes_the_type_without_its_length(doors: Door, make
     project.run("upgrade", "head")
     (condition,) = project.rows("SELECT pg_get_expr(polqual, polrelid) FROM pg_policy")
     assert "(8)" not in condition[0]
+
+
+async def test_the_info_of_a_table_may_have_a_condition(doors: Door, make: Callable[..., Project]) -> None:
+    project = make(MODELS.replace('{"column_name": "tenant_id", "setting": "app.tenant"}', '{"using": "tenant_id=1"}'))
+    project.run("revision", message="first", autogenerate=True)
+    (migration,) = (project.folder / "migrations" / "versions").glob("*.py")
+    assert "op.enable_row_security('orders', using='tenant_id=1')" in migration.read_text()
+    project.run("upgrade", "head")
+    project.run("check")
+
+
+@pytest.mark.parametrize(
+    "info", ['"tenant_id"', '["tenant_id"]', "True", '{1: 2, "b": 3}', '{"column_name": "tenant_id"}']
+)
+async def test_an_info_that_says_something_else_is_refused_with_the_name_of_the_table(
+    doors: Door, make: Callable[..., Project], info: str
+) -> None:
+    project = make(MODELS.replace('{"column_name": "tenant_id", "setting": "app.tenant"}', info))
+    with pytest.raises(MigrationError, match="orders"):
+        project.run("revision", message="first", autogenerate=True)
 
 
 async def test_sql_that_is_written_out_needs_the_type(doors: Door, make: Callable[..., Project]) -> None:

@@ -6,6 +6,7 @@ The policy compares a column with a setting of the transaction, as ``settings=``
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from alembic.operations import MigrateOperation, Operations
@@ -13,7 +14,7 @@ from sqlalchemy import Enum, Float, Numeric, String, text
 from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.types import TypeEngine
 
-from ..._spi import _dialects
+from ..._spi import _dialects, why_unknown
 from ._errors import MigrationError
 
 if TYPE_CHECKING:
@@ -60,17 +61,26 @@ class RowSecurityOp(MigrateOperation):
         else:
             given["using"] = using
         for name, value in given.items():
-            if not isinstance(value, str) or not value:
+            if not isinstance(value, str) or not value.strip():
                 raise MigrationError(
-                    f"{name}={value!r} was given to op.{self.word}(); it is a string that is not empty"
+                    f"{name}={value!r} was given to op.{self.word}() for the table {table_name!r}; it is a string that is not "
+                    "empty"
                 )
+        if using is None and setting is not None and (problem := why_unknown(setting)):
+            raise MigrationError(f"setting={setting!r} was given to op.{self.word}({table_name!r}); {problem}")
+        roles: tuple[Any, ...] | None = None if to is None else (to,) if isinstance(to, str) else tuple(to)
+        if roles is not None and not (roles and all(isinstance(role, str) and role.strip() for role in roles)):
+            raise MigrationError(
+                f"to={to!r} was given to op.{self.word}({table_name!r}); it is the name of a role or a list of names, or None "
+                "for all roles"
+            )
         self.table_name = table_name
         self.column_name = column_name
         self.setting = setting
         self.type_ = type_
         self.using = using
         self.policy = policy
-        self.to: tuple[str, ...] = (to,) if isinstance(to, str) else tuple(to or ())
+        self.to: tuple[str, ...] = roles or ()
         self.force = force
         self.schema = schema
 
@@ -219,6 +229,11 @@ def register() -> None:
 def _enable(operations: Operations, operation: EnableRowSecurityOp) -> None:
     dialect = _dialect(operations, operation)
     table, quote = operation.table(dialect), dialect.identifier_preparer.quote
+    if not operations.get_context().as_sql and operations.get_bind().execute(_TABLE, {"name": table}).scalar() is None:
+        raise MigrationError(
+            f"op.{operation.word}({operation.table_name!r}) was asked for, but there is no table {table}; create it before, or "
+            "write schema="
+        )
     condition = operation.using or _template(operations, operation, dialect)
     to = f" TO {', '.join(map(_role(quote), operation.to))}" if operation.to else ""
     _say(
@@ -228,6 +243,9 @@ def _enable(operations: Operations, operation: EnableRowSecurityOp) -> None:
     _say(operations, f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
     if operation.force:
         _say(operations, f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
+
+
+_TABLE = text("SELECT CAST(to_regclass(:name) AS text)")
 
 
 def _disable(operations: Operations, operation: DisableRowSecurityOp) -> None:
@@ -335,7 +353,7 @@ def _without_modifiers(written: str) -> str:
     if _FLOAT.match(written):  # its precision says which type it is
         return written
     kept = "".join(part for part in _PARTS.findall(written) if not re.match(r"\(\s*-?\d", part))
-    plain = " ".join(kept.split())
+    plain = kept.strip()
     for cut, whole in _CUTS:
         if found := cut.match(plain):
             return whole + plain[found.end() :]
@@ -393,15 +411,20 @@ def compare(context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
         said = table.info.get(INFO)
         if said is None or not context.run_object_filters(table, table.name, "table", False, None):
             continue
+        if not isinstance(said, Mapping):
+            raise MigrationError(
+                f"the info of {table.fullname} has {INFO!r} as {type(said).__name__}; it is a dict of the arguments of "
+                'op.enable_row_security(), such as {"column_name": "tenant_id", "setting": "app.tenant"}'
+            )
         options: dict[str, Any] = {
             "type_": None, "using": None, "policy": POLICY, "to": None, "force": True, "schema": table.schema
         } | {"column_name": None, "setting": None, **said}  # fmt: skip
         if unknown := options.keys() - {"column_name", "setting", *_ARGUMENTS}:
             raise MigrationError(
-                f"the info of {table.fullname} has {min(unknown)!r}, which op.enable_row_security() has not"
+                f"the info of {table.fullname} has {min(unknown, key=str)!r}, which op.enable_row_security() has not"
             )
         column, setting = options.pop("column_name"), options.pop("setting")
-        if options["type_"] is None and column in table.c:
+        if options["type_"] is None and isinstance(column, str) and column in table.c:
             options["type_"] = _whole(table.c[column].type)
         op = EnableRowSecurityOp(table.name, column, setting, **options)
         there = context.connection.execute(_POLICIES, {"name": op.table(context.dialect)}).scalars().all()
