@@ -21,9 +21,18 @@ if TYPE_CHECKING:
 
 
 def tables_of(entity: Any) -> list[FromClause]:
-    """Return the tables of an entity, or an empty list if it is made of anything but tables."""
+    """Return the tables of an entity, or an empty list if it is made of anything but tables.
+
+    The table of the base class comes first, that of the class itself last. PostgreSQL locks in the order of ``FOR UPDATE
+    OF``, so calls for different classes of a hierarchy lock the tables of a row in the same order and never deadlock.
+    """
     if isinstance(entity, Mapper):
-        return [table for table in entity.tables if isinstance(table, Table)]
+        tables: list[FromClause] = [table for table in entity.tables if isinstance(table, Table)]
+        if len(tables) > 1:
+            by_class = [each.local_table for each in reversed(list(entity.iterate_to_root()))]
+            place = {table: number for number, (table, _) in enumerate(_leaves(by_class, False))}
+            tables.sort(key=lambda table: place.get(table, len(place)))
+        return tables
     if isinstance(entity, AliasedInsp):
         alias = entity.selectable
         return [alias] if type(alias) is Alias and isinstance(alias.element, Table) else []

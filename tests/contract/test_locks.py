@@ -27,8 +27,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, NoResultFound
 from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, column_property, joinedload, mapped_column, relationship
+from sqlalchemy.orm.exc import StaleDataError
 
-from sessionkit import errors, locks, sqlite
+from sessionkit import Retry, errors, locks, sqlite
 from tests.support.models import Account, Address, User
 
 if TYPE_CHECKING:
@@ -539,6 +540,15 @@ class MaybeNoted(Base):
     __mapper_args__ = {"primary_key": [Note.__table__.c.id]}  # noqa: RUF012
 
 
+class Director(Manager):
+    __tablename__ = "lock_directors"  # sorts before its bases: the order must not be that of the names
+    __mapper_args__ = {"polymorphic_identity": "director"}  # noqa: RUF012
+
+    first: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    second: Mapped[str] = mapped_column(String(10), primary_key=True)
+    __table_args__ = (ForeignKeyConstraint(["first", "second"], ["lock_managers.first", "lock_managers.second"]),)
+
+
 @pytest.fixture
 def persons(doors: Door) -> None:
     Base.metadata.create_all(doors.database.observer)
@@ -583,6 +593,67 @@ async def test_the_rows_of_all_tables_of_the_objects_class_are_locked_and_read(
         taken = await take_of(doors)(session, select(entity).order_by(entity.first))
         assert taken.budget == 9
         assert (await locked_rows(doors, "lock_persons"), await locked_rows(doors, "lock_managers")) == (1, 1)
+
+
+async def add_director(doors: Door) -> None:
+    await doors.write(insert(Person.__table__).values(first=3, second="c", kind="director", name="eve"))
+    await doors.write(insert(Manager.__table__).values(first=3, second="c", budget=5))
+    await doors.write(insert(Director.__table__).values(first=3, second="c"))
+
+
+HIERARCHY = ("lock_persons", "lock_managers", "lock_directors")
+
+
+@POSTGRESQL
+@pytest.mark.usefixtures("persons")
+@pytest.mark.parametrize("entity", [Person, Manager, Director])
+@pytest.mark.parametrize("call", ["lock", "lock_all", "take"])
+async def test_the_tables_of_an_object_are_locked_from_the_base_class_down(
+    doors: Door, entity: type[Person], call: str
+) -> None:
+    """Otherwise two calls for one object, asked for by different classes, can deadlock."""
+    await add_director(doors)
+    async with doors.scope() as session:
+        with doors.statements() as sql:
+            if call == "lock":
+                await lock_of(doors)(session, entity, (3, "c"))
+            elif call == "lock_all":
+                await lock_all_of(doors)(session, entity, [(3, "c")])
+            else:
+                await take_of(doors)(session, select(entity).where(entity.first == 3))
+    found = [line.partition("FOR UPDATE OF ")[2].partition(" SKIP")[0] for line in sql]
+    assert ", ".join(filter(None, found)) == ", ".join(HIERARCHY)
+
+
+@POSTGRESQL
+@pytest.mark.usefixtures("persons")
+async def test_a_unit_that_locks_on_retry_locks_them_in_that_order_too(doors: Door) -> None:
+    await add_director(doors)
+    attempts: list[list[str]] = []
+
+    async def unit(session: AsyncSession) -> None:
+        with doors.statements() as sql:
+            attempts.append(sql)
+            (await session.scalars(select(Director))).unique().one()
+            if len(attempts) == 1:
+                raise StaleDataError
+
+    await doors.decorate(unit, retry=Retry(2, wait=0, lock_on_retry=True))()
+    assert attempts[1][-1].endswith(f"FOR UPDATE OF {', '.join(HIERARCHY)}")
+
+
+@POSTGRESQL
+@pytest.mark.usefixtures("persons")
+async def test_the_server_locks_the_tables_in_the_order_of_the_statement(doors: Door) -> None:
+    """Where several rows are held by another, the one that it complains about is the one that it has tried first."""
+    await add_director(doors)
+    async with doors.scope() as session:
+        for table in reversed(HIERARCHY):
+            await session.execute(text(f"SELECT 1 FROM {table} FOR UPDATE"))
+            async with doors.scope(propagation="new") as other:
+                with pytest.raises(errors.NotLocked) as caught:
+                    await lock_of(doors)(other, Director, (3, "c"), wait=False)
+            assert f'"{table}"' in str(caught.value.orig)  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("persons")

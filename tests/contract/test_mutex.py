@@ -303,6 +303,29 @@ async def test_a_transaction_of_its_own_inside_a_holder_is_refused_at_once(doors
 
 
 @POSTGRESQL
+@pytest.mark.parametrize("how", ["scope", "savepoint", "decorated"])
+async def test_a_scope_that_joins_such_a_transaction_is_refused_at_once_too(doors: Door, how: str) -> None:
+    async def body(session: AsyncSession) -> None:
+        raise AssertionError
+
+    async with doors.scope(mutex=BILLING) as session:
+        async with doors.scope(propagation="new") as own:
+            with pytest.raises(errors.ScopeError, match="would wait for itself"):
+                if how == "decorated":
+                    await doors.decorate(body, mutex=BILLING, mutex_wait=5)()
+                else:
+                    async with doors.scope(
+                        mutex=BILLING, mutex_wait=5, propagation="join" if how == "scope" else "savepoint"
+                    ):
+                        pass
+            async with doors.scope(mutex="another"):
+                assert await held(doors, "another") == 1
+            own.add(User(name="ann"))
+        session.add(User(name="bob"))
+    assert await names(doors) == ["ann", "bob"]
+
+
+@POSTGRESQL
 async def test_a_read_only_scope_holds_it_too(doors: Door) -> None:
     async with doors.scope(mutex=BILLING, read_only=True) as session:
         assert await held(doors) == 1

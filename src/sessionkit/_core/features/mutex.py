@@ -44,19 +44,19 @@ class Mutex(Feature):
         if own:
             self._value = _value_of(unit.request)
             self.mutex = mutex_text(self._value)
-            self._refuse_waiting_for_oneself()
+            self._refuse_waiting_for_oneself(self.mutex)
 
-    def _refuse_waiting_for_oneself(self) -> None:
+    def _refuse_waiting_for_oneself(self, text: str) -> None:
         database = primary_of(self.unit.session)
         for enclosing in self.unit.enclosing:
             feature: Mutex | None = enclosing.feature(Mutex)
-            if feature is None or not feature.holds(self.mutex):
+            if feature is None or not feature.holds(text):
                 continue
             theirs = primary_of(enclosing.session)
             if database is None or theirs is None or database.engine.url == theirs.engine.url:
                 raise ScopeError(
-                    f"the mutex {self.mutex} was asked for by {self.unit} in a transaction of its own, inside {enclosing}, "
-                    "which holds it: it would wait for itself; join that scope, or ask for another mutex"
+                    f"the mutex {text} was asked for by {self.unit} in a transaction of its own, inside {enclosing}, which "
+                    "holds it: it would wait for itself; join that scope, or ask for another mutex"
                 )
 
     def holds(self, text: str | None) -> bool:
@@ -71,10 +71,12 @@ class Mutex(Feature):
 
         Raises:
             NotLocked: another transaction holds it.
+            ScopeError: that transaction waits for this unit to end.
         """
         value = _value_of(request)
         text = mutex_text(value)
         if not self.holds(text):
+            self._refuse_waiting_for_oneself(text)
             self._take(value, request.mutex_wait, joined=True)
         return text
 
