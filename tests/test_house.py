@@ -53,7 +53,8 @@ ROOMS: dict[str, str] = {
     "_claims": "_dialects _schemas errors",
     "_markers": "_dialects _schemas errors",
     # what a transaction is set to
-    "_settings": "_arguments errors",
+    "_parameters": "",
+    "_settings": "_parameters errors",
     "_observers": "context retry",
     # The session's methods that find conflicts: versions put themselves in there, once there are any.
     "_stale": "errors",

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, Final, Literal
 from uuid import UUID
 
-from ._arguments import check_callable
 from .errors import OptionError, SettingRequired
 
-__all__ = ["NO_SETTINGS", "REQUIRED", "SYSTEM", "InForce", "SettingsAsked", "takes_one"]
+__all__ = ["NO_SETTINGS", "REQUIRED", "SYSTEM", "InForce", "SettingsAsked", "takes_one", "why_unknown"]
 
 
 class ByTheScope(enum.Enum):
@@ -132,6 +131,13 @@ class SettingsAsked:
                     "factory's settings; leave it out there"
                 )
             return replace(self, values=(), required=(), role_required=False, system=True)
+        if given is REQUIRED:
+            example = 'settings={"app.tenant": REQUIRED}'
+            if not defaults:
+                raise OptionError(_only_a_factory("settings=REQUIRED", where))
+            raise OptionError(
+                f"settings=REQUIRED was given to {where}; a factory requires settings by name, such as {example}"
+            )
         if given is not None and not isinstance(given, Mapping):
             raise OptionError(
                 f"settings= was given to {where} as {type(given).__name__}; it is a mapping from names to values, such as "
@@ -162,23 +168,24 @@ class SettingsAsked:
             _check_role(given, where)
         return replace(self, role=given, role_required=self.role_required and not defaults)
 
-    def in_force(self, unit: object, name: str | None) -> InForce:
+    def in_force(self, unit: object, name: str | None, *, role_required: bool = False) -> InForce:
         """Ask the functions, and return what a transaction is to run with.
 
         Args:
             unit: what a message calls the scope.
             name: what the scope is called.
+            role_required: whether a role is demanded elsewhere, so that a function that returns "" gives none.
 
         Raises:
             SettingRequired: the factory demands something that is missing.
             OptionError: a function returned what is no value, or ``SYSTEM`` was asked for without a name.
         """
-        if self.system and name is None:
+        if self.system and _is_no_name(name):
             raise OptionError(
                 f"settings=SYSTEM was asked for by {unit}, which has no name; give it name=, so that logs and traces show "
                 "what runs without the settings of its factory"
             )
-        found = InForce(self._texts(str(unit)), self._role(str(unit)), self.system)
+        found = InForce(self._texts(str(unit)), self._role(str(unit), self.role_required or role_required), self.system)
         if self.demands:
             refuse_lacking(self, found, f"{unit} was opened without")
         return found
@@ -192,15 +199,20 @@ class SettingsAsked:
                 texts[name] = text
         return texts
 
-    def _role(self, where: str) -> str | None:
+    def _role(self, where: str, required: bool) -> str | None:
         if not callable(self.role):
             role: str | None = self.role
             return role
         asked = _called(self.role, "role=", where)
-        if asked == "" and self.role_required:
+        if asked == "" and required:
             return None  # what is demanded is not given
         _check_role(asked, where)
         return None if asked is None else str.__str__(asked)
+
+
+def _is_no_name(name: str | None) -> bool:
+    """Tell whether a name says nothing to the reader of a log."""
+    return name is None or not name.strip() or name.endswith("<lambda>")
 
 
 NO_SETTINGS = SettingsAsked()
@@ -236,7 +248,10 @@ def refuse_other(asked: SettingsAsked, given: frozenset[str], running: InForce, 
     """
     wanted = asked.in_force("a scope that joins", name)
     if wanted.system and not running.system:
-        raise OptionError(f"settings=SYSTEM was asked for, but {unit} already runs with settings; {_WAY_OUT}")
+        raise OptionError(
+            f"settings=SYSTEM was asked for, but {unit} already runs with settings; {_WAY_OUT}, or for "
+            "propagation='savepoint', which drops them until its end"
+        )
     for setting, text in wanted.values.items():
         if running.values.get(setting) != text:
             found = "without it" if setting not in running.values else "with another value"
@@ -252,7 +267,11 @@ def refuse_other(asked: SettingsAsked, given: frozenset[str], running: InForce, 
 
 
 def narrowed(
-    asked: SettingsAsked, given: frozenset[str], running: InForce, name: str | None, demanded: SettingsAsked
+    asked: SettingsAsked,
+    given: frozenset[str],
+    running: InForce,
+    name: str | None,
+    demanded: Sequence[SettingsAsked],
 ) -> tuple[InForce, dict[str, str | None]]:
     """Return what a savepoint scope runs with, and what the database has to change for that; None: back to the default.
 
@@ -261,18 +280,28 @@ def narrowed(
         given: the names of the options that were written on it.
         running: what the transaction runs with.
         name: what the scope is called.
-        demanded: what the factory demands.
+        demanded: what the factories of the transaction and of the scope demand.
+
+    Raises:
+        SettingRequired: it would run without something that is demanded.
     """
-    wanted = asked.in_force("a savepoint scope", name)
+    wanted = asked.in_force("a savepoint scope", name, role_required=any(each.role_required for each in demanded))
     values = {} if wanted.system else {**running.values, **wanted.values}
     role = wanted.role if "role" in given else running.role
-    # Out of a unit without settings something narrower than it was made, if it has all that its factory demands.
-    incomplete = running.system and bool(InForce(values, role).lacks(demanded))
+    found = InForce(values, role)
+    system = wanted.system
+    if not system:
+        # A scope that gives settings inside a SYSTEM one leaves it, so it needs all; one that changes the role stays in it.
+        if running.system and not asked.values:
+            system = any(found.lacks(each) for each in demanded)
+        else:
+            for each in demanded:
+                refuse_lacking(each, found, "a savepoint scope was opened without")
     changes: dict[str, str | None] = {setting: values.get(setting) for setting in {**running.values, **values}}
     changed = {setting: text for setting, text in changes.items() if text != running.values.get(setting)}
     if role != running.role:
         changed["role"] = role
-    return InForce(values, role, wanted.system or incomplete), changed
+    return InForce(values, role, system), changed
 
 
 _WAY_OUT = "ask for it on the outermost scope, or for propagation='new'"
@@ -291,8 +320,8 @@ def _missing(missing: list[str], what: str) -> str:
     give = ([f"settings={{{example}}}"] if settings else []) + (["role=..."] if "role" in missing else [])
     return (
         f"{what} {' and '.join(names)}, which its factory requires; give it to the scope, as "
-        f"Session.scope({', '.join(give)}), or to the web integration; what is to run without it says "
-        "settings=SYSTEM and has a name"
+        f"Session.scope({', '.join(give)}), or to the web integration; work that spans all tenants opens its scope "
+        "with settings=SYSTEM and name="
     )
 
 
@@ -311,7 +340,23 @@ def _name(written: Any, where: str) -> str:
             f"settings={{{name!r}: ...}} was given to {where}; what a transaction is has options of its own: isolation=, "
             "read_only=, deferrable= and the timeouts"
         )
+    if problem := why_unknown(name):
+        raise OptionError(f"settings={{{name!r}: ...}} was given to {where}; {problem}")
     return name
+
+
+def why_unknown(name: str) -> str | None:
+    """Return why PostgreSQL has no setting of this name; None: it may have one."""
+    if "." in name:
+        return None
+    from ._parameters import PARAMETERS  # only for such a name
+
+    if name.lower() in PARAMETERS:
+        return None
+    return (
+        f"PostgreSQL has no parameter {name!r}, and a setting of your own has a dot in its name, such as 'app.tenant' (for a "
+        "parameter that only a newer server has, execute SET LOCAL in the body)"
+    )
 
 
 def _checked(name: str, value: Any, where: str) -> Any:
@@ -348,17 +393,19 @@ def _text(name: str, value: Any, where: str) -> str:
     if isinstance(value, UUID):
         return str(value)
     raise OptionError(
-        f"settings={{{name!r}: ...}} was given to {where} with a value of type {type(value).__name__}; a value is a str, "
-        "int, bool or UUID, or a function without arguments that returns one"
+        f"settings={{{name!r}: ...}} was given to {where} with {_kind(value)}; a value is a str, int, "
+        "bool or UUID, or a function without arguments that returns one"
     )
 
 
 def _check_role(role: Any, where: str) -> None:
     if role is None:
         return
-    if not isinstance(role, str) or "\0" in role:
+    if isinstance(role, str) and "\0" in role:
+        raise OptionError(f"role= was given to {where} with a NUL in its name, which no role has")
+    if not isinstance(role, str):
         raise OptionError(
-            f"role= was given to {where} as {type(role).__name__}; it is the name of a role, a function without arguments "
+            f"role= was given to {where} with {_kind(role)}; it is the name of a role, a function without arguments "
             "that returns one, or None"
         )
     if role == "" or role.lower() == "none":
@@ -367,32 +414,47 @@ def _check_role(role: Any, where: str) -> None:
         )
 
 
+def _kind(value: Any) -> str:
+    """Say what a value is without showing it."""
+    if value is REQUIRED or value is SYSTEM:
+        return repr(value)
+    return f"a value of type {type(value).__name__}"
+
+
 def _check_function(fn: Callable[..., Any], option: str, of: str, where: str) -> None:
-    check_callable(fn, option, where)
-    if _arguments_of(fn):
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
         raise OptionError(
-            f"{option}= was given to {where} with a function{of} that takes arguments; it is called without any (only in a "
-            "web integration one that takes a single argument gets the request)"
+            f"{option}= was given to {where} with an async function{of}; it would have to be awaited before the scope begins; "
+            "pass a sync function"
+        )
+    by_position, by_name = _arguments_of(fn)
+    if by_position or by_name:
+        how = "by name" if by_name else f"{by_position} by position"
+        raise OptionError(
+            f"{option}= was given to {where} with a function{of} that takes arguments ({how}); it is called without arguments "
+            "(only in a web integration a function with one positional argument gets the request)"
         )
 
 
 def takes_one(fn: Callable[..., Any]) -> bool:
-    """Tell whether a function has to be given one argument, and no other."""
-    return _arguments_of(fn) == 1
+    """Tell whether a function has to be given one argument by position, and no other."""
+    return _arguments_of(fn) == (1, 0)
 
 
-def _arguments_of(fn: Callable[..., Any]) -> int:
-    """Return how many arguments a function has to be given."""
+def _arguments_of(fn: Callable[..., Any]) -> tuple[int, int]:
+    """Return how many arguments a function has to be given by position, and how many by name only."""
     if isinstance(fn, FunctionType):  # as fast as that: a web integration asks with each request
         code = fn.__code__
-        by_position = code.co_argcount - len(fn.__defaults__ or ())
-        return by_position + code.co_kwonlyargcount - len(fn.__kwdefaults__ or {})
+        by_name = code.co_kwonlyargcount - len(fn.__kwdefaults__ or {})
+        return code.co_argcount - len(fn.__defaults__ or ()), by_name
     try:
         parameters = inspect.signature(fn).parameters.values()
     except ValueError:  # a function in C may have no signature
-        return 0
+        return 0, 0
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return sum(each.default is inspect.Parameter.empty and each.kind not in optional for each in parameters)
+    required = [each for each in parameters if each.default is inspect.Parameter.empty and each.kind not in optional]
+    by_name = sum(each.kind is inspect.Parameter.KEYWORD_ONLY for each in required)
+    return len(required) - by_name, by_name
 
 
 def _called(fn: Callable[[], Any], option: str, where: str) -> Any:

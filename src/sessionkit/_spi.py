@@ -19,7 +19,7 @@ from ._factory_info import FactoryInfo
 from ._observers import Observation, Observer, observers, tell_retried
 from ._once import WEEK, Once, check_ttl
 from ._plan import ManualCommit, Options, Request, check_once
-from ._settings import InForce, Role, Settings, takes_one
+from ._settings import InForce, Role, Settings, takes_one, why_unknown
 from ._waiting import pause, skipping, sleep
 from .context import Entry, State, current_of, describe, factory_key, here, pop, sync_session_of, top
 from .isolation import NOTHING_ASKED, PRESET_FIELDS
@@ -85,4 +85,5 @@ __all__ = [
     "to_completion",
     "top",
     "unit_of",
+    "why_unknown",
 ]

@@ -77,7 +77,7 @@ class sessionmaker(ScopeMethods[S], orm.sessionmaker[S]):
         bind, class_, autoflush, expire_on_commit, info: as in SQLAlchemy; every other argument is passed on to its
             ``Session``.
         options: every option of `session_scope`, as the default for this factory's scopes. A default `retry` applies to
-            decorated functions and `attempts`, not to a plain ``with``.
+            decorated functions, `run` and `attempts`, not to a plain ``with``.
         twophase: True: what a scope has written to several PostgreSQL databases commits as one; see `binding`.
         readers: replicas of `bind`, each an ``Engine``. A read-only scope runs on one of them for its whole transaction.
         read_your_writes: True (default): only on a reader that has replayed everything this context has committed.

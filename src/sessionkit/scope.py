@@ -505,8 +505,8 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
     nothing the scope commits; otherwise it rolls back and lets the exception pass. Either way it closes the session and
     gives the connection back. What the body loaded stays readable.
 
-    If the body and the scope raise nothing, everything done in the scope is committed. If that was not possible, the scope
-    raises ``UnexpectedRollback``, even if the error was swallowed inside.
+    If the body and the scope raise nothing, everything done in the scope is committed, except what was rolled back on
+    purpose. If that was not possible, the scope raises ``UnexpectedRollback``, even if the error was swallowed inside.
 
     Args:
         factory: any ``sessionmaker`` or ``async_sessionmaker``, or a scoped session made from one.
@@ -518,7 +518,7 @@ def session_scope(factory: Any, **options: Unpack[Options]) -> Scope[Any] | Asyn
             transaction. The others are the fields of `Preset` and override those of `preset`. Timeouts are in seconds. What
             the database cannot keep is refused before the first statement.
         retry: run the unit again after errors for which that can help: a `Retry`, or a number of attempts. For decorated
-            functions and ``attempts()``; a plain ``with`` cannot run its body again.
+            functions, ``run`` and ``attempts()``; a plain ``with`` cannot run its body again.
         verify_commit: what to do if the answer to COMMIT is lost. False: raise ``CommitOutcomeUnknown``. True: find out
             with a marker row (`commits`). A function: call it; it gets a new session and returns True if the unit was
             committed, False if not, None if it cannot tell. It must allow for a COMMIT that is still on its way.

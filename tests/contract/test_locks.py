@@ -618,9 +618,10 @@ async def test_the_rows_of_all_tables_of_the_objects_class_are_locked_and_read(
 
 
 async def add_director(doors: Door) -> None:
-    await doors.write(insert(Person.__table__).values(first=3, second="c", kind="director", name="eve"))
-    await doors.write(insert(Manager.__table__).values(first=3, second="c", budget=5))
-    await doors.write(insert(Director.__table__).values(first=3, second="c"))
+    tables = Base.metadata.tables
+    await doors.write(insert(tables["lock_persons"]).values(first=3, second="c", kind="director", name="eve"))
+    await doors.write(insert(tables["lock_managers"]).values(first=3, second="c", budget=5))
+    await doors.write(insert(tables["lock_directors"]).values(first=3, second="c"))
 
 
 HIERARCHY = ("lock_persons", "lock_managers", "lock_directors")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from sessionkit import Retry, errors
@@ -245,3 +245,28 @@ async def test_a_lost_commit_of_a_replay_has_nothing_to_lose_and_is_run_again(
             await unit.unit(doors, way.factory)(7)
         assert errors.outcome_of(caught.value) == "rolled back"
     assert (unit.runs, unit.hooks) == ([7], [7])
+
+
+@POSTGRESQL
+async def test_a_unit_whose_key_another_has_taken_since_was_not_committed(doors: Door, unit: Payments) -> None:
+    """Its COMMIT never arrived, and another call was faster than the question: the row is there, but not by this unit."""
+    await create_markers(doors)
+    other = await unit.unit(doors)(7)
+    observer = doors.database.observer
+    with observer.begin() as connection:
+        connection.execute(text("CREATE TABLE meanwhile AS SELECT * FROM sessionkit_once"))
+        connection.execute(text("DELETE FROM sessionkit_once"))
+    taken: list[int] = []
+    with link(doors) as way:
+        struck = way.proxy.at("COMMIT", Fault.LOSE)
+
+        def take(*_: object) -> None:
+            if struck.struck and not taken:
+                taken.append(1)
+                with observer.begin() as connection:  # waits until the server has rolled the unit back
+                    connection.execute(text("INSERT INTO sessionkit_once SELECT * FROM meanwhile"))
+
+        event.listen(doors.sync_engine_of(way.engine), "checkout", take)
+        assert await unit.unit(doors, way.factory, retry=RETRY)(7) == other
+    assert taken == [1]
+    assert (len(unit.runs), unit.hooks, await paid(doors)) == (2, [7], 1)

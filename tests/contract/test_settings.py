@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from sessionkit import REQUIRED, SYSTEM, Preset, Retry
+from sessionkit._parameters import PARAMETERS
 from sessionkit.errors import OptionError, SettingRequired, UnexpectedRollback
 from tests.contract.tenants import (
     OTHER_ROLE,
@@ -36,6 +37,10 @@ ONE = text("SELECT 1")
 
 class Mine(Exception):
     pass
+
+
+async def later() -> str:
+    return "a"
 
 
 def one_connection(doors: Door, **kw: Any) -> Any:
@@ -183,8 +188,8 @@ async def test_what_the_server_says_of_a_role_comes_before_the_first_statement_a
 
 @postgresql
 async def test_what_the_server_says_of_a_setting_is_raised(doors: Door) -> None:
-    with pytest.raises(DBAPIError, match="no_such_setting"):
-        async with doors.scope(settings={"no_such_setting": 1}) as session:
+    with pytest.raises(DBAPIError, match="app.bad name"):
+        async with doors.scope(settings={"app.bad name": 1}) as session:
             await session.execute(ONE)
 
 
@@ -226,6 +231,58 @@ async def test_what_is_no_mapping_of_names_is_refused(doors: Door, given: Any) -
         doors.scope(settings=given)
 
 
+async def test_a_name_without_a_dot_is_that_of_a_parameter_of_postgresql(doors: Door) -> None:
+    for factory in (doors.factory, doors.scope):
+        with pytest.raises(OptionError, match=r"'tenant'.*'app\.tenant'"):
+            factory(settings={"tenant": 1})
+    for name in ("search_path", "TimeZone", "work_mem"):
+        doors.scope(settings={name: "x"})
+
+
+@pytest.mark.doors("postgresql-sync")
+async def test_the_parameters_that_are_known_are_those_of_the_server(doors: Door) -> None:
+    found = await doors.rows(
+        "SELECT lower(name) FROM pg_settings WHERE context IN ('user', 'superuser') AND strpos(name, '.') = 0 ORDER BY 1"
+    )
+    assert [name for (name,) in found if name not in PARAMETERS] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"settings": {TENANT: lambda: REQUIRED}}, r"'app\.tenant'.* with REQUIRED; a value is a str"),
+        ({"settings": {TENANT: lambda: SYSTEM}}, r"'app\.tenant'.* with SYSTEM; a value is a str"),
+        ({"role": SYSTEM}, "with SYSTEM; it is the name of a role"),
+        ({"role": lambda: REQUIRED}, "with REQUIRED; it is the name of a role"),
+        ({"role": "a\0b"}, "with a NUL in its name"),
+        ({"role": lambda: "a\0b"}, "with a NUL in its name"),
+        ({"settings": {TENANT: later}}, r"async function for 'app\.tenant'"),
+        ({"settings": {TENANT: lambda a, b: 1}}, r"for 'app\.tenant' that takes arguments \(2 by position\)"),
+        ({"settings": {TENANT: lambda *, r: 1}}, r"for 'app\.tenant' that takes arguments \(by name\)"),
+        ({"settings": REQUIRED}, "it is a factory that requires"),
+    ],
+)
+async def test_a_message_says_what_was_given_in_the_words_of_the_user(
+    doors: Door, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        async with doors.scope(**options):
+            raise AssertionError("entered")
+
+
+async def test_settings_of_a_factory_are_required_by_name(doors: Door) -> None:
+    with pytest.raises(OptionError, match=r'settings=\{"app\.tenant": REQUIRED\}'):
+        doors.factory(settings=REQUIRED)
+
+
+async def test_system_that_joins_is_pointed_to_a_savepoint(doors: Door) -> None:
+    Session = await ignoring(doors, settings={TENANT: "a"})
+    async with doors.scope(Session):
+        with pytest.raises(OptionError, match="propagation='savepoint'"):
+            async with doors.scope(Session, settings=SYSTEM, name="inner"):
+                raise AssertionError("entered")
+
+
 @pytest.mark.parametrize("role", ["", "none", "NONE", 7, "a\0b"])
 async def test_what_is_no_role_is_refused(doors: Door, role: Any) -> None:
     with pytest.raises(OptionError, match="role"):
@@ -236,9 +293,6 @@ async def test_what_is_no_role_is_refused(doors: Door, role: Any) -> None:
 
 
 async def test_an_async_function_is_refused_and_so_is_one_that_takes_arguments(doors: Door) -> None:
-    async def later() -> str:
-        return "a"
-
     for fn in (later, lambda request: "a"):
         with pytest.raises(OptionError, match="async|takes arguments"):
             doors.scope(settings={TENANT: fn})
@@ -443,6 +497,12 @@ async def test_system_needs_a_name(doors: Door) -> None:
     with pytest.raises(OptionError, match="name="):
         async with doors.scope(Session, settings=SYSTEM):
             raise AssertionError("entered")
+    for name in ("", " ", "<lambda>"):
+        with pytest.raises(OptionError, match="name="):
+            async with doors.scope(Session, settings=SYSTEM, name=name):
+                raise AssertionError("entered")
+    with pytest.raises(OptionError, match="name="):
+        await doors.twin(Session.scope(settings=SYSTEM).run, Session.scope(settings=SYSTEM).run)(lambda session: None)
     async with doors.scope(Session, settings=SYSTEM, name="reindex") as session:
         await session.execute(ONE)
 
@@ -566,6 +626,67 @@ async def test_a_connection_that_a_savepoint_scope_uses_by_another_name_is_set_t
         async with doors.scope(settings={TENANT: "b"}, propagation="savepoint"):
             assert await setting(connection) == "b"
         assert await setting(connection) == "a"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"role": None},
+        {"role": lambda: None},
+        {"role": lambda: ""},
+        {"settings": {TENANT: ""}},
+        {"settings": {TENANT: lambda: ""}},
+        {"settings": {TENANT: "b"}, "role": None},
+    ],
+)
+async def test_a_savepoint_scope_drops_nothing_that_is_required(doors: Door, given: dict[str, Any]) -> None:
+    await create_roles(doors)
+    Session = await ignoring(doors, settings={TENANT: REQUIRED}, role=REQUIRED)
+    async with doors.scope(Session, settings={TENANT: "a"}, role=lambda: ROLE) as session:
+        with pytest.raises(SettingRequired) as caught:
+            async with doors.scope(Session, propagation="savepoint", **given):
+                raise AssertionError("entered")
+        assert caught.value.setting == ("role" if "role" in given else TENANT)
+        await session.execute(ONE)
+        async with doors.scope(Session, settings={TENANT: None}, propagation="savepoint"):
+            pass  # that of the outer one goes on
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"settings": {TENANT: "a"}}, "role"),
+        ({"settings": {TENANT: "a"}, "role": None}, "role"),
+        ({"settings": {TENANT: ""}, "role": ROLE}, TENANT),
+        ({"settings": {TENANT: lambda: None}, "role": ROLE}, TENANT),
+        ({"settings": {"app.lang": "en"}, "role": ROLE}, TENANT),
+    ],
+)
+async def test_a_savepoint_scope_that_leaves_system_needs_all_that_is_required(
+    doors: Door, given: dict[str, Any], missing: str
+) -> None:
+    Session = await ignoring(doors, settings={TENANT: REQUIRED}, role=REQUIRED)
+    async with doors.scope(Session, settings=SYSTEM, name="outer"):
+        with pytest.raises(SettingRequired) as caught:
+            async with doors.scope(Session, propagation="savepoint", **given):
+                raise AssertionError("entered")
+        assert caught.value.setting == missing
+
+
+@postgresql
+async def test_a_savepoint_scope_may_take_a_role_and_stay_in_system(doors: Door) -> None:
+    await create_roles(doors)
+    Session = doors.factory(settings={TENANT: REQUIRED}, role=REQUIRED)
+    async with doors.scope(Session, settings=SYSTEM, name="outer") as session:
+        async with doors.scope(Session, role=ROLE, propagation="savepoint"):
+            assert await current_user(session) == ROLE
+            async with doors.scope(Session, settings=SYSTEM, name="inner"):
+                pass
+        async with doors.scope(Session, settings={TENANT: "a"}, role=ROLE, propagation="savepoint"):
+            assert (await setting(session), await current_user(session)) == ("a", ROLE)
+            with pytest.raises(SettingRequired):
+                async with doors.scope(Session, role=None, propagation="savepoint"):
+                    raise AssertionError("entered")
 
 
 @postgresql

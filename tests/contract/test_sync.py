@@ -421,3 +421,75 @@ async def test_at_autocommit_it_is_refused(doors: Door) -> None:
     async with doors.session(doors.plain_factory(connection)) as session:
         with pytest.raises((errors.OptionError, DBAPIError)):
             await syncing(doors)(session, [price("a")])
+
+
+async def test_a_key_that_the_database_stores_in_another_form_is_refused_and_deletes_nothing(doors: Door) -> None:
+    """Its row would be inserted and deleted by every sync, and with it whatever refers to it."""
+    sync = doors.twin(bulk.sync, bulk.async_sync)
+    # asyncpg has the server round the value before it looks: SQLAlchemy casts each parameter there.
+    if doors.backend == "postgresql" and doors.driver != "asyncpg":
+        rows = [{"rate": Decimal("2.50"), "name": "two"}, {"rate": Decimal("1.005"), "name": "one"}]
+        async with doors.scope() as session:
+            with pytest.raises(errors.BulkError, match="stores it in another form") as caught:
+                await sync(session, Rate, rows, where=true())
+        assert caught.value.position == 1
+        assert await doors.scalar("SELECT count(*) FROM synced_rates") == 0
+    await doors.write(TRIGGER_UPPER[doors.backend])
+    async with doors.scope() as session:
+        session.add(Cat(name="kept"))
+    async with doors.scope() as session:
+        with pytest.raises(errors.BulkError, match="a trigger changes") as caught:
+            await sync(session, Cat, [{"name": "kept"}, {"name": "tom"}], where=true(), match=["name"])
+    assert caught.value.position == 1
+    assert await doors.rows("SELECT name FROM synced_pets") == [("kept",)]
+
+
+TRIGGER_UPPER = {
+    "postgresql": """
+        CREATE FUNCTION upper_tom() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN IF NEW.name = 'tom' THEN NEW.name := 'TOM'; END IF; RETURN NEW; END $$;
+        CREATE TRIGGER upper_tom BEFORE INSERT OR UPDATE ON synced_pets FOR EACH ROW EXECUTE FUNCTION upper_tom()""",
+    "sqlite": """
+        CREATE TRIGGER upper_tom AFTER INSERT ON synced_pets WHEN NEW.name = 'tom'
+        BEGIN UPDATE synced_pets SET name = 'TOM' WHERE id = NEW.id; END""",
+}
+
+
+async def test_a_slice_of_another_class_is_refused(doors: Door) -> None:
+    await given(doors, price("a"), price("b"))
+    for where in (Sale.id == 7, (Price.supplier_id == 7) & (Sale.id == 1)):
+        async with doors.scope() as session:
+            with pytest.raises(errors.OptionError, match="synced_sales and not about synced_prices"):
+                await syncing(doors)(session, [price("a")], where=where)
+    async with doors.scope() as session:
+        unsold = ~select(Sale.id).where(Sale.price_id == Price.id).exists()
+        result = await syncing(doors)(session, [price("a")], where=SEVEN & unsold)
+    assert result.deleted == 1
+
+
+@pytest.mark.doors(backend="postgresql")
+async def test_a_transaction_of_its_own_inside_one_that_has_synced_the_table_is_refused_at_once(doors: Door) -> None:
+    factory = doors.factory()
+    async with doors.scope(factory) as session:
+        await syncing(doors)(session, [price("a")])
+        async with doors.scope(factory, propagation="new") as inner:
+            with pytest.raises(errors.ScopeError, match="has synced the same table"):
+                await syncing(doors)(inner, [price("b")])
+        async with doors.scope(factory) as joined:
+            await syncing(doors)(joined, [price("c")])
+    assert [row[1] for row in await stored(doors)] == ["C"]
+
+
+@pytest.mark.doors(backend="postgresql")
+async def test_a_wait_that_is_bounded_says_who_has_the_table(doors: Door) -> None:
+    factory = doors.factory()
+
+    async def other() -> None:
+        with pytest.raises(errors.NotLocked, match="synced_prices") as caught:
+            async with doors.scope(factory, lock_timeout=0.2) as session:
+                await syncing(doors)(session, [price("b")])
+        assert caught.value.holders
+
+    async with doors.scope(factory) as session:
+        await syncing(doors)(session, [price("a")])
+        await doors.together(other)

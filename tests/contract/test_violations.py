@@ -310,6 +310,16 @@ async def test_an_error_raised_from_one_holds_it_and_one_that_is_not_a_violation
     assert found is not None
     assert found.kind == "not_null"
     assert violation(ValueError("a bug")) is None
+    group = violation(ExceptionGroup("several", [ValueError("a bug"), error]))
+    assert group is not None
+    assert group.kind == "not_null"
+    try:
+        try:
+            raise error
+        except IntegrityError:
+            raise LookupError("of its own")  # noqa: B904 - that is the case
+    except LookupError as other:
+        assert violation(other) is None
     with pytest.raises(sa.exc.DBAPIError) as missing:
         async with doors.scope() as session:
             await session.execute(text("SELECT * FROM nowhere"))
@@ -358,3 +368,14 @@ async def test_a_bind_that_cannot_be_asked_is_refused(doors: Door) -> None:
     if doors.colour == "async":
         with pytest.raises(errors.SyncAsyncMismatch, match="run_sync"):
             violation(error, doors.engine)
+
+
+@pytest.mark.doors(backend="postgresql")
+async def test_a_row_that_no_partition_takes_violates_no_constraint(doors: Door) -> None:
+    async with doors.connect() as connection:
+        await connection.execute(text("CREATE TABLE violated_parts (id int) PARTITION BY RANGE (id)"))
+        await connection.commit()
+    with pytest.raises(sa.exc.DBAPIError) as caught:
+        async with doors.scope() as session:
+            await session.execute(text("INSERT INTO violated_parts VALUES (1)"))
+    assert violation(caught.value) is None

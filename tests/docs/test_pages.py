@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -53,6 +54,9 @@ def reader(doors: Door) -> Iterator[Reader]:
             yield Reader(doors.backend, ledger, names, async_names, loop, own)
         finally:
             ledger.leave()
+            sys.modules.pop(
+                "examples", None
+            )  # a queue imports the module of its job, and finds the directory of this name
             # Those of the page as well.
             for made in {sync_engine, *engines, *filter(_is_engine, (*names.values(), *async_names.values()))}:
                 loop.run(made.dispose()) if isinstance(made, AsyncEngine) else made.dispose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import NullPool, create_engine, event, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
 from sessionkit import REQUIRED, sessionmaker
@@ -77,6 +79,89 @@ async def test_a_transaction_sees_and_writes_the_rows_of_its_setting_and_none_wi
         assert session.scalar(text("SELECT count(*) FROM notes")) == 0
 
 
+CUTTING = {
+    "varchar(8)": ("acme-ltd", "acme-ltd-evil"),
+    "char(8)": ("acme-ltd", "acme-ltd-evil"),
+    "varchar(8)[]": ("{acme-ltd}", "{acme-ltd-evil}"),
+    "numeric(6, 2)": ("1.00", "1.004"),
+    "timestamp(0)": ("2030-01-01 00:00:00", "2030-01-01 00:00:00.4"),
+    "bit(2)": ("10", "101"),
+    "bit varying(2)": ("10", "101"),
+    "interval day": ("1 day", "1 day 2 hours"),
+    '"char"': ("a", "acme"),
+    "name": ("a" * 63, "a" * 64),
+    "code": ("acme-ltd", "acme-ltd-evil"),
+    "inner_code": ("acme-ltd", "acme-ltd-evil"),
+}
+"""The tenant of a row, and another one that a cast to the column's type would make the same of."""
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["read", "type_="])
+@pytest.mark.parametrize("type_", list(CUTTING))
+async def test_no_length_or_precision_makes_another_tenant_of_a_value(
+    doors: Door, engine: sa.Engine, type_: str, written: bool
+) -> None:
+    await create_roles(doors)
+    mine, other = CUTTING[type_]
+    with engine.begin() as connection:
+        connection.execute(text("CREATE DOMAIN code AS varchar(8)"))
+        connection.execute(text("CREATE DOMAIN inner_code AS code CHECK (VALUE <> '')"))
+    table(engine, type_)
+    with engine.begin() as connection:
+        connection.execute(text(f"GRANT UPDATE ON notes TO {ROLE}"))
+        connection.execute(text(f"INSERT INTO notes (tenant_id) VALUES (CAST('{mine}' AS {type_}))"))
+    with operations(engine) as op:
+        op.enable_row_security("notes", "tenant_id", "app.tenant", **({"type_": type_} if written else {}))
+    Session = sessionmaker(engine, role=ROLE)
+    with Session.scope(settings={"app.tenant": mine}) as session:
+        assert session.scalar(text("SELECT count(*) FROM notes")) == 1
+
+    def tried(statement: str) -> int:
+        """Return how many rows a statement of the other tenant reaches."""
+        try:
+            with Session.scope(settings={"app.tenant": other}) as session:
+                found: Any = session.execute(text(statement))
+                return int(found.rowcount)
+        except DBAPIError:  # row-level security, or a value that the type does not have
+            return 0
+
+    assert tried("SELECT * FROM notes") == 0
+    assert tried("UPDATE notes SET id = id") == 0
+    assert tried(f"INSERT INTO notes (tenant_id) VALUES (CAST('{mine}' AS {type_}))") == 0
+
+
+@pytest.mark.parametrize(
+    ("type_", "cast"),
+    [
+        (sa.String(8), "VARCHAR"),
+        (sa.CHAR(8), "bpchar"),
+        (sa.CHAR(), "bpchar"),
+        (sa.Numeric(6, 2), "NUMERIC"),
+        (sa.Float(24), "FLOAT(24)"),
+        (sa.Integer, "INTEGER"),
+        (postgresql.TIMESTAMP(precision=0, timezone=True), "TIMESTAMP WITH TIME ZONE"),
+        (postgresql.BIT(3), '"bit"'),
+        (postgresql.BIT(3, varying=True), "BIT VARYING"),
+        (postgresql.INTERVAL(fields="DAY TO SECOND", precision=0), "interval"),
+        (postgresql.DOMAIN("code", sa.String(8)), "VARCHAR"),
+        (postgresql.ARRAY(sa.String(8)), "VARCHAR[]"),
+        ("national character varying (8)", "national character varying"),
+        ("nchar(3)[]", "bpchar[]"),
+        ('"char"', "text"),
+        ('"My Type (8)"', '"My Type (8)"'),
+        ('"My Schema".kind', '"My Schema".kind'),
+    ],
+)
+def test_neither_does_the_type_of_a_migration_that_is_written_out_as_sql(
+    engine: sa.Engine, type_: Any, cast: str
+) -> None:
+    out = io.StringIO()
+    context = MigrationContext.configure(dialect_name="postgresql", opts={"as_sql": True, "output_buffer": out})
+    offline: Any = Operations(context)
+    offline.enable_row_security("notes", "tenant_id", "app.tenant", type_=type_)
+    assert out.getvalue().count(f" AS {cast}))") == 2
+
+
 async def test_it_binds_the_owner_and_can_leave_him_alone_and_goes_for_the_roles_that_are_named(
     doors: Door, engine: sa.Engine
 ) -> None:
@@ -127,6 +212,8 @@ def test_the_operations_undo_each_other() -> None:
 
 
 def test_what_it_cannot_do_is_said_before_anything_is_done(engine: sa.Engine, tmp_path: Path) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE here (tenant_id integer)"))
     with operations(engine) as op:
         for arguments, options in (
             (("notes",), {}),
@@ -135,6 +222,12 @@ def test_what_it_cannot_do_is_said_before_anything_is_done(engine: sa.Engine, tm
             (("notes", "tenant_id", "app.tenant"), {"using": "true"}),
             (("notes", "tenant_id", "app.tenant"), {"policy": ""}),
             (("no_such_table", "tenant_id", "app.tenant"), {}),
+            (("no_such_table",), {"using": "true"}),
+            (("here",), {"using": " "}),
+            (("here", "tenant_id", "tenant"), {}),
+            (("here", "tenant_id", "app.tenant"), {"to": []}),
+            (("here", "tenant_id", "app.tenant"), {"to": ""}),
+            (("here", "tenant_id", "app.tenant"), {"to": [1]}),
         ):
             with pytest.raises(MigrationError):
                 op.enable_row_security(*arguments, **options)
@@ -169,6 +262,40 @@ async def test_autogenerate_writes_it_once_with_its_way_back(doors: Door, make: 
     assert "CREATE POLICY sessionkit_tenant ON orders USING (tenant_id = CAST(nullif(" in sql
     assert "FORCE ROW LEVEL SECURITY" in sql
     project.run("downgrade", "base")
+
+
+async def test_autogenerate_writes_the_type_without_its_length(doors: Door, make: Callable[..., Project]) -> None:
+    project = make(
+        MODELS.replace(
+            "tenant_id: Mapped[int]", 'tenant_id: Mapped[str] = mapped_column(__import__("sqlalchemy").String(8))'
+        )
+    )
+    project.run("revision", message="first", autogenerate=True)
+    (migration,) = (project.folder / "migrations" / "versions").glob("*.py")
+    assert "op.enable_row_security('orders', 'tenant_id', 'app.tenant', type_=sa.String())" in migration.read_text()
+    project.run("upgrade", "head")
+    (condition,) = project.rows("SELECT pg_get_expr(polqual, polrelid) FROM pg_policy")
+    assert "(8)" not in condition[0]
+
+
+async def test_the_info_of_a_table_may_have_a_condition(doors: Door, make: Callable[..., Project]) -> None:
+    project = make(MODELS.replace('{"column_name": "tenant_id", "setting": "app.tenant"}', '{"using": "tenant_id=1"}'))
+    project.run("revision", message="first", autogenerate=True)
+    (migration,) = (project.folder / "migrations" / "versions").glob("*.py")
+    assert "op.enable_row_security('orders', using='tenant_id=1')" in migration.read_text()
+    project.run("upgrade", "head")
+    project.run("check")
+
+
+@pytest.mark.parametrize(
+    "info", ['"tenant_id"', '["tenant_id"]', "True", '{1: 2, "b": 3}', '{"column_name": "tenant_id"}']
+)
+async def test_an_info_that_says_something_else_is_refused_with_the_name_of_the_table(
+    doors: Door, make: Callable[..., Project], info: str
+) -> None:
+    project = make(MODELS.replace('{"column_name": "tenant_id", "setting": "app.tenant"}', info))
+    with pytest.raises(MigrationError, match="orders"):
+        project.run("revision", message="first", autogenerate=True)
 
 
 async def test_sql_that_is_written_out_needs_the_type(doors: Door, make: Callable[..., Project]) -> None:

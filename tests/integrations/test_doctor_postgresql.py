@@ -131,6 +131,38 @@ async def test_row_level_security_that_leaks_is_seen_and_mended_is_well(
     assert {each["status"] for each in seen.of("rls.role")} == {"ok", "fail"}
 
 
+@pytest.mark.parametrize(
+    ("type_", "cuts"),
+    [
+        ("varchar(8)", True),
+        ("char(8)", True),
+        ("numeric(6, 2)", True),
+        ("interval day", True),
+        ("name", True),
+        ("code", True),
+        ("inner_code", True),
+        ("varchar", False),
+        ("bpchar", False),
+        ("numeric", False),
+        ("interval", False),
+        ("plain", False),
+    ],
+)
+@sync
+async def test_a_policy_whose_cast_makes_one_tenant_of_two_is_seen(
+    doors: Door, doctor: Callable[..., Seen], type_: str, cuts: bool
+) -> None:
+    await doors.write("CREATE DOMAIN code AS varchar(8)")
+    await doors.write("CREATE DOMAIN inner_code AS code")
+    await doors.write("CREATE DOMAIN plain AS varchar")
+    await doors.write(f"CREATE TABLE cutting (tenant {type_}, length varchar(3))")
+    await doors.write("ALTER TABLE cutting ENABLE ROW LEVEL SECURITY")
+    condition = f"tenant = CAST(nullif(current_setting('{TENANT}', true), '') AS {type_}) AND length <> 'x'"
+    await doors.write(f"CREATE POLICY own ON cutting USING ({condition})")
+    found = doctor(url_of(doors)).one("rls.policies", "fail" if cuts else "ok")
+    assert ("own on cutting" in found) is cuts
+
+
 def test_a_database_without_row_level_security_is_not_asked_about_it(doors: Door, doctor: Callable[..., Seen]) -> None:
     assert not [each for each in doctor(url_of(doors)).document["findings"] if each["check"].startswith("rls")]
 

@@ -149,6 +149,7 @@ async def test_what_is_wrong_is_told_when_the_application_is_made(doors: Door, w
     for options in (
         {"settings": {TENANT: later}},
         {"settings": {TENANT: lambda one, two: "a"}},
+        {"settings": {TENANT: lambda *, request: "a"}},
         {"settings": {TENANT: 1.5}},
         {"settings": {TENANT: REQUIRED}},
         {"settings": {"lock_timeout": "1"}},

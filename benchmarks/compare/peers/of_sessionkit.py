@@ -56,7 +56,9 @@ class Sessionkit(OnSqlalchemy):
         "version": Feature("sessionkit:Versioned", "`Versioned`", "explanation/optimistic-concurrency.md"),
         "hooks": Feature("sessionkit:on_commit", "`on_commit()`", "reference/hooks.md"),
         "async": Feature("sessionkit:async_sessionmaker", "same names", "explanation/sync-and-async.md"),
-        "ambient": Feature("sessionkit:scoped_session", "`scoped_session`", "how-to/keep-scoped-session.md"),
+        "ambient": Feature(
+            "sessionkit:scoped_session", "`current_session()`, `scoped_session`", "how-to/keep-scoped-session.md"
+        ),
         "upsert": Feature("sessionkit:bulk.upsert", "`bulk.upsert`", "how-to/bulk-upsert.md"),
         "readers": Feature("sessionkit:sessionmaker", "`readers=`", "how-to/read-from-replicas.md"),
         "tests": Feature(

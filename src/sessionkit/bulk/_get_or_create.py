@@ -38,8 +38,7 @@ def get_or_create(
         session: the session in whose transaction this happens, and to which the object belongs.
         entity: the mapped class; one table, no joined inheritance.
         key: attribute to value, for exactly the attributes of one unique constraint, unique index or primary key. A value
-            may be a SQL expression, which is evaluated first, but not None: NULL is never equal to NULL, so two calls
-            would insert two rows.
+            may be a SQL expression, which is evaluated first, but not None: the key is looked up with ``=``.
         defaults: further attributes of a new row, as values or SQL expressions. A row that exists is left as it is. What the
             mapping has as default, type and first version applies as in `insert`; ``__init__`` and mapper events do not run.
 
@@ -85,6 +84,12 @@ def get_or_create(
         result = upsert(session, entity, [row], match=[slot.label for slot in found], update=[])
         created = result.inserted == 1
     what = ", ".join(f"{slot.label}={value!r}" for slot, value in found.items())
+    if created:
+        raise NoResultFound(
+            f"get_or_create() has inserted {plan.name} with {what}, and does not find it by that key: the database stores the "
+            "key in another form (it rounds it, or a trigger changes it), or with_loader_criteria or row-level security hides "
+            "the row. Give the key as it is stored; and roll back, or the row stays"
+        )
     raise NoResultFound(
         f"get_or_create() was asked for {plan.name} with {what}; its row exists, but this session cannot see it: it is of "
         "another class, or with_loader_criteria or row-level security hides it. Ask for its class, or without the filter"
@@ -110,8 +115,8 @@ def _value(session: Session, slot: Slot, value: Any) -> Any:
 
 def _null(slot: Slot) -> OptionError:
     return OptionError(
-        f"get_or_create() was given None for {slot.label!r}; NULL is never equal to NULL, so two calls would insert two "
-        "rows. Give it a value, or look for the row with a condition of your own"
+        f"get_or_create() was given None for {slot.label!r}; the key is looked up with =, which NULL never is. Give it a "
+        "value, or look for the row with a condition of your own"
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import coercions, roles
 
 from .. import _dialects
 from .._mutex import mutex_key
-from ..errors import BulkError, OptionError
+from ..errors import BulkError, NotLocked, OptionError, ScopeError, classify
 from ._call import Call
 from ._delete import delete
 from ._lookup import find
@@ -23,6 +25,7 @@ from ._upsert import UpsertWork, upsert
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from sqlalchemy import Table
     from sqlalchemy.orm import Session
 
     from ._plan import MappingPlan, Slot
@@ -78,8 +81,10 @@ def sync(
         ``method``.
 
     Raises:
-        BulkError: a row lies outside the slice, or its key belongs to a row that does, or it cannot be written; more rows
-            would be deleted than `max_deleted` allows. Nothing was written.
+        BulkError: a row lies outside the slice, or its key belongs to a row that does, or it cannot be written, or it is not
+            stored under its key; more rows would be deleted than `max_deleted` allows. Nothing was written.
+        NotLocked: another sync of this table held the mutex longer than the scope's ``lock_timeout``.
+        ScopeError: an enclosing scope has synced this table, and this one is of its own transaction.
         OptionError: an option that cannot be honoured. At REPEATABLE READ every sync is refused: its snapshot may be older than
             the last sync, whose rows it would not see. Use READ COMMITTED, which the mutex makes safe, or SERIALIZABLE, which
             fails with 40001 where it would matter.
@@ -96,7 +101,7 @@ def sync(
         raise OptionError(
             f"bulk.sync() works on one table, and {plan.name} has several (joined inheritance); sync the class of each table"
         )
-    within = _condition(where, plan)
+    within = _condition(where, plan, plan.table)
     limit = _limit(max_deleted)
     asynchronous = session.get_bind(plan.mapper).dialect.is_async
     given = [row for chunk in chunks(rows, 30_000, asynchronous=asynchronous) for row in chunk.rows]
@@ -149,7 +154,7 @@ def sync(
         )
         result.deleted = deleted
         left_out = {each.position for each in result.rejected}
-        slice_.refuse_rows_outside(given, left_out)
+        slice_.refuse_what_is_not_there(given, left_out, inserted=result.inserted)
         if changes:
             result.changes = [*slice_.deletions(doomed), *slice_.others(result)]
         if not status:
@@ -168,16 +173,24 @@ def sync(
 # -- what is asked for --------------------------------------------------------------------------------------------------------
 
 
-def _condition(where: object, plan: MappingPlan) -> ColumnElement[bool]:
+def _condition(where: object, plan: MappingPlan, table: Table) -> ColumnElement[bool]:
     try:
         if where is None:  # SQLAlchemy would make it NULL, which holds for no row
             raise TypeError
-        return cast("ColumnElement[bool]", coercions.expect(roles.WhereHavingRole, where))
+        condition = cast("ColumnElement[bool]", coercions.expect(roles.WhereHavingRole, where))
     except Exception:  # noqa: BLE001 - whatever SQLAlchemy says of it
         raise OptionError(
             f"bulk.sync() was given where={where!r}; give it the condition of the slice, such as {plan.name}.supplier_id == 7, "
             "or sqlalchemy.true() for the whole table"
         ) from None
+    others = [each for each in condition._from_objects if each != table]
+    if others:
+        raise OptionError(
+            f"bulk.sync() was given where={str(condition)!r}, which is about {', '.join(map(str, others))} and not about "
+            f"{table.name}: it would hold for every row or for none. Use attributes of {plan.name}; other tables belong in a "
+            "subquery, such as exists() or in_()"
+        )
+    return condition
 
 
 def _limit(limit: Any) -> float | None:
@@ -230,18 +243,62 @@ def _one_at_a_time(call: Call) -> None:
 
     Raises:
         OptionError: the snapshot of the transaction may be older than what the sync before has committed.
+        ScopeError: an enclosing scope holds the mutex, so the wait would be for itself.
+        NotLocked: another transaction held it longer than ``lock_timeout`` allows.
     """
-    locks = _dialects.of(call.connection).locks
+    entry = _dialects.of(call.connection)
+    locks = entry.locks
     if locks is None:
-        raise OptionError(f"bulk.sync() cannot keep two syncs apart on {_dialects.of(call.connection).name}")
-    table: Any = call.plan.table
-    name = call.connection.dialect.identifier_preparer.format_table(table)
-    level, _ = locks.mutex(call.connection, mutex_key(("sessionkit.sync", name)), None)
+        raise OptionError(f"bulk.sync() cannot keep two syncs apart on {entry.name}")
+    name = _full_name(call)
+    _refuse_waiting_for_oneself(call, name)
+    key = mutex_key(("sessionkit.sync", name))
+    nested = call.connection.begin_nested()
+    try:
+        level, _ = locks.mutex(call.connection, key, None)
+    except DBAPIError as error:
+        if classify(error).kind not in ("lock_not_available", "query_canceled") or call.connection.invalidated:
+            raise
+        nested.rollback()
+        holders = locks.mutex_holders(call.connection, key)
+        held = f"it is held by {', '.join(map(str, holders))}" if holders else "another transaction holds it"
+        message = f"bulk.sync({call.plan.name}) could not have its mutex on the table {name} in time: {held}"
+        raise NotLocked.of(error, message, holders) from error
+    nested.commit()
     if level == "REPEATABLE READ":
         raise OptionError(
             f"bulk.sync({call.plan.name}) was asked for at REPEATABLE READ, whose snapshot may be older than the last sync, so "
             "that it would leave rows which that one has inserted; use READ COMMITTED, which is safe here, or SERIALIZABLE"
         )
+    transaction: Any = call.session.get_transaction()
+    call.session.info[_SYNCED] = (weakref.ref(transaction), {*_synced(call.session), name})
+
+
+_SYNCED = "sessionkit.synced"
+
+
+def _full_name(call: Call) -> str:
+    """Return the table's name in the schema that this connection means."""
+    table: Any = call.plan.table
+    schemas = call.connection.get_execution_options().get("schema_translate_map") or {}
+    schema = schemas.get(table.schema, table.schema)
+    return table.name if schema is None else f"{schema}.{table.name}"
+
+
+def _synced(session: Session) -> set[str]:
+    """Return the tables that a session's present transaction has synced."""
+    transaction, names = session.info.get(_SYNCED, (None, set()))
+    return names if transaction is not None and transaction() is session.get_transaction() else set()
+
+
+def _refuse_waiting_for_oneself(call: Call, name: str) -> None:
+    unit: Any = getattr(call.connection, "unit", None)
+    for enclosing in () if unit is None else unit.enclosing:
+        if name in _synced(enclosing.session):
+            raise ScopeError(
+                f"bulk.sync({call.plan.name}) was called in {unit}, inside {enclosing}, which has synced the same table: it "
+                "would wait for that one's transaction, and so for itself. Join the outer scope, or call it after that has ended"
+            )
 
 
 # -- what is there ------------------------------------------------------------------------------------------------------------
@@ -267,23 +324,26 @@ class _Slice:
         self._width = len(self._primary)
         self._read = list(self._plan.slots.values()) if whole else []
         self._rows: dict[Key, Held] = {}
-        self._there = self._looked_up(self._of_slice())
+        self._there = self._looked_up(self._of_slice(self._rows))
         self._kept = {held[: self._width] for held in self._there.values()}
         self.count = len(self._rows)
 
-    def _of_slice(self) -> dict[Key, Held]:
-        """Return each row of the slice by the key that it is matched by, as `_found` does."""
+    def _of_slice(self, rows: dict[Key, Held] | None = None) -> dict[Key, Held]:
+        """Return each row of the slice by the key that it is matched by, as `_found` does; put them into `rows` by their own."""
         also = [slot.column for slot in self._read]
         query = select(*self._columns, *self._primary, *also).select_from(self._plan.mapper.persist_selectable)
         query = query.where(self._within, *self._plan.of_class.values())
         by_key: dict[Key, Held] = {}
+        count = 0
         low, high = len(self._columns), len(self._columns) + self._width
         for row in self._call.connection.execute(query):
             primary, rest = tuple(row[low:high]), tuple(row[high:])
-            self._rows[primary] = rest
+            count += 1
             by_key[tuple(row[:low])] = (*primary, True, *rest)
+            if rows is not None:
+                rows[primary] = rest
         # Two rows whose keys Python reads as one, such as a Numeric that is rounded as it is read: the database must say.
-        return by_key if len(by_key) == len(self._rows) else {}
+        return by_key if len(by_key) == count else {}
 
     def _looked_up(self, by_key: dict[Key, Held]) -> dict[Key, Held]:
         """Return what there is for each key of the input. The database is asked for those that the slice does not show."""
@@ -303,18 +363,28 @@ class _Slice:
             if held is not None and not held[self._width]:
                 raise self._outside(position, given, "has the key of a row that lies outside of it")
 
-    def refuse_rows_outside(self, given: list[Any], left_out: set[int]) -> None:
-        """Refuse rows that were written and lie outside of the slice."""
-        written = {key for position, key in enumerate(self._keys) if position not in left_out}
+    def refuse_what_is_not_there(self, given: list[Any], left_out: set[int], *, inserted: int) -> None:
+        """Refuse rows that were written and lie outside of the slice, or that are not stored under their keys."""
+        places = {key: place for place, key in enumerate(self._keys) if key is not None and place not in left_out}
         query = select(func.count()).select_from(self._plan.mapper.persist_selectable)
         query = query.where(self._within, *self._plan.of_class.values())
-        if self._call.connection.scalar(query) == len(written):
+        if not inserted and self._call.connection.scalar(query) == len(places):
             return
-        now = self._found([], [key for key in written if key is not None])
-        for position, key in enumerate(self._keys):
-            held = None if key is None else now.get(key)
-            if held is not None and not held[self._width]:
-                raise self._outside(position, given, "lies outside of it")
+        shown = self._of_slice()
+        doubtful = [key for key in places if key not in shown]
+        now = self._found([], doubtful)
+        for key in doubtful:
+            held = now.get(key)
+            if held is None:
+                raise BulkError(
+                    f"row {places[key]} of bulk.sync({self._plan.name}) was written, and is not found by its key "
+                    f"({', '.join(map(repr, key))}): the database stores it in another form (it rounds it, or a trigger changes "
+                    "it), or a trigger has left the row out. The next sync would delete it; give the key as it is stored",
+                    position=places[key],
+                    row=given[places[key]],
+                )
+            if not held[self._width]:
+                raise self._outside(places[key], given, "lies outside of it")
 
     def _outside(self, position: int, given: list[Any], what: str) -> BulkError:
         return BulkError(

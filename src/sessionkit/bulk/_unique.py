@@ -103,16 +103,24 @@ def require(plan: MappingPlan, table: Table, slots: Collection[Slot], dialect: D
     fitting = [key for key in known if key.columns == columns and key.where is None]
     if any(key.unusable is None for key in fitting):
         return
-    names = ", ".join(slot.label for slot in slots) or "nothing"
+    if not slots:
+        raise OptionError(f"the key is empty; give the attributes of a unique constraint of {table.name}")
+    names = ", ".join(slot.label for slot in slots)
     if fitting:
         raise OptionError(f"the key is {names}, whose unique key {fitting[0].name or ''} {fitting[0].unusable}")
+    partial = next((key.name for key in known if key.columns == columns), None)
+    if partial is not None:
+        raise OptionError(
+            f"the key is {names}, and the unique index {partial!r} holds for some rows of {table.name} only; use "
+            f"bulk.upsert(..., match={partial!r}, update=[]), and look for the row with the condition of the index"
+        )
     there_are = "; ".join(
         sorted({_names(plan, key.columns) for key in known if key.unusable is None and key.where is None})
     )
     quoted = ", ".join(repr(str(slot.column.name)) for slot in slots)
     raise OptionError(
-        f"the key is {names}, and no unique constraint of {table.name} covers exactly that, so two calls could insert two rows; "
-        f"add UniqueConstraint({quoted}) to it, or use one of its unique keys: {there_are}"
+        f"the key is {names}, and no unique constraint of {table.name} covers exactly that, so two calls could insert two "
+        f"rows; add UniqueConstraint({quoted}) to it, or use one of its unique keys: {there_are}"
     )
 
 

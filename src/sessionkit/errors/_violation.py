@@ -68,7 +68,8 @@ def violation(error: BaseException, bind: sa.Engine | sa.Connection | None = Non
 
     Args:
         error: any exception that holds a driver's error: SQLAlchemy's ``IntegrityError``, the driver's own, a `BulkError`, the
-            ``error`` of a ``Rejected`` row, an `UnexpectedRollback`, or one that was raised ``from`` one of these.
+            ``error`` of a ``Rejected`` row, an `UnexpectedRollback`, one that was raised
+            ``from`` one of these, or a group of them.
         bind: where to look for a constraint that no mapped table has, such as one of a partition or one that only a migration
             knows: an engine, or a connection whose transaction has not failed. In async code, await
             ``connection.run_sync(lambda sync: violation(error, sync))``.
@@ -86,6 +87,8 @@ def violation(error: BaseException, bind: sa.Engine | sa.Connection | None = Non
         kind = _KINDS.get(code.meaning.kind) if code is not None else None
         if kind is not None:
             reported = _fields(each, kind) if not hasattr(each, "sqlite_errorcode") else _of_sqlite(each, kind)
+            if kind == "check" and reported.constraint is None and reported.rest is None:
+                return None  # PostgreSQL uses the code of a check for a row that no partition takes, too
             return _identified(reported, _flushed(error), bind)
     return None
 
@@ -110,11 +113,8 @@ def _held(error: BaseException) -> Iterator[BaseException]:
         if isinstance(each, BaseException) and id(each) not in seen:
             seen.add(id(each))
             yield each
-            todo += [
-                getattr(each, "orig", None),
-                each.__cause__,
-                None if each.__suppress_context__ else each.__context__,
-            ]
+            # Not its context: an error that was raised while another one was handled does not report that one.
+            todo += [getattr(each, "orig", None), each.__cause__, *getattr(each, "exceptions", ())]
 
 
 # -- what the driver says ---------------------------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ def settle(unit: Any, request: Any, savepoint: bool) -> Narrowing | None:
     Raises:
         OptionError: it runs with something else, and the scope sets no savepoint that could change it; or the database
             cannot.
+        SettingRequired: a savepoint scope would run without something that a factory demands.
     """
     asked, given, running = request.given_settings, request.given, unit.in_force
     if asked.values or asked.role is not None:
@@ -132,7 +133,9 @@ def settle(unit: Any, request: Any, savepoint: bool) -> Narrowing | None:
     if not savepoint:
         refuse_other(asked, given, running, unit, request.name)
         return None
-    in_force, changes = narrowed(asked, given, running, request.name, unit.request.settings)
+    # Not those of the unit's own request: a SYSTEM unit has dropped them.
+    demanded = (unit.info.defaults.settings, request.settings)
+    in_force, changes = narrowed(asked, given, running, request.name, demanded)
     return Narrowing(unit, in_force, changes) if changes or in_force != running else None
 
 

@@ -62,9 +62,17 @@ _TABLES = text("""
     ORDER BY 2
 """)
 _POLICIES = text("""
+    WITH RECURSIVE domains AS (
+        SELECT d.objid AS policy, d.refobjid AS type FROM pg_depend d
+        WHERE d.classid = CAST('pg_policy' AS regclass) AND d.refclassid = CAST('pg_type' AS regclass)
+        UNION ALL
+        SELECT o.policy, t.typbasetype FROM domains o JOIN pg_type t ON t.oid = o.type WHERE t.typtype = 'd'
+    )
     SELECT CAST(p.polname AS text) AS policy, CAST(CAST(p.polrelid AS regclass) AS text) AS name,
            coalesce(pg_get_expr(p.polqual, p.polrelid), '') || ' ' || coalesce(pg_get_expr(p.polwithcheck, p.polrelid), '')
-           AS condition
+           AS condition,
+           EXISTS (SELECT FROM domains o JOIN pg_type t ON t.oid = o.type
+                   WHERE o.policy = p.oid AND t.typtype = 'd' AND t.typtypmod <> -1) AS cuts
     FROM pg_policy p ORDER BY 2, 1
 """)
 _CURRENT = text("SELECT CAST(current_user AS text)")
@@ -87,6 +95,12 @@ _VIEWS = text("""
 
 _SETTING = re.compile(r"current_setting\('((?:[^']|'')+)'")
 _GUARDED = re.compile(r"NULLIF\(current_setting\('(?:[^']|'')+'(?:::text)?, true\)", re.IGNORECASE)
+# A cast to such a type cuts off or rounds the setting, so two tenants may become one.
+_CUTTING = re.compile(
+    r"current_setting\('(?:[^']|'')+'(?:::text)?(?:, (?:true|false))?\)(?:, ''::text\))?\)*"
+    r'::(?:name\b|"char"|interval (?:year|month|day|hour|minute|second)|[a-z ]+\(\d)',
+    re.IGNORECASE,
+)
 # A policy that lets a transaction without the setting through also lets one through that has forgotten it.
 _UNSET = re.compile(
     r"(?:NULLIF\()?current_setting\('(?:[^']|'')+'(?:::text)?(?:, (?:true|false))?\)"
@@ -148,7 +162,14 @@ def _policies(policies: list[Any]) -> Iterator[Finding]:
             f"compare a setting that is empty, and not NULL, once a connection was used: {a_few(bare)}",
             "nullif(current_setting('...', true), '') instead of current_setting('...')",
         )
-    if policies and not bare and not open_:
+    cutting = [f"{row.policy} on {row.name}" for row in policies if row.cuts or _CUTTING.search(row.condition)]
+    if cutting:
+        yield fail(
+            check,
+            f"cast a setting to a type with a length or precision, so that one tenant may pass for another: {a_few(cutting)}",
+            "cast to the type without it, such as varchar for varchar(8); op.enable_row_security() writes such a policy",
+        )
+    if policies and not bare and not open_ and not cutting:
         yield ok(check, f"{len(policies)}, none of which takes an empty setting for a value")
 
 

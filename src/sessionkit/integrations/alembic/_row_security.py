@@ -5,13 +5,16 @@ The policy compares a column with a setting of the transaction, as ``settings=``
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from alembic.operations import MigrateOperation, Operations
-from sqlalchemy import String, text
+from sqlalchemy import Enum, Float, Numeric, String, text
+from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.types import TypeEngine
 
-from ..._spi import _dialects
+from ..._spi import _dialects, why_unknown
 from ._errors import MigrationError
 
 if TYPE_CHECKING:
@@ -58,17 +61,26 @@ class RowSecurityOp(MigrateOperation):
         else:
             given["using"] = using
         for name, value in given.items():
-            if not isinstance(value, str) or not value:
+            if not isinstance(value, str) or not value.strip():
                 raise MigrationError(
-                    f"{name}={value!r} was given to op.{self.word}(); it is a string that is not empty"
+                    f"{name}={value!r} was given to op.{self.word}() for the table {table_name!r}; it is a string that is not "
+                    "empty"
                 )
+        if using is None and setting is not None and (problem := why_unknown(setting)):
+            raise MigrationError(f"setting={setting!r} was given to op.{self.word}({table_name!r}); {problem}")
+        roles: tuple[Any, ...] | None = None if to is None else (to,) if isinstance(to, str) else tuple(to)
+        if roles is not None and not (roles and all(isinstance(role, str) and role.strip() for role in roles)):
+            raise MigrationError(
+                f"to={to!r} was given to op.{self.word}({table_name!r}); it is the name of a role or a list of names, or None "
+                "for all roles"
+            )
         self.table_name = table_name
         self.column_name = column_name
         self.setting = setting
         self.type_ = type_
         self.using = using
         self.policy = policy
-        self.to: tuple[str, ...] = (to,) if isinstance(to, str) else tuple(to or ())
+        self.to: tuple[str, ...] = roles or ()
         self.force = force
         self.schema = schema
 
@@ -122,7 +134,8 @@ class EnableRowSecurityOp(RowSecurityOp):
             column_name: the column that tells whose a row is.
             setting: the setting of the transaction, such as ``"app.tenant"``.
             type_: the type of the column, of SQLAlchemy's or as SQL; default: read from the database. A migration that
-                is written out as SQL (``--sql``) needs it.
+                is written out as SQL (``--sql``) needs it; for a column of a domain, write the type below the domain.
+                Its length or precision is left out, since a cast to it would make another tenant of a value.
             using: an SQL condition of your own, instead of column and setting.
             policy: what the policy is called.
             to: the role, or roles, that it goes for; default: all.
@@ -216,6 +229,11 @@ def register() -> None:
 def _enable(operations: Operations, operation: EnableRowSecurityOp) -> None:
     dialect = _dialect(operations, operation)
     table, quote = operation.table(dialect), dialect.identifier_preparer.quote
+    if not operations.get_context().as_sql and operations.get_bind().execute(_TABLE, {"name": table}).scalar() is None:
+        raise MigrationError(
+            f"op.{operation.word}({operation.table_name!r}) was asked for, but there is no table {table}; create it before, or "
+            "write schema="
+        )
     condition = operation.using or _template(operations, operation, dialect)
     to = f" TO {', '.join(map(_role(quote), operation.to))}" if operation.to else ""
     _say(
@@ -225,6 +243,9 @@ def _enable(operations: Operations, operation: EnableRowSecurityOp) -> None:
     _say(operations, f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
     if operation.force:
         _say(operations, f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
+
+
+_TABLE = text("SELECT CAST(to_regclass(:name) AS text)")
 
 
 def _disable(operations: Operations, operation: DisableRowSecurityOp) -> None:
@@ -262,32 +283,81 @@ def _template(operations: Operations, operation: EnableRowSecurityOp, dialect: A
     return f"{column} = CAST({setting} AS {_type(operations, operation, dialect)})"
 
 
-# Not by reflection, which leaves out what SQLAlchemy has no type for.
-_TYPE = text(
-    """
-    SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
-    WHERE a.attrelid = to_regclass(:name) AND a.attname = :column AND a.attnum > 0 AND NOT a.attisdropped
-    """
+# Not by reflection, which leaves out what SQLAlchemy has no type for. The modifier -1 and not NULL: with NULL, character and
+# bit are read back as character(1) and bit(1).
+_TYPE = """
+    WITH RECURSIVE base AS (
+        {first}
+        UNION ALL
+        SELECT t.typbasetype FROM base JOIN pg_type t ON t.oid = base.type WHERE t.typtype = 'd'
+    )
+    SELECT CASE WHEN t.oid IN (CAST('"char"' AS regtype), CAST('name' AS regtype)) THEN 'text' ELSE format_type(t.oid, -1) END
+    FROM base JOIN pg_type t ON t.oid = base.type WHERE t.typtype <> 'd'
+"""
+_OF_A_COLUMN = text(
+    _TYPE.format(
+        first="SELECT a.atttypid AS type FROM pg_attribute a WHERE a.attrelid = to_regclass(:name) AND a.attname = :column "
+        "AND a.attnum > 0 AND NOT a.attisdropped"
+    )
 )
+_OF_A_NAME = text(_TYPE.format(first="SELECT CAST(to_regtype(:name) AS oid) AS type"))
 
 
 def _type(operations: Operations, operation: EnableRowSecurityOp, dialect: Any) -> str:
-    type_ = operation.type_
-    if isinstance(type_, str):
-        return type_
-    if type_ is not None:
-        made: str = dialect.type_compiler_instance.process(type_() if isinstance(type_, type) else type_)
-        return made
-    if operations.get_context().as_sql:
+    """Return the type that the setting is cast to: without a length or precision, which would cut off or round its value.
+
+    With them the setting of one tenant could become that of another: "acme-ltd-evil" as varchar(8) is "acme-ltd".
+    """
+    offline = operations.get_context().as_sql
+    if operation.type_ is not None:
+        written = _written(operation.type_, dialect)
+        found = None if offline else operations.get_bind().execute(_OF_A_NAME, {"name": written}).scalar()
+        return _without_modifiers(written) if found is None else str(found)
+    if offline:
         raise MigrationError(
             f"op.{operation.word}({operation.table_name!r}) is written out as SQL, where no database tells the type of "
             f"{operation.column_name!r}; write type_=, such as type_=sa.Integer()"
         )
-    found = {"name": operation.table(dialect), "column": operation.column_name}
-    told = operations.get_bind().execute(_TYPE, found).scalar()
+    column = {"name": operation.table(dialect), "column": operation.column_name}
+    told = operations.get_bind().execute(_OF_A_COLUMN, column).scalar()
     if told is None:
         raise MigrationError(f"there is no column {operation.column_name!r} in a table {operation.table(dialect)}")
     return str(told)
+
+
+def _written(type_: Any, dialect: Any) -> str:
+    if isinstance(type_, str):
+        return type_
+    found: Any = type_() if isinstance(type_, type) else type_
+    while isinstance(found, DOMAIN):
+        found = found.data_type
+    made: str = dialect.type_compiler_instance.process(found)
+    return made
+
+
+_PARTS = re.compile(r'"(?:[^"]|"")*"|\(\s*-?\d[^()]*\)|[^"(]+|\(')
+_FLOAT = re.compile(r"\s*float\s*\(", re.IGNORECASE)
+_CUTS = (
+    (
+        re.compile(r"(?:(?:national\s+)?character|(?:national\s+)?char|nchar|bpchar)(?!\s+varying)\b", re.IGNORECASE),
+        "bpchar",
+    ),
+    (re.compile(r"bit(?!\s+varying)\b", re.IGNORECASE), '"bit"'),
+    (re.compile(r"interval\b[a-z ]*", re.IGNORECASE), "interval"),
+    (re.compile(r'"char"|name\b', re.IGNORECASE), "text"),
+)
+
+
+def _without_modifiers(written: str) -> str:
+    """Return a type as SQL without its length or precision, where no database can be asked."""
+    if _FLOAT.match(written):  # its precision says which type it is
+        return written
+    kept = "".join(part for part in _PARTS.findall(written) if not re.match(r"\(\s*-?\d", part))
+    plain = kept.strip()
+    for cut, whole in _CUTS:
+        if found := cut.match(plain):
+            return whole + plain[found.end() :]
+    return plain
 
 
 # -- autogenerate ---------------------------------------------------------------------------------------------------
@@ -341,20 +411,34 @@ def compare(context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
         said = table.info.get(INFO)
         if said is None or not context.run_object_filters(table, table.name, "table", False, None):
             continue
+        if not isinstance(said, Mapping):
+            raise MigrationError(
+                f"the info of {table.fullname} has {INFO!r} as {type(said).__name__}; it is a dict of the arguments of "
+                'op.enable_row_security(), such as {"column_name": "tenant_id", "setting": "app.tenant"}'
+            )
         options: dict[str, Any] = {
             "type_": None, "using": None, "policy": POLICY, "to": None, "force": True, "schema": table.schema
         } | {"column_name": None, "setting": None, **said}  # fmt: skip
         if unknown := options.keys() - {"column_name", "setting", *_ARGUMENTS}:
             raise MigrationError(
-                f"the info of {table.fullname} has {min(unknown)!r}, which op.enable_row_security() has not"
+                f"the info of {table.fullname} has {min(unknown, key=str)!r}, which op.enable_row_security() has not"
             )
         column, setting = options.pop("column_name"), options.pop("setting")
-        if options["type_"] is None and column in table.c:
-            options["type_"] = table.c[column].type
+        if options["type_"] is None and isinstance(column, str) and column in table.c:
+            options["type_"] = _whole(table.c[column].type)
         op = EnableRowSecurityOp(table.name, column, setting, **options)
         there = context.connection.execute(_POLICIES, {"name": op.table(context.dialect)}).scalars().all()
         if op.policy not in there:
             upgrade_ops.ops.append(op)
+
+
+def _whole(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return a type without its length or precision, as the policy casts to it."""
+    if isinstance(type_, String) and not isinstance(type_, Enum):
+        return type_.adapt(type(type_), length=None)
+    if isinstance(type_, Numeric) and not isinstance(type_, Float):
+        return type_.adapt(type(type_), precision=None, scale=None)
+    return type_
 
 
 _ARGUMENTS = ("type_", "using", "policy", "to", "force", "schema")
