@@ -432,7 +432,7 @@ def _check_function(fn: Callable[..., Any], option: str, of: str, where: str) ->
         how = "by name" if by_name else f"{by_position} by position"
         raise OptionError(
             f"{option}= was given to {where} with a function{of} that takes arguments ({how}); it is called without arguments "
-            "(only in a web integration one that takes a single argument by position gets the request)"
+            "(only in a web integration a function with one positional argument gets the request)"
         )
 
 

@@ -183,7 +183,10 @@ def of_module(source: str) -> Iterator[Passage]:
         elif len(text.split()) >= 5 and not re.search(
             r"\b(?:SELECT|INSERT|UPDATE|DELETE|BEGIN|DECLARE|CREATE|SET)\b", text
         ):
-            yield Passage(line, text)
+            names = re.fullmatch(r"[\w\s.]+", text) and not re.search(
+                r"[.A-Z]", text
+            )  # a list of names is not a sentence
+            yield Passage(line, text, None if names else LONGEST)
     comment: list[str] = []
     first = last = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

@@ -95,7 +95,7 @@ _VIEWS = text("""
 
 _SETTING = re.compile(r"current_setting\('((?:[^']|'')+)'")
 _GUARDED = re.compile(r"NULLIF\(current_setting\('(?:[^']|'')+'(?:::text)?, true\)", re.IGNORECASE)
-# A cast to such a type cuts off or rounds what it is given, and so may make one tenant of two.
+# A cast to such a type cuts off or rounds the setting, so two tenants may become one.
 _CUTTING = re.compile(
     r"current_setting\('(?:[^']|'')+'(?:::text)?(?:, (?:true|false))?\)(?:, ''::text\))?\)*"
     r'::(?:name\b|"char"|interval (?:year|month|day|hour|minute|second)|[a-z ]+\(\d)',
