@@ -205,8 +205,12 @@ def _roles(connection: Connection, tables: list[Any], factories: Sequence[Tenanc
             )
         else:
             yield ok(check, f"the policies bind the role {role} ({whose})")
-    if not roles:
-        yield ok(check, "the role is known when a scope is entered")
+    if asked := [factory.asked for factory in factories if factory.role == ""]:
+        yield warn(
+            check,
+            f"not known here, since a scope gives the role: {a_few(asked)}",
+            "check the roles that it may give: none of them may be a superuser, have BYPASSRLS or own the tables",
+        )
 
 
 def _settings(policies: list[Any], factories: Sequence[Tenancy]) -> Iterator[Finding]:

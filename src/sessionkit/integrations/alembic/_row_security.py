@@ -188,6 +188,8 @@ class DisableRowSecurityOp(RowSecurityOp):
     ) -> None:
         """Drop the policy, and let everybody who may read the table see all of it.
 
+        Other policies of the table stay, but none of them is in force until row-level security is enabled again.
+
         Args:
             operations: given by Alembic.
             table_name: the table.
