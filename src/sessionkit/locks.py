@@ -59,7 +59,7 @@ _MODES: dict[str, dict[str, bool]] = {
 
 _EXCLUSIVE = ("update", "no_key_update")
 
-_NAMED = 10
+_NAMED = 100
 """The number of missing rows that a message names."""
 
 _MOST = 30_000
@@ -116,7 +116,7 @@ def lock_all(
 
     Raises:
         NotLocked, LockError, OptionError: as for `lock`; `keys` is no list of keys, but a string, say.
-        NoResultFound: some rows do not exist. It names the first ten of them and counts the others, and the call leaves no
+        NoResultFound: some rows do not exist. It names the first hundred of them and counts the others, and the call leaves no
             row locked.
 
     SQL: ``SAVEPOINT``, ``SELECT ... ORDER BY accounts.id FOR UPDATE OF accounts``, ``RELEASE SAVEPOINT``.

@@ -806,3 +806,26 @@ async def test_a_unit_with_a_role_and_settings_claims_its_key_as_that_role(doors
     await doors.write(f"GRANT USAGE ON SEQUENCE notes_id_seq TO {ROLE}")
     assert [await run(), await run()] == [ROLE, ROLE]
     assert (ran, await keys(doors)) == ([1], [("key", "U")])
+
+
+@POSTGRESQL
+async def test_a_joined_key_in_a_transaction_of_its_own_inside_the_one_that_holds_it_is_refused_at_once(
+    doors: Door,
+) -> None:
+    await create_markers(doors)
+    factory = doors.factory()
+
+    async def inner(session: AsyncSession) -> int:
+        session.add(Account())
+        return 1
+
+    again = doors.decorate(inner, factory, once="key")
+
+    async def outer(session: AsyncSession) -> int:
+        async with doors.scope(factory, propagation="new"):
+            with pytest.raises(errors.ScopeError, match="wait could only be for itself"):
+                await again()
+        return 2
+
+    assert await doors.decorate(outer, factory, once="key")() == 2
+    assert await again() == 2

@@ -157,7 +157,11 @@ class Once(Feature):
         Raises:
             NotLocked: another unit has it, and has not ended in time.
             OnceMismatch: it was used with other arguments.
+            ScopeError: an enclosing scope has claimed it in another transaction, so the wait would be for itself.
         """
+        name = _claims.Name(asked.key, asked.kind)
+        if not self.holds(name):
+            self._refuse_waiting_for_oneself(name)
         return self._claim(asked, joined=True)
 
     def _claim(self, asked: Asked, *, joined: bool) -> Claim:
