@@ -10,8 +10,9 @@ async code that is the thread of the connection, which waits there while its tas
 from __future__ import annotations
 
 import re
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from ._races import Effect, Gate, Lock, Move, Raced, Rows, shown_rows
 
@@ -81,6 +82,10 @@ def watched(base: Any, gate: Gate, raced: RacedSqlite, timeout: float) -> type[A
                 self.move.result = shown_rows(rows[:3], len(rows) > 3)
 
     class Connection(_Watched, base.Connection):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kw: Any) -> None:
+            super().__init__(*args, **kw)
+            raced.made.add(self)
+
         def cursor(self, factory: Any = Cursor) -> Any:
             return super().cursor(factory)
 
@@ -199,6 +204,11 @@ class RacedSqlite(Raced):
     _base: Any = None
     _reader: Any = None
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # A pool closes only those connections that have come back to it.
+        self.made: WeakSet[Any] = WeakSet()
+
     def arguments(self, dialect: Any, gate: Gate) -> Callable[[dict[str, Any]], None]:
         dbapi = dialect.loaded_dbapi
         module = getattr(dbapi, "sqlite", dbapi)  # aiosqlite's holds it
@@ -267,5 +277,8 @@ class RacedSqlite(Raced):
         connection.rollback()
 
     def close(self) -> None:
+        for connection in list(self.made):
+            with suppress(Exception):
+                connection.close()
         if self._reader is not None:
             self._reader.close()
