@@ -87,7 +87,7 @@ ROOMS: dict[str, str] = {
     "version": "_dialects _stale errors",
     "commits": "_binds _claims _core.session _dialects _markers _once context errors",
     "locks": "_core.session _dialects _lockable _mutex _stale_reads context errors",
-    "bulk": "_core.connection _dialects _mutex _bridge errors version",
+    "bulk": "_core.connection _core.savepoints _dialects _mutex _bridge errors version",
     "binding": "_core.features _factory_info _markers context errors",
     "sqlite": "_dialects errors",
     # for tests: where an engine's connections are led instead

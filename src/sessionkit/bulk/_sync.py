@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from sqlalchemy import ColumnElement, and_, func, select
@@ -11,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import coercions, roles
 
 from .. import _dialects
+from .._core.savepoints import connections
 from .._mutex import mutex_key
 from ..errors import BulkError, NotLocked, OptionError, ScopeError, classify
 from ._call import Call
@@ -270,11 +270,12 @@ def _one_at_a_time(call: Call) -> None:
             f"bulk.sync({call.plan.name}) was asked for at REPEATABLE READ, whose snapshot may be older than the last sync, so "
             "that it would leave rows which that one has inserted; use READ COMMITTED, which is safe here, or SERIALIZABLE"
         )
-    transaction: Any = call.session.get_transaction()
-    call.session.info[_SYNCED] = (weakref.ref(transaction), {*_synced(call.session), name})
+    synced: frozenset[str] = getattr(call.connection, _SYNCED, frozenset())
+    setattr(call.connection, _SYNCED, synced | {name})
 
 
-_SYNCED = "sessionkit.synced"
+_SYNCED = "_sessionkit_synced"
+"""Where a connection keeps the tables that its transaction has synced: it lives as long as that."""
 
 
 def _full_name(call: Call) -> str:
@@ -285,19 +286,13 @@ def _full_name(call: Call) -> str:
     return table.name if schema is None else f"{schema}.{table.name}"
 
 
-def _synced(session: Session) -> set[str]:
-    """Return the tables that a session's present transaction has synced."""
-    transaction, names = session.info.get(_SYNCED, (None, set()))
-    return names if transaction is not None and transaction() is session.get_transaction() else set()
-
-
 def _refuse_waiting_for_oneself(call: Call, name: str) -> None:
     unit: Any = getattr(call.connection, "unit", None)
     for enclosing in () if unit is None else unit.enclosing:
-        if name in _synced(enclosing.session):
+        if any(name in getattr(held, _SYNCED, ()) for held in connections(enclosing.transaction)):
             raise ScopeError(
                 f"bulk.sync({call.plan.name}) was called in {unit}, inside {enclosing}, which has synced the same table: it "
-                "would wait for that one's transaction, and so for itself. Join the outer scope, or call it after that has ended"
+                "would wait for itself; join the outer scope, or call it after that has ended"
             )
 
 

@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
-from weakref import WeakSet
 
 from sqlalchemy import event
 
@@ -149,15 +148,11 @@ class Watchdog:
                 logger.debug("cutting a connection failed", exc_info=True)
 
 
-_bounded: WeakSet[Any] = WeakSet()
-
-
 def bound_connecting(engine: Engine) -> None:
-    """Stop units with a deadline from waiting for a connection beyond it. Called once per engine."""
-    dialect = engine.dialect
-    if dialect not in _bounded:
-        _bounded.add(dialect)
-        event.listen(_dialects.root_of(engine), "do_connect", _connect)
+    """Stop units with a deadline from waiting for a connection beyond it."""
+    root = _dialects.root_of(engine)
+    if not event.contains(root, "do_connect", _connect):
+        event.listen(root, "do_connect", _connect)
 
 
 def _connect(dialect: Any, record: Any, cargs: Any, cparams: Any) -> Any:

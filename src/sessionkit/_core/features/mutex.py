@@ -8,7 +8,7 @@ nothing would show it. At SERIALIZABLE it is older too, but there a stale read e
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
@@ -44,20 +44,7 @@ class Mutex(Feature):
         if own:
             self._value = _value_of(unit.request)
             self.mutex = mutex_text(self._value)
-            self._refuse_waiting_for_oneself(self.mutex)
-
-    def _refuse_waiting_for_oneself(self, text: str) -> None:
-        database = primary_of(self.unit.session)
-        for enclosing in self.unit.enclosing:
-            feature: Mutex | None = enclosing.feature(Mutex)
-            if feature is None or not feature.holds(text):
-                continue
-            theirs = primary_of(enclosing.session)
-            if database is None or theirs is None or database.engine.url == theirs.engine.url:
-                raise ScopeError(
-                    f"the mutex {text} was asked for by {self.unit} in a transaction of its own, inside {enclosing}, which "
-                    "holds it: it would wait for itself; join that scope, or ask for another mutex"
-                )
+            refuse_waiting_for_oneself(unit, Mutex, self.mutex, f"the mutex {self.mutex}")
 
     def holds(self, text: str | None) -> bool:
         """Return whether the unit's transaction has a mutex."""
@@ -76,7 +63,7 @@ class Mutex(Feature):
         value = _value_of(request)
         text = mutex_text(value)
         if not self.holds(text):
-            self._refuse_waiting_for_oneself(text)
+            refuse_waiting_for_oneself(self.unit, Mutex, text, f"the mutex {text}")
             self._take(value, request.mutex_wait, joined=True)
         return text
 
@@ -131,6 +118,29 @@ class Mutex(Feature):
 
     def ended(self) -> None:
         self._held.clear()
+
+
+class _Holder(Protocol):
+    def holds(self, held: Any) -> bool: ...
+
+
+def refuse_waiting_for_oneself(unit: Any, kind: type[_Holder], held: Any, what: str) -> None:
+    """Refuse what the transaction of an enclosing scope holds: that one ends only after this one has stopped waiting.
+
+    Raises:
+        ScopeError: an enclosing scope has it, in the same database.
+    """
+    database = primary_of(unit.session)
+    for enclosing in unit.enclosing:
+        feature: _Holder | None = enclosing.feature(kind)
+        if feature is None or not feature.holds(held):
+            continue
+        theirs = primary_of(enclosing.session)
+        if database is None or theirs is None or database.engine.url == theirs.engine.url:
+            raise ScopeError(
+                f"{what} was asked for by {unit} in a transaction of its own, inside {enclosing}, which holds it: it would "
+                "wait for itself; join that scope, or ask for another one"
+            )
 
 
 def join_mutex(unit: Any, request: Any) -> str:

@@ -24,7 +24,7 @@ from ..connection import WITH_COMMIT, ScopeConnection, connect
 from ..savepoints import is_committed
 from .base import Feature
 from .deadline import Watchdog
-from .mutex import begin_with_it, bounded
+from .mutex import begin_with_it, bounded, refuse_waiting_for_oneself
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,20 +118,7 @@ class Once(Feature):
         if own:
             asked: Asked = unit.request.once
             self.key = asked.key
-            self._refuse_waiting_for_oneself(_claims.Name(asked.key, asked.kind))
-
-    def _refuse_waiting_for_oneself(self, name: _claims.Name) -> None:
-        database = primary_of(self.unit.session)
-        for enclosing in self.unit.enclosing:
-            feature: Once | None = enclosing.feature(Once)
-            if feature is None or not feature.holds(name):
-                continue
-            theirs = primary_of(enclosing.session)
-            if database is None or theirs is None or database.engine.url == theirs.engine.url:
-                raise ScopeError(
-                    f"once={name.key!r} was asked for by {self.unit} in a transaction of its own, inside {enclosing}, which "
-                    "has claimed that key: the wait could only be for itself; join that, or ask for another key"
-                )
+            refuse_waiting_for_oneself(unit, Once, _claims.Name(asked.key, asked.kind), f"once={asked.key!r}")
 
     def holds(self, name: _claims.Name) -> bool:
         """Return whether the unit's transaction has claimed a key."""
@@ -161,7 +148,7 @@ class Once(Feature):
         """
         name = _claims.Name(asked.key, asked.kind)
         if not self.holds(name):
-            self._refuse_waiting_for_oneself(name)
+            refuse_waiting_for_oneself(self.unit, Once, name, f"once={asked.key!r}")
         return self._claim(asked, joined=True)
 
     def _claim(self, asked: Asked, *, joined: bool) -> Claim:
