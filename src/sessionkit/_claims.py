@@ -1,8 +1,8 @@
 """The table of ``once=``: a row for each key, claimed in the unit's own transaction before its body.
 
-Who comes second waits for the transaction of the first, then finds the row and the result in it; if the first was rolled
-back, there is no row, and the second claims the key. So the row is there if and only if the unit was committed, and it
-tells, better than a marker of its own, how a COMMIT without an answer has ended: see `commits`.
+The second caller waits for the transaction of the first, and then finds the row with the result. If the first was rolled
+back, there is no row, and the second caller claims the key. So the row exists if and only if the unit was committed: it also
+answers how a COMMIT without an answer has ended, and the unit needs no marker (see `commits`).
 """
 
 from __future__ import annotations

@@ -408,8 +408,8 @@ def plan_passed(running: Running | None, request: Request) -> Step:
         )
     if request.once is not None:
         raise OptionError(
-            "once= was asked for, but a session was passed in that belongs to no scope, and what becomes of its transaction "
-            "is not known; leave the session out, or pass that of a scope"
+            "once= was asked for, but a session was passed in that belongs to no scope, so how its transaction ends is not "
+            "known; leave the session out, or pass one from a scope"
         )
     if SCHEMAS in request.given and request.schemas is not None:
         raise OptionError(

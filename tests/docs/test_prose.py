@@ -15,6 +15,8 @@ OLD = [
     "SQLite's queue is none that is fair.",
     "Who overwrites what they have not seen is told who was faster.",
     "It asks nobody.",
+    "A row for each key.\n\nWho comes second waits for the first.",
+    "Whatever becomes of its COMMIT.",
     "One that is to be retried runs again.",
     "An INSERT in the place of an UPDATE.",
     "The driver finds it by itself.",

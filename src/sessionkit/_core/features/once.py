@@ -1,8 +1,8 @@
 """``once=``: a unit whose key is claimed before its body, in its own transaction, and whose answer is stored with it.
 
-Who comes second waits for the first at the claim. At READ COMMITTED the next statement sees what the first has
-committed; above it the claim ends in 40001, for its snapshot is older than the wait, and the unit begins once more
-before its body has run. The claim was answered before COMMIT is sent, so it also tells how a lost COMMIT has ended.
+The second caller waits for the first at the claim. At READ COMMITTED the next statement sees what the first has committed.
+Above it the claim fails with 40001, because its snapshot is older than the wait, and the unit begins again before its body
+has run. The claim is answered before COMMIT is sent, so it also shows how a lost COMMIT has ended.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Once(Feature):
     def entering(self) -> None:
         claim = self.claim = self._claim(self.unit.request.once, joined=False)
         if claim.replayed:
-            self.state = State.ROLLED_BACK  # whatever becomes of its COMMIT: there is nothing to commit
+            self.state = State.ROLLED_BACK  # however its COMMIT ends: there is nothing to commit
             connection: Any = claim.connection
             # The rollback of a session on the user's own connection would end what that is in.
             own = getattr(connection, "unit", None) is self.unit
