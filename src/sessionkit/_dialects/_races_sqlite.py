@@ -246,10 +246,26 @@ class RacedSqlite(Raced):
         self.wal = self._connection().execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         self._base = self._module().connect(":memory:", check_same_thread=False)
         self._connection().backup(self._base)
+        self._schema = self._schema_version()
 
     def restore(self) -> bool:
+        changed = self._schema_version() != self._schema
         self._base.backup(self._connection())
+        self._schema = self._schema_version()
+        if changed:
+            self._read_schema_again()
         return True
+
+    def _read_schema_again(self) -> None:
+        # SQLite 3.35 takes the schema that a connection knows for true when it parses CREATE TABLE: one that has made a
+        # table refuses to make it again once it is gone. Any query has the connection look.
+        for connection in list(self.made):
+            with suppress(Exception):  # it is closed
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+    def _schema_version(self) -> int:
+        (version,) = self._connection().execute("PRAGMA schema_version").fetchone()
+        return int(version)
 
     def forget(self) -> None:
         if self._base is not None:
