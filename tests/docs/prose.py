@@ -32,7 +32,7 @@ PHRASES = {
     r"\bby itself\b|\bby themselves\b": "say 'automatically', 'on its own', 'alone'",
     r"\banew\b": "say 'again', 'from scratch'",
     r"\bshall\b": "say 'must', 'should' or 'will'",
-    r"\bwhat(?:ever)? (?:became|becomes) of\b": "say 'how it ended', 'its outcome'",
+    r"\b[Ww]hat(?:ever)? (?:became|becomes) of\b": "say 'how it ended', 'its outcome'",
     r"\b(?:is|are|as) dear\b": "say 'expensive'",
     r"\bis no (?:error|thing|place|way|business)\b": "say 'is not an error', ...",
     r"\bmany a\b": "say 'many'",

@@ -15,7 +15,7 @@ OLD = [
     "SQLite's queue is none that is fair.",
     "Who overwrites what they have not seen is told who was faster.",
     "It asks nobody.",
-    "A row for each key.\n\nWho comes second waits for the first.",
+    "Who comes second waits for the first.",
     "Whatever becomes of its COMMIT.",
     "One that is to be retried runs again.",
     "An INSERT in the place of an UPDATE.",
@@ -58,6 +58,10 @@ def test_a_translated_sentence_is_seen(sentence: str, said_of: Check) -> None:
     assert said_of(f"# Title\n\n{sentence}\n")
     assert said_of(f'"""{sentence}"""\n', "module.py")
     assert said_of(f"# {sentence}\n", "module.py")
+
+
+def test_a_subject_is_seen_at_the_head_of_a_later_paragraph(said_of: Check) -> None:
+    assert len(said_of('"""A row for each key.\n\nWho comes second waits.\n"""\n', "module.py")) == 1
 
 
 @pytest.mark.parametrize("sentence", GOOD)

@@ -121,7 +121,7 @@ class Mutex(Feature):
 
 
 class _Holder(Protocol):
-    def holds(self, held: Any) -> bool: ...
+    def holds(self, held: Any, /) -> bool: ...
 
 
 def refuse_waiting_for_oneself(unit: Any, kind: type[_Holder], held: Any, what: str) -> None:
