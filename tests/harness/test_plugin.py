@@ -99,6 +99,20 @@ def test_marks_choose_the_doors_and_the_environment_deselects_a_backend(tmp_path
     assert "/12 tests collected (8 deselected)" in output
 
 
+def test_second_drivers_run_when_a_run_asks_for_them(tmp_path: Path) -> None:
+    def collected(*drivers: str) -> set[str]:
+        output = run_pytest(tmp_path, SELECTION, "--collect-only", "-q", *drivers).output
+        return {line.rpartition("::")[2] for line in output.splitlines() if "::" in line}
+
+    second = {"test_all[postgresql-sync-psycopg2]", "test_all[postgresql-async-psycopg]"}
+    second |= {"test_some[postgresql-async-psycopg]", "test_drivers[postgresql-sync-psycopg2]"}
+    first = collected()
+    assert {"test_all[postgresql-sync]", "test_drivers[sqlite-async]", "test_server", "test_none"} <= first
+    assert collected("--drivers", "second") == second
+    assert not first & second
+    assert collected("--drivers", "every") == first | second
+
+
 def test_without_a_choice_a_run_covers_both_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SESSIONKIT_BACKENDS", raising=False)
     assert chosen_backends() == ("sqlite", "postgresql")

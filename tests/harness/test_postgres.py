@@ -152,7 +152,7 @@ def test_a_server_named_by_url_is_used(tmp_path: Path, postgresql_server: Server
         tmp_path, source, "-k", "postgresql-sync", SESSIONKIT_POSTGRESQL_URL=url.render_as_string(hide_password=False)
     )
     assert outcome.code == 0, outcome.output
-    assert "2 passed" in outcome.last
+    assert "1 passed" in outcome.last
     assert "(from SESSIONKIT_POSTGRESQL_URL)" in outcome.output
 
 

@@ -53,10 +53,10 @@ what doors and neutral objects give; one that waits otherwise fails in the sync 
 
 **Which doors.** All, or those that match `@pytest.mark.doors(backend="postgresql")`, `(colour="async")`,
 `(driver="asyncpg")`, `("sqlite-sync", ...)`. `SESSIONKIT_BACKENDS=sqlite` deselects the others, so does `-m "not
-postgresql"` or `-m "not drivers"`; nothing is skipped. A module that is marked `above_drivers` shows what does not reach
-the driver: it goes through the second drivers only with `--every-driver`. Each test starts with the tables of models.py, empty, on both
-backends with foreign keys enforced; what it does to the database is undone. `@pytest.mark.own_database`: a PostgreSQL
-database of its own.
+postgresql"`; nothing is skipped. The second drivers are for `--drivers second` (or `every`), which is a step of its own in
+`.ci/run`. A module that is marked `above_drivers` shows what does not reach the driver: it goes through the second drivers
+only with `--drivers every`. Each test starts with the tables of models.py, empty, on both backends with foreign keys
+enforced; what it does to the database is undone. `@pytest.mark.own_database`: a PostgreSQL database of its own.
 
 **What every test asserts without saying so**: the pool has all its connections back, nothing is open in the database,
 no scope is ambient.

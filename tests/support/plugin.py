@@ -30,7 +30,7 @@ BACKENDS = ("sqlite", "postgresql")
 SQLITE_VARIABLE = "SESSIONKIT_SQLITE_VERSION"
 BACKENDS_VARIABLE = "SESSIONKIT_BACKENDS"
 KEEPER_KEY = "sessionkit_keeper_port"
-EVERY_DRIVER = "--every-driver"
+DRIVERS = "--drivers"
 
 guard_key = pytest.StashKey[postgres.Guard]()
 told_key = pytest.StashKey[str]()
@@ -54,9 +54,11 @@ def chosen_backends() -> tuple[str, ...]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        EVERY_DRIVER,
-        action="store_true",
-        help="send the tests that are marked `above_drivers` through the second driver of each backend too",
+        DRIVERS,
+        choices=("first", "second", "every"),
+        default="first",
+        help="which doors a test goes through: those of the first driver of each backend (the default), only those of the "
+        "second ones, or all, a test that is marked `above_drivers` too",
     )
 
 
@@ -74,7 +76,7 @@ def chosen_doors(metafunc: pytest.Metafunc) -> list[Kind]:
     kinds = fitting(metafunc.definition.iter_markers("doors"))
     if not kinds:
         raise pytest.UsageError(f"no door fits the `doors` marks of {metafunc.definition.nodeid}")
-    if metafunc.definition.get_closest_marker("above_drivers") and not metafunc.config.getoption(EVERY_DRIVER):
+    if metafunc.definition.get_closest_marker("above_drivers") and metafunc.config.getoption(DRIVERS) != "every":
         kinds = [kind for kind in kinds if not kind.second] or kinds
     return kinds
 
@@ -100,9 +102,15 @@ def door_marks(kind: Kind) -> list[pytest.MarkDecorator]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what belongs to a backend that this run does not cover. (A skip would look like a lack.)"""
+    """Deselect what belongs to a backend or driver that this run does not cover. (A skip would look like a lack.)"""
     others = set(BACKENDS) - set(chosen_backends())
-    deselected = [item for item in items if any(item.get_closest_marker(backend) for backend in others)]
+    drivers = config.getoption(DRIVERS)
+
+    def elsewhere(item: pytest.Item) -> bool:
+        by = "second" if item.get_closest_marker("drivers") else "first"
+        return drivers not in (by, "every") or any(item.get_closest_marker(backend) for backend in others)
+
+    deselected = [item for item in items if elsewhere(item)]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         gone = set(deselected)
